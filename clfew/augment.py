@@ -1,0 +1,269 @@
+"""Batched augmentation: parameters are drawn per image, operations run once per batch.
+
+Crop, flip, resize and blur are linear in the pixels and separable, so together they are one pair
+of small matrices per image (`resampling_matrix`, `blur_matrix`); brightness, contrast, saturation,
+hue and greyscale are (nearly) affine in the colours, so together they are one 3×4 matrix per image
+(`colour_matrix`). A view costs two batched matrix products and one pass over the pixels.
+
+Two approximations follow, both measured in tests/test_augment.py: values are clipped to [0, 1]
+once at the end rather than after each colour operation, and hue is a rotation about the grey
+axis in YIQ instead of in HSV.
+
+Shape suffixes: N images, S side of the stored image, R side of the result.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clfew.randomness import ImageRandom
+
+# Rec. 601 luma, the weights of torchvision's and Pillow's greyscale.
+LUMA = (0.299, 0.587, 0.114)
+# RGB to YIQ and back (NTSC 1953): hue turns the I-Q plane.
+_RGB_TO_YIQ = torch.tensor(
+    [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
+)
+_YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
+
+# Aspect ratios of random crops (SimCLR, appendix A; torchvision's default).
+CROP_RATIO = (3 / 4, 4 / 3)
+_CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How random views are made.
+
+    crop_area: smallest share of the image that a crop covers (the largest is 1).
+    flip: mirror half of the views.
+    jitter: strength s of SimCLR's colour jitter: 0.8 s for brightness, contrast and saturation,
+        0.2 s for hue, applied with probability 0.8 (SimCLR, appendix A). 0 turns it off.
+    grey: probability of a view without colour.
+    blur: probability of a Gaussian blur with sigma in [0.1, 2] and a kernel of a tenth of the side.
+    """
+
+    crop_area: float = 0.08
+    flip: bool = True
+    jitter: float = 1.0
+    grey: float = 0.2
+    blur: float = 0.5
+
+
+def random_views(
+    images_NxSxSx3: Tensor,
+    aspects_N: Tensor,
+    size: int,
+    recipe: Recipe,
+    random: ImageRandom,
+    views: int = 2,
+) -> Tensor:
+    """Random views of uint8 images: float32 in [0, 1], of shape (views·N, 3, size, size).
+
+    The first N results are the first view of each image, the next N the second.
+    `aspects_N` holds each image's own width / height before it was stored as a square.
+    """
+    device = images_NxSxSx3.device
+    side = images_NxSxSx3.shape[1]
+    count = len(images_NxSxSx3) * views
+    draws = torch.from_numpy(
+        np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 15) for view in range(views)])
+    ).to(device)
+    u_crop, u = draws[:, : 2 * _CROP_ATTEMPTS + 2], draws[:, 2 * _CROP_ATTEMPTS + 2 :]
+
+    box = crop_boxes(u_crop, aspects_N.repeat(views), recipe.crop_area) * side
+    rows = resampling_matrix(box[:, 1], box[:, 3], side, size)
+    columns = resampling_matrix(box[:, 0], box[:, 2], side, size)
+    if recipe.flip:
+        columns = torch.where((u[:, 0] < 0.5)[:, None, None], columns.flip(1), columns)
+    if recipe.blur:
+        sigma = 0.1 + 1.9 * u[:, 1]
+        blur = blur_matrix(sigma, size)
+        identity = torch.eye(size, device=device)
+        blur = torch.where((u[:, 2] < recipe.blur)[:, None, None], blur, identity)
+        rows, columns = blur @ rows, blur @ columns
+
+    pixels_NxPx3 = resample(images_NxSxSx3, rows, columns, views)
+    if recipe.jitter or recipe.grey:
+        mean_Nx3 = pixels_NxPx3.mean(dim=1)
+        matrix_Nx3x4 = colour_matrix(u[:, 3:13], mean_Nx3, recipe.jitter, recipe.grey)
+        pixels_NxPx3 = torch.baddbmm(
+            matrix_Nx3x4[:, None, :, 3], pixels_NxPx3, matrix_Nx3x4[:, :, :3].transpose(1, 2)
+        )
+    return _as_channels_last(pixels_NxPx3.clamp_(0, 1), count, size)
+
+
+def evaluation_view(images_NxSxSx3: Tensor, aspects_N: Tensor, size: int) -> Tensor:
+    """The one view that features and predictions are read from: float32 (N, 3, size, size).
+
+    It is the largest centred crop whose aspect ratio training crops have (3:4 to 4:3), so the whole
+    of an ordinary photo, and no image is squeezed more than the encoder has seen.
+    """
+    side = images_NxSxSx3.shape[1]
+    width = (CROP_RATIO[1] / aspects_N).clamp(max=1) * side
+    height = (aspects_N / CROP_RATIO[0]).clamp(max=1) * side
+    rows = resampling_matrix((side - height) / 2, height, side, size)
+    columns = resampling_matrix((side - width) / 2, width, side, size)
+    pixels = resample(images_NxSxSx3, rows, columns).clamp_(0, 1)
+    return _as_channels_last(pixels, len(images_NxSxSx3), size)
+
+
+def _as_channels_last(pixels_NxPx3: Tensor, count: int, size: int) -> Tensor:
+    """From `resample`'s column-by-column pixels to an image batch in channels-last memory."""
+    images = pixels_NxPx3.view(count, size, size, 3).permute(0, 3, 2, 1)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def crop_boxes(u: Tensor, aspects_N: Tensor, smallest_area: float) -> Tensor:
+    """Random crops as (x, y, width, height) in shares of the image's sides, shape (N, 4).
+
+    Area is uniform in [smallest_area, 1], log aspect ratio uniform in log(3/4)..log(4/3), both in
+    the image's true geometry; of ten attempts the first that fits is taken, else the largest
+    centred crop with an allowed ratio: torchvision's RandomResizedCrop.get_params without its
+    rounding to whole pixels. `u` holds uniform draws, shape (N, 22).
+    """
+    tries = _CROP_ATTEMPTS
+    area = (smallest_area + (1 - smallest_area) * u[:, :tries]) * aspects_N[:, None]
+    low, high = math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])
+    ratio = torch.exp(low + (high - low) * u[:, tries : 2 * tries])
+    # In units of the image's height the image is `aspect` wide and 1 high.
+    width = torch.sqrt(area * ratio) / aspects_N[:, None]
+    height = torch.sqrt(area / ratio)
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    width, height = width.gather(1, first)[:, 0], height.gather(1, first)[:, 0]
+    any_fits = fits.any(dim=1)
+    width = torch.where(any_fits, width, (CROP_RATIO[1] / aspects_N).clamp(max=1))
+    height = torch.where(any_fits, height, (aspects_N / CROP_RATIO[0]).clamp(max=1))
+    x = torch.where(any_fits, u[:, 2 * tries], 0.5) * (1 - width)
+    y = torch.where(any_fits, u[:, 2 * tries + 1], 0.5) * (1 - height)
+    return torch.stack([x, y, width, height], dim=1)
+
+
+def resampling_matrix(start_N: Tensor, length_N: Tensor, side: int, size: int) -> Tensor:
+    """Matrices of shape (N, size, side) that cut [start, start + length) out of a line and resize it.
+
+    Positions are in pixels. Bilinear with antialiasing: where whole pixels are cut, the same as
+    torchvision's `resized_crop(..., antialias=True)`.
+    """
+    length_N = length_N.clamp(min=1)
+    scale = (length_N / size)[:, None, None]
+    start = start_N[:, None, None]
+    centre = start + (torch.arange(size, device=start_N.device)[:, None] + 0.5) * scale
+    pixel = torch.arange(side, device=start_N.device) + 0.5
+    weight = (1 - (pixel - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    # Pixels outside the crop do not bleed into it. The slack keeps a boundary pixel against rounding.
+    inside = (pixel > start - 1e-3) & (pixel < start + length_N[:, None, None] + 1e-3)
+    weight = weight * inside
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def blur_matrix(sigma_N: Tensor, size: int) -> Tensor:
+    """Gaussian blur of a line as matrices of shape (N, size, size).
+
+    The kernel is an odd tenth of the side (SimCLR, appendix A), at least 3, edges are reflected:
+    torchvision's `gaussian_blur`, which blurs rows and columns with the same line.
+    """
+    reach = max(size // 20, 1)
+    i = torch.arange(size, device=sigma_N.device)[:, None]
+    j = torch.arange(size, device=sigma_N.device)[None, :]
+
+    def kernel(distance: Tensor) -> Tensor:
+        weight = torch.exp(-0.5 * (distance / sigma_N[:, None, None]) ** 2)
+        return weight * (distance.abs() <= reach)
+
+    matrix = kernel(i - j) + kernel(i + j) * (j > 0) + kernel(2 * (size - 1) - i - j) * (j < size - 1)
+    return matrix / matrix.sum(dim=2, keepdim=True)
+
+
+def resample(images_NxSxSx3: Tensor, rows: Tensor, columns: Tensor, views: int = 1) -> Tensor:
+    """Applies (V·N, R, S) matrices to the rows and columns of uint8 images.
+
+    Returns float32 in [0, 1] of shape (V·N, R·R, 3), pixels column by column: the order in which
+    the second product leaves them, turned around once by the caller's last step.
+    """
+    count, size, side = rows.shape
+    lines = images_NxSxSx3.reshape(-1, side, side * 3).float().mul_(1 / 255)
+    lines = torch.bmm(rows, lines.repeat(views, 1, 1))
+    lines = lines.view(count, size, side, 3).transpose(1, 2).reshape(count, side, size * 3)
+    return torch.bmm(columns, lines).view(count, size * size, 3)
+
+
+def colour_matrix(u_Nx10: Tensor, mean_Nx3: Tensor, strength: float, grey: float) -> Tensor:
+    """Colour jitter in a random order, then greyscale, as one affine map per image: (N, 3, 4).
+
+    `mean_Nx3` is each image's mean colour, which contrast pulls towards. `u_Nx10` holds uniform
+    draws: four factors, four sort keys for the order, whether to jitter at all, and greyscale.
+    """
+    spread = 0.8 * strength
+    factor = torch.empty_like(u_Nx10[:, :3]).fill_(max(0.0, 1 - spread))
+    factor = factor + (1 + spread - factor) * u_Nx10[:, :3]
+    angle = 2 * math.pi * 0.2 * strength * (2 * u_Nx10[:, 3] - 1)
+    order = u_Nx10[:, 4:8].argsort(dim=1)
+    matrix = _identity_map(len(u_Nx10), u_Nx10.device)
+    for position in range(4):
+        matrix = _compose(_operation(order[:, position], factor, angle, matrix, mean_Nx3), matrix)
+    matrix = torch.where((u_Nx10[:, 8] < 0.8)[:, None, None], matrix, _identity_map(1, u_Nx10.device))
+    without_colour = _compose(saturation_map(torch.zeros(1, device=u_Nx10.device)), matrix)
+    return torch.where((u_Nx10[:, 9] < grey)[:, None, None], without_colour, matrix)
+
+
+def _operation(which: Tensor, factor: Tensor, angle: Tensor, so_far: Tensor, mean: Tensor) -> Tensor:
+    """The map of operation `which` (0 brightness, 1 contrast, 2 saturation, 3 hue) of each image."""
+    mean_now = (so_far[:, :, :3] @ mean[:, :, None])[:, :, 0] + so_far[:, :, 3]
+    choices = torch.stack(
+        [
+            brightness_map(factor[:, 0]),
+            contrast_map(factor[:, 1], mean_now),
+            saturation_map(factor[:, 2]),
+            hue_map(angle),
+        ]
+    )
+    return choices[which, torch.arange(len(which), device=which.device)]
+
+
+def _identity_map(count: int, device: torch.device) -> Tensor:
+    return torch.eye(3, 4, device=device).repeat(count, 1, 1)
+
+
+def _compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """The affine map x → outer(inner(x)) of 3×4 matrices."""
+    product = outer[:, :, :3] @ inner
+    return torch.cat([product[:, :, :3], product[:, :, 3:] + outer[:, :, 3:]], dim=2)
+
+
+def _with_offset(linear: Tensor, offset: Tensor | None = None) -> Tensor:
+    zero = torch.zeros_like(linear[:, :, :1])
+    return torch.cat([linear, zero if offset is None else offset], dim=2)
+
+
+def brightness_map(factor_N: Tensor) -> Tensor:
+    """x → factor · x"""
+    return _with_offset(factor_N[:, None, None] * torch.eye(3, device=factor_N.device))
+
+
+def contrast_map(factor_N: Tensor, mean_Nx3: Tensor) -> Tensor:
+    """x → factor · x + (1 - factor) · (mean luma of the image)"""
+    luma = mean_Nx3 @ torch.tensor(LUMA, device=mean_Nx3.device)
+    offset = ((1 - factor_N) * luma)[:, None, None].expand(-1, 3, 1)
+    return _with_offset(factor_N[:, None, None] * torch.eye(3, device=factor_N.device), offset)
+
+
+def saturation_map(factor_N: Tensor) -> Tensor:
+    """x → factor · x + (1 - factor) · (luma of the pixel); factor 0 is greyscale."""
+    factor = factor_N[:, None, None]
+    luma = torch.tensor(LUMA, device=factor_N.device).expand(3, 3)
+    return _with_offset(factor * torch.eye(3, device=factor_N.device) + (1 - factor) * luma)
+
+
+def hue_map(angle_N: Tensor) -> Tensor:
+    """A turn of the I-Q plane of YIQ by `angle` (radians); luma stays as it is."""
+    cos, sin = torch.cos(angle_N), torch.sin(angle_N)
+    turn = torch.zeros(len(angle_N), 3, 3, device=angle_N.device)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = cos
+    turn[:, 1, 2], turn[:, 2, 1] = sin, -sin
+    return _with_offset(_YIQ_TO_RGB.to(angle_N.device) @ turn @ _RGB_TO_YIQ.to(angle_N.device))

@@ -1,0 +1,57 @@
+"""What `auto` chooses, each with its reason."""
+
+import math
+
+import numpy as np
+import torch
+
+from clfew.data.store import Store
+from clfew.errors import UserError
+
+
+def choose_size(size: int | None, native: int, device: torch.device) -> tuple[int, str]:
+    """The side of the images the encoder sees: their own (`native`), within what the device can do."""
+    if size is not None:
+        return size, "as asked for"
+    most = 224 if device.type == "cuda" else 64
+    # A multiple of four divides well over the stages of an encoder.
+    resolved = min(most, max(16, math.ceil(native / 4) * 4))
+    limit = f", {most} at most on a {device.type.upper()}" if native > most else ""
+    return resolved, f"the images are {native} px{limit}"
+
+
+def stored_side(size: int, native: int) -> int:
+    """Images are kept up to a quarter larger than the encoder sees them, so that crops stay sharp."""
+    return min(math.ceil(1.25 * size), max(size, native))
+
+
+def choose_encoder(name: str, size: int, images: int, device: torch.device) -> tuple[str, str]:
+    """A network that gets enough epochs in a usual budget on this device."""
+    if name != "auto":
+        return name, "as asked for"
+    if device.type == "cuda":
+        if size > 64 and images >= 50_000:
+            return "resnet50", f"{images:,} images of {size} px on a GPU"
+        return "resnet18", f"{images:,} images of {size} px on a GPU"
+    return "resnet8-w32", "small enough for many epochs on a CPU"
+
+
+def choose_batch(batch: int | None, images: int, device: torch.device) -> tuple[int, str]:
+    """At least a dozen steps an epoch, within 32 and 128 on a CPU, 512 on a GPU."""
+    if batch is not None:
+        if batch > images:
+            raise UserError(
+                f"--batch {batch} is more than the {images} images there are to learn from.",
+                f"use --batch {2 ** int(math.log2(images))}, or leave it out.",
+            )
+        return batch, "as asked for"
+    most = 512 if device.type == "cuda" else 128
+    fitting = 2 ** int(math.log2(max(1, images / 12)))
+    return min(images, max(32, min(most, fitting))), f"{images:,} images"
+
+
+def normalisation(store: Store, indices: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel over a thousand of the images."""
+    rows = indices[np.linspace(0, len(indices) - 1, min(1000, len(indices))).astype(int)]
+    pixels = store.pixels[rows].reshape(-1, 3).astype(np.float64) / 255
+    return pixels.mean(0).tolist(), np.maximum(pixels.std(0), 0.05).tolist()

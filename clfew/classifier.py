@@ -1,0 +1,68 @@
+"""A classifier: an encoder, the layer kept from the projector, and a head.
+
+Shape suffixes: N images, D features, C classes, K neighbours, L labelled images.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.artifacts import About
+from clfew.encoders import Encoder
+
+
+class NeighbourHead(nn.Module):
+    """k-nearest-neighbour vote by cosine similarity, weights exp(similarity / 0.07), k = 20.
+
+    The usual protocol for self-supervised features (Wu et al., Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination, CVPR 2018, section 3.4), with k clamped to what there is.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def __init__(self, features_LxD: Tensor, labels_L: Tensor, classes: int, k: int = 20) -> None:
+        super().__init__()
+        self.register_buffer("features", F.normalize(features_LxD, dim=1))
+        self.register_buffer("labels", labels_L)
+        self.classes, self.k = classes, min(k, len(labels_L))
+
+    def forward(self, features_NxD: Tensor) -> Tensor:
+        similarity_NxL = F.normalize(features_NxD, dim=1) @ self.features.T
+        top_NxK, index_NxK = similarity_NxL.topk(self.k, dim=1)
+        votes_NxC = torch.zeros(len(features_NxD), self.classes, device=top_NxK.device)
+        votes_NxC.scatter_add_(1, self.labels[index_NxK], ((top_NxK - 1) / 0.07).exp())
+        # Logs of shares, so that softmax gives the shares; no class is ever quite impossible.
+        return (votes_NxC / votes_NxC.sum(1, keepdim=True) + 1e-4).log()
+
+
+def build_neck(dim: int, width: int) -> nn.Sequential:
+    """The projector's first layer, from which SimCLRv2 fine-tunes (section 3); empty for width 0."""
+    if width == 0:
+        return nn.Sequential()
+    return nn.Sequential(nn.Linear(dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1], (N, 3, size, size), to logits (N, C)."""
+
+    def __init__(self, encoder: Encoder, neck: nn.Sequential, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.neck, self.head = encoder, neck, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.neck(self.encoder(images)))
+
+    @classmethod
+    def build(cls, about: About, bank: int) -> "Classifier":
+        """The network an artifact describes, its weights still to be loaded.
+
+        bank: the number of labelled images that a k-nearest-neighbour head keeps.
+        """
+        encoder = Encoder(about.encoder, about.size, about.mean, about.std)
+        classes, width = len(about.classes), about.neck or encoder.dim
+        head: nn.Module = nn.Linear(width, classes)
+        if about.mode == "knn":
+            labels = torch.zeros(bank, dtype=torch.int64)
+            head = NeighbourHead(torch.zeros(bank, width), labels, classes)
+        return cls(encoder, build_neck(encoder.dim, about.neck), head)

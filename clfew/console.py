@@ -1,0 +1,86 @@
+"""What clfew says: results on stdout, everything else on stderr."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from clfew.errors import UserError
+
+log_console = Console(stderr=True, highlight=False)
+out_console = Console(highlight=False)
+
+_PLAIN_SECONDS = 10.0
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    log_console.print(text, markup=False, soft_wrap=True)
+
+
+def next_command(command: str) -> None:
+    """The command to type next, on stderr."""
+    log_console.print(Text.assemble("next: ", (command, "bold cyan")), soft_wrap=True)
+
+
+def show_error(error: UserError) -> None:
+    log_console.print(Text.assemble(("error: ", "bold red"), printable(error.message)), soft_wrap=True)
+    log_console.print(Text.assemble(("hint: ", "bold cyan"), printable(error.hint)), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelled out: a file name must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right_align: bool = True) -> None:
+    """A table on stdout; columns after the first are right-aligned unless asked otherwise."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index and right_align else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(str(cell))) for cell in row))
+    out_console.print(table)
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[..., None]]:
+    """Yields update(done, total, note=""): a bar on a terminal, a plain line every 10 s elsewhere."""
+    if not log_console.is_terminal:
+        yield _plain_progress(description)
+        return
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=log_console, transient=False) as progress:
+        task = progress.add_task(description, total=None, note="")
+        yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)
+
+
+def _plain_progress(description: str) -> Callable[..., None]:
+    started = last = time.monotonic()
+
+    def update(done: float, total: float, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _PLAIN_SECONDS or (done >= total and now - started >= _PLAIN_SECONDS):
+            left = (now - started) / max(done, 1e-9) * (total - done)
+            share = 100 * done / max(total, 1)
+            say(f"{description} {share:.0f} %, {left:.0f} s left {note}".rstrip())
+            last = now
+
+    return update
+
+
+def write_out(text: str) -> None:
+    """Text on stdout exactly as it is."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

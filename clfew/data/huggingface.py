@@ -1,0 +1,115 @@
+"""Sources read through Hugging Face `datasets`: hf:NAME on the hub, or hf:./local on disk."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clfew.data.decode import BadImage, read_bytes
+from clfew.data.sources import SPLITS, Source, _encode_labels
+from clfew.errors import UserError
+
+
+def open_dataset(spec: str) -> Source:
+    """Opens hf:NAME, hf:NAME:CONFIG or hf:./folder (parquet, arrow, saved data set, image folder).
+
+    A local folder is read without any network access. Raises UserError.
+    """
+    name, _, config = spec.removeprefix("hf:").partition(":")
+    path = Path(name).expanduser()
+    is_local = path.exists()
+    if is_local:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        loaded = _load_local(path) if is_local else datasets.load_dataset(name, config or None)
+    except Exception as error:  # `datasets` raises whatever its readers and its network layer raise.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{spec} cannot be opened: {reason}",
+            "a local folder is named hf:./folder; a name on the hub needs a network connection.",
+        ) from None
+    if not isinstance(loaded, dict):
+        loaded = {"train": loaded}
+    return _as_source(f"hf:{path.resolve()}" if is_local else spec, loaded)
+
+
+def _load_local(path: Path) -> Any:
+    import datasets
+
+    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+        return datasets.load_from_disk(str(path))
+    for kind in ("parquet", "arrow"):
+        files = [path] if path.suffix == f".{kind}" else sorted(path.rglob(f"*.{kind}"))
+        if files:
+            return datasets.load_dataset(kind, data_files=_by_split(files))
+    return datasets.load_dataset("imagefolder", data_dir=str(path))
+
+
+def _by_split(files: list[Path]) -> dict[str, list[str]]:
+    """Files by the split their name starts with (train-00000-of-00002.parquet) or their folder has."""
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        words = [file.stem.split("-")[0].lower(), file.parent.name.lower()]
+        split = next((SPLITS[word] for word in words if word in SPLITS), "train")
+        splits.setdefault(split, []).append(str(file))
+    return splits
+
+
+def _as_source(spec: str, loaded: dict[str, Any]) -> Source:
+    import datasets
+
+    tables, identities, names, splits = [], [], [], []
+    digest = hashlib.blake2b(digest_size=16)
+    for split, table in loaded.items():
+        features = table.features
+        image = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
+        if image is None:
+            raise UserError(
+                f"{spec} has no column of images (its columns are {', '.join(features)}).",
+                "clfew needs one column of the type datasets.Image.",
+            )
+        label = _label_column(features)
+        digest.update(f"{split}\0{table._fingerprint}\0{len(table)}\0".encode())
+        splits += [SPLITS.get(split, "train")] * len(table)
+        identities += [f"{split}/{row:08d}" for row in range(len(table))]
+        names += _label_names(table, label)
+        tables.append(table.select_columns(image).cast_column(image, datasets.Image(decode=False)))
+    starts = np.cumsum([0, *map(len, tables)])
+
+    def content(index: int) -> bytes:
+        which = int(np.searchsorted(starts, index, side="right")) - 1
+        (cell,) = tables[which][index - int(starts[which])].values()
+        if cell is None:
+            raise BadImage("no image in this row")
+        return cell["bytes"] if cell["bytes"] is not None else read_bytes(Path(cell["path"]))
+
+    if not identities:
+        raise UserError(f"{spec} has no rows.", "name a data set with images.")
+    labels, classes = _encode_labels(names)
+    return Source(spec, identities, labels, classes, np.array(splits), content, digest.hexdigest())
+
+
+def _label_column(features: Any) -> str | None:
+    """The column of labels: the one ClassLabel, else a column named label(s) or class."""
+    import datasets
+
+    typed = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]
+    named = [c for c in ("label", "labels", "class") if c in features]
+    # CIFAR-100 and the like have several ClassLabel columns: fine_label comes before coarse_label.
+    return next(iter([*(c for c in typed if c in named), *typed, *named]), None)
+
+
+def _label_names(table: Any, column: str | None) -> list[str]:
+    if column is None:
+        return [""] * len(table)
+    feature = table.features[column]
+    values = table[column]
+    if hasattr(feature, "int2str"):
+        return ["" if v is None or v < 0 else feature.int2str(v) for v in values]
+    return ["" if v is None else str(v) for v in values]

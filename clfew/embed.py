@@ -1,0 +1,69 @@
+"""`clfew embed`: the features of every image of a source, with their paths."""
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from clfew import console
+from clfew.artifacts import load_encoder
+from clfew.data.decode import BadImage
+from clfew.data.sources import open_source
+from clfew.errors import UserError
+from clfew.features import apply
+from clfew.files import write_bytes, write_csv
+from clfew.predict import BATCH, batched, decoded, stacked
+from clfew.runs import check_new, find_artifact, new_run
+from clfew.training.device import choose_device, choose_precision, set_threads
+
+
+def embed(
+    source: str,
+    *,
+    origin: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    out: Path | None = None,
+) -> tuple[Path, int, int]:
+    """Writes features.safetensors (tensor "features", float32, N×D) and paths.csv in the same order.
+
+    origin: a run or artifact (an encoder or a classifier), None for the newest pretraining run.
+    Returns the folder, N and D. Images that cannot be read are left out and listed in
+    bad_images.csv. Raises UserError.
+    """
+    check_new(out)
+    set_threads(threads)
+    artifact = find_artifact(origin, "pretrain", "make an encoder first: clfew pretrain FOLDER")
+    encoder, _, about, _ = load_encoder(artifact)
+    chosen, _ = choose_device(device)
+    kind, _ = choose_precision(chosen, precision)
+    encoder.to(chosen, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    opened = open_source(source)
+    items = ((name, index) for index, name in enumerate(opened.identities))
+    features: list[np.ndarray] = []
+    paths: list[tuple[str]] = []
+    bad: list[tuple[str, str]] = []
+    with console.progress_bar("embed") as update:
+        for batch in batched(decoded(items, opened.content, about.side), BATCH):
+            bad += [(name, str(image)) for name, image in batch if isinstance(image, BadImage)]
+            positions, pixels, aspects = stacked(batch)
+            if positions:
+                features.append(apply(encoder, about.size, pixels, aspects, chosen, kind))
+                paths += [(batch[i][0],) for i in positions]
+            update(len(paths) + len(bad), len(opened))
+    if not paths:
+        raise UserError(
+            f"None of the {len(opened)} images in {source} can be read (first {bad[0][0]}: {bad[0][1]}).",
+            "open one in an image viewer: they may be damaged or of another format.",
+        )
+    run = new_run("embed", out)
+    run.write_config({"command": "embed", "from": str(artifact), "source": opened.spec})
+    matrix = np.concatenate(features)
+    write_bytes(run.folder / "features.safetensors", safetensors.numpy.save({"features": matrix}))
+    write_csv(run.folder / "paths.csv", ["path"], paths)
+    if bad:
+        write_csv(run.folder / "bad_images.csv", ["path", "reason"], bad)
+        console.say(f"skipped    {len(bad)} images that cannot be read; bad_images.csv lists them")
+    return run.folder, *matrix.shape

@@ -1,0 +1,175 @@
+"""Encoders: networks that turn an image into a feature vector.
+
+`resnetD-wW` (resnet8-w32, resnet14-w64, …) is a small ResNet for small images and small budgets;
+every other name is one of torchvision's classification networks without its classifier.
+"""
+
+import re
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clfew.errors import UserError
+
+SMALL_IMAGE = 64
+"""Up to this size a torchvision network gets a 3×3 stem without max-pool (SimCLR, appendix B.9)."""
+
+_SMALL_RESNET = re.compile(r"resnet(\d+)-w(\d+)")
+
+
+class Encoder(nn.Module):
+    """A backbone with its input normalisation.
+
+    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim).
+    """
+
+    def __init__(self, name: str, size: int, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.name, self.size = name, size
+        self.backbone = _build_backbone(name, size)
+        # Not among the weights: an artifact keeps them in its description.
+        for key, values in (("mean", mean), ("std", std)):
+            channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(key, channels, persistent=False)
+        self.dim = _feature_dim(self.backbone, name, size)
+
+    def forward(self, images_NxCxSxS: Tensor) -> Tensor:
+        return self.backbone((images_NxCxSxS - self.mean) / self.std).flatten(1)
+
+
+class _Block(nn.Module):
+    """Basic residual block (He et al., Deep Residual Learning, figure 2 and section 4.2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
+
+
+def _small_resnet(depth: int, width: int, size: int) -> nn.Module:
+    """Three stages of (depth - 2) / 6 blocks, as in He et al.'s CIFAR networks, `width` channels first.
+
+    The stem brings the image to at most 16 to 32 pixels a side before the stages begin.
+    """
+    blocks = (depth - 2) // 6
+    layers: list[nn.Module] = [
+        nn.Conv2d(3, width, 3, 2 if size >= 24 else 1, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
+    layers += [nn.MaxPool2d(3, 2, 1) for reach in (64, 128) if size > reach]
+    inputs = width
+    for stage in range(3):
+        for block in range(blocks):
+            outputs = width * 2**stage
+            layers.append(_Block(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
+            inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def _build_backbone(name: str, size: int) -> nn.Module:
+    small = _SMALL_RESNET.fullmatch(name)
+    if small and (int(small[1]) - 2) % 6 == 0 and int(small[1]) >= 8 and 4 <= int(small[2]) <= 512:
+        backbone = _small_resnet(int(small[1]), int(small[2]), size)
+    else:
+        backbone = _torchvision_backbone(name, size)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d) and isinstance(backbone, nn.Sequential):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return backbone
+
+
+def _torchvision_backbone(name: str, size: int) -> nn.Module:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        close = get_close_matches(name, [*known, "resnet8-w32", "resnet14-w32", "resnet20-w64"], n=3)
+        raise UserError(
+            f"There is no encoder named '{name}'.",
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else "resnet8-w32, resnet18 and resnet50 are some.",
+        )
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    elif name.startswith(("vit_", "maxvit")):
+        # Their attention is built for one image size.
+        options = {"image_size": size} if name.startswith("vit_") else {"input_size": (size, size)}
+    try:
+        network = torchvision.models.get_model(name, weights=None, **options)
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"{name} cannot be built for images of {size} pixels: {error}",
+            "choose another size (--size 224 suits every network) or another encoder.",
+        ) from None
+    _remove_classifier(network)
+    if size <= SMALL_IMAGE:
+        _small_image_stem(network)
+    return network
+
+
+def _remove_classifier(network: nn.Module) -> None:
+    for attribute in ("fc", "classifier", "heads", "head"):
+        if hasattr(network, attribute):
+            classifier = getattr(network, attribute)
+            if attribute == "classifier" and isinstance(classifier, nn.Sequential):
+                # ConvNeXt and SqueezeNet keep their last normalisation and pooling in here.
+                kept = [m for m in classifier if not isinstance(m, (nn.Linear, nn.Dropout, nn.Conv2d))]
+                has_pooling = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in kept)
+                has_norm = any(isinstance(m, nn.LayerNorm) for m in kept)
+                keep = kept if has_pooling or has_norm else []
+                setattr(network, attribute, nn.Sequential(*keep))
+            else:
+                setattr(network, attribute, nn.Identity())
+            return
+
+
+def _small_image_stem(network: nn.Module) -> None:
+    """A 3×3 stride-1 first convolution and no max-pool before the first block."""
+    leaves = [(name, m) for name, m in network.named_modules() if not list(m.children())]
+    first = next((name, m) for name, m in leaves if isinstance(m, nn.Conv2d))
+    conv = first[1]
+    assert isinstance(conv, nn.Conv2d)
+    is_patchify = conv.kernel_size == conv.stride
+    if conv.stride != (1, 1) and not is_patchify:
+        stem = nn.Conv2d(conv.in_channels, conv.out_channels, 3, 1, 1, bias=conv.bias is not None)
+        _replace(network, first[0], stem)
+    for name, module in leaves[:4]:
+        if isinstance(module, nn.MaxPool2d) and not is_patchify and conv.stride != (1, 1):
+            _replace(network, name, nn.Identity())
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, module)
+
+
+def _feature_dim(backbone: nn.Module, name: str, size: int) -> int:
+    """The number of features, from shapes alone: nothing is computed and no weight changes."""
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            return backbone(torch.zeros(2, 3, size, size)).flatten(1).shape[1]
+    except RuntimeError as error:
+        raise UserError(
+            f"{name} cannot take images of {size} pixels ({str(error).splitlines()[0]}).",
+            "choose a larger size, --size 224 suits every network.",
+        ) from None
+    finally:
+        backbone.train(was_training)

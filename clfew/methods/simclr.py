@@ -1,0 +1,77 @@
+"""SimCLR: two random views of an image attract, views of other images repel.
+
+Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, ICML 2020
+(equation 1, appendix A), with the three-layer projector of SimCLRv2 (Chen et al., Big
+Self-Supervised Models are Strong Semi-Supervised Learners, NeurIPS 2020, section 3).
+
+Shape suffixes: B images in the batch, D features, P projected features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.augment import Recipe, random_views
+from clfew.encoders import Encoder
+from clfew.training.batch import Batch
+
+
+def nt_xent(z_2BxP: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
+    """NT-Xent (SimCLR, equation 1): mean over the 2B ordered positive pairs (i, i + B).
+
+    Similarities and their log-sum-exp are computed in float32 whatever the autocast: bfloat16
+    keeps 8 bits, too few for a softmax at low temperature. `decoupled` leaves the positive out of
+    the denominator (Yeh et al., Decoupled Contrastive Learning, ECCV 2022, equation 6), which
+    helps small batches.
+    """
+    with torch.autocast(z_2BxP.device.type, enabled=False):
+        z_2BxP = F.normalize(z_2BxP.float(), dim=1)
+        similarity_2Bx2B = z_2BxP @ z_2BxP.T / temperature
+        rows = torch.arange(len(z_2BxP), device=z_2BxP.device)
+        partner = rows.roll(len(rows) // 2)
+        positive = similarity_2Bx2B[rows, partner]
+        excluded = torch.eye(len(rows), dtype=torch.bool, device=z_2BxP.device)
+        if decoupled:
+            excluded[rows, partner] = True
+        return (similarity_2Bx2B.masked_fill(excluded, -torch.inf).logsumexp(dim=1) - positive).mean()
+
+
+def projector(dim: int, hidden: int, output: int) -> nn.Sequential:
+    """Three linear layers, BatchNorm after each, ReLU between (SimCLRv2, appendix C).
+
+    BatchNorm makes biases redundant, so the linear layers have none.
+    """
+
+    def layer(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs)]
+
+    return nn.Sequential(
+        *layer(dim, hidden), nn.ReLU(), *layer(hidden, hidden), nn.ReLU(), *layer(hidden, output)
+    )
+
+
+class SimCLR(nn.Module):
+    """The encoder, its projector and the loss over two views of each image.
+
+    temperature: 0.1 to 0.5 (SimCLR, table 5: 0.1 for ImageNet and large batches, 0.5 for long runs
+        on small images); 0.2 is between them for short ones.
+    loss: "nt-xent" or "dcl" (see `nt_xent`).
+    """
+
+    def __init__(
+        self, encoder: Encoder, recipe: Recipe, temperature: float = 0.2, loss: str = "nt-xent"
+    ) -> None:
+        super().__init__()
+        self.encoder, self.recipe = encoder, recipe
+        self.temperature, self.decoupled = temperature, loss == "dcl"
+        self.projector = projector(encoder.dim, min(2 * encoder.dim, 2048), 128)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        views_2BxCxSxS = random_views(
+            batch.images, batch.aspects, self.encoder.size, self.recipe, batch.random
+        )
+        z_2BxP = self.projector(self.encoder(views_2BxCxSxS))
+        loss = nt_xent(z_2BxP, self.temperature, self.decoupled)
+        # Healthy embeddings spread like random directions: 1 / sqrt(P) a feature, 0 when collapsed.
+        spread = F.normalize(z_2BxP.detach().float(), dim=1).std(dim=0).mean()
+        return loss, {"spread": spread}

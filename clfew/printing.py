@@ -1,0 +1,100 @@
+"""Predictions and descriptions on stdout, in the format asked for."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clfew import console
+from clfew.artifacts import read_about
+from clfew.errors import UserError
+from clfew.runs import ARTIFACTS, read_config
+
+if TYPE_CHECKING:
+    from clfew.predict import Prediction
+
+
+def print_predictions(predictions: "Iterable[Prediction]", output: str) -> int:
+    """Prints rows as they come ("table", "json", "jsonl" or "csv"); returns how many have an error."""
+    write = {"table": _lines, "json": _json_array, "jsonl": _json_lines, "csv": _csv}[output]
+    failed = 0
+
+    def counted() -> "Iterable[Prediction]":
+        nonlocal failed
+        for prediction in predictions:
+            failed += prediction.error is not None
+            yield prediction
+
+    write(counted())
+    return failed
+
+
+def _lines(predictions: "Iterable[Prediction]") -> None:
+    """One line an image. A table that fits its columns would have to wait for the last row."""
+    for prediction in predictions:
+        if prediction.error is not None:
+            text = f"cannot be read: {prediction.error}"
+        else:
+            text = "   ".join(f"{label} {100 * share:.1f} %" for label, share in prediction.top)
+        console.write_out(f"{console.printable(prediction.path)}  {console.printable(text)}\n")
+
+
+def _dumps(prediction: "Prediction") -> str:
+    # Names that are not UTF-8 come as lone surrogates, which only an escape can carry.
+    return json.dumps(prediction.as_row(), ensure_ascii=True)
+
+
+def _json_array(predictions: "Iterable[Prediction]") -> None:
+    separator = "["
+    for prediction in predictions:
+        console.write_out(f"{separator}\n  {_dumps(prediction)}")
+        separator = ","
+    console.write_out("\n]\n" if separator == "," else "[]\n")
+
+
+def _json_lines(predictions: "Iterable[Prediction]") -> None:
+    for prediction in predictions:
+        console.write_out(_dumps(prediction) + "\n")
+
+
+def _csv(predictions: "Iterable[Prediction]") -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["path", "label", "probability", "top", "error"])
+    for prediction in predictions:
+        row = prediction.as_row()
+        top = json.dumps(row["top"]) if row["top"] else ""
+        path = str(row["path"]).encode("utf-8", "backslashreplace").decode()
+        writer.writerow([path, row["label"], row["probability"], top, prediction.error])
+
+
+def describe_artifact(named: str) -> dict[str, Any]:
+    """What `clfew info` says of an artifact, or of a run folder. Raises UserError."""
+    path = Path(named)
+    if not path.is_dir():
+        about, shapes = read_about(path)
+        weights = sum(_count(shape) for name, shape in shapes.items() if not name.startswith("seen."))
+        return {"file": str(path), "bytes": path.stat().st_size, "weights": weights, **asdict(about)}
+    config = read_config(path)
+    for name in ARTIFACTS.values():
+        if (path / name).is_file():
+            return {
+                "run": str(path),
+                "created": config.get("created"),
+                **describe_artifact(str(path / name)),
+            }
+    if config:
+        state = "can be resumed" if (path / "state").exists() else "has no artifact"
+        return {"run": str(path), "state": state, **config}
+    raise UserError(
+        f"{path} is no run of clfew.", "name a run folder such as runs/pretrain-1, or a file."
+    )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product

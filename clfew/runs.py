@@ -1,0 +1,135 @@
+"""Run folders: where they are, what is in them, which one a command works from."""
+
+import json
+import platform
+import shlex
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clfew.errors import UserError
+from clfew.files import write_json, write_text
+
+RUNS = Path("runs")
+ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
+
+
+class Run:
+    """A run folder being written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        write_json(self.folder / "config.json", {"created": now, **config, "versions": versions()})
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Appends a row to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Forgets the rows after `step`: a resumed training writes them again."""
+        rows = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        write_text(self.folder / "metrics.jsonl", "".join(rows))
+
+
+def check_new(out: Path | None) -> None:
+    """Raises UserError where `out` is there already: a run is never overwritten."""
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise UserError(
+            f"{out} is there already, and a run is never overwritten.",
+            "name another folder with --out, or remove this one first.",
+        )
+
+
+def new_run(kind: str, out: Path | None = None) -> Run:
+    """Creates `out`, or the next free runs/KIND-N."""
+    check_new(out)
+    try:
+        if out is not None:
+            out.mkdir(parents=True)
+            return Run(out)
+        RUNS.mkdir(exist_ok=True)
+        taken = [
+            int(p.name.rsplit("-", 1)[1])
+            for p in RUNS.glob(f"{kind}-*")
+            if p.name.rsplit("-", 1)[1].isdigit()
+        ]
+        number = max(taken, default=0) + 1
+        while True:
+            folder = RUNS / f"{kind}-{number}"
+            try:
+                folder.mkdir()
+                return Run(folder)
+            except FileExistsError:  # Another clfew took the number just now.
+                number += 1
+    except OSError as error:
+        raise UserError(
+            f"The run folder {out or RUNS} cannot be made: {error.strerror}.",
+            "name a folder that can be written with --out.",
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.json, {} where there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def newest(kind: str) -> Path | None:
+    """The artifact of the newest finished run of a kind under ./runs."""
+    name = ARTIFACTS[kind]
+    finished = [p.parent for p in RUNS.glob(f"*/{name}") if read_config(p.parent).get("command") == kind]
+    if not finished:
+        return None
+    return max(finished, key=lambda run: str(read_config(run).get("created"))) / name
+
+
+def find_artifact(named: str | None, kind: str, hint: str) -> Path:
+    """The artifact to work from: the run or file that was named, else the newest run's of `kind`.
+
+    Raises UserError where there is none.
+    """
+    if named is None:
+        found = newest(kind)
+        if found is None:
+            raise UserError(f"There is no finished {kind} run in {RUNS}{'/'}.", hint)
+        return found
+    path = Path(named)
+    if path.is_dir():
+        for name in (ARTIFACTS[kind], *ARTIFACTS.values()):
+            if (path / name).is_file():
+                return path / name
+        state = "has not finished" if (path / "config.json").exists() else "is no run of clfew"
+        raise UserError(f"The folder {path} {state}: there is no {ARTIFACTS[kind]} in it.", hint)
+    if not path.exists():
+        raise UserError(f"There is no run or file {path}.", "clfew's own runs are in runs/.")
+    return path
+
+
+def versions() -> dict[str, str]:
+    names = ("clfew", "torch", "torchvision", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def command_line() -> str:
+    """The command being run, as it can be typed again; "" when clfew is used as a library."""
+    is_command = Path(sys.argv[0]).name in ("clfew", "__main__.py")
+    return shlex.join(["clfew", *sys.argv[1:]]) if is_command else ""
+
+
+def from_option(artifact: Path, kind: str) -> str:
+    """` --from RUN` where the next command would not find this artifact by itself, else nothing."""
+    return "" if newest(kind) == artifact else f" --from {artifact.parent}"

@@ -1,0 +1,46 @@
+"""Which device, precision and number of threads a run uses, each with its reason."""
+
+import torch
+
+from clfew.errors import UserError
+
+
+def choose_device(name: str = "auto") -> tuple[torch.device, str]:
+    """The device named, or the GPU where there is one. Raises UserError for one that is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), torch.cuda.get_device_name()
+        return torch.device("cpu"), f"no GPU found; {torch.get_num_threads()} threads"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"The device '{name}' cannot be used ({str(error).splitlines()[0]}).",
+            "leave out --device, or use --device cpu.",
+        ) from None
+    return device, "as asked for"
+
+
+def choose_precision(device: torch.device, name: str = "auto") -> tuple[str, str]:
+    """bf16 or fp32: bfloat16 autocast where the hardware computes in it, and why."""
+    if name != "auto":
+        return name, "as asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU computes in it"
+        return "fp32", "the GPU has no bf16"
+    if device.type == "cpu" and _cpu_computes_bf16():
+        return "bf16", "the CPU computes in it"
+    return "fp32", f"the {device.type.upper()} has no bf16 arithmetic"
+
+
+def _cpu_computes_bf16() -> bool:
+    """AVX512-BF16 or AMX. Elsewhere bfloat16 is emulated, ten times slower than float32."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
