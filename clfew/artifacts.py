@@ -161,7 +161,8 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
 
 
 def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarray]]":
-    """The classifier, its description, and the digests of what it has seen ("pretraining", "finetuning").
+    """The classifier, its description, and the digests of what it has seen, by step ("pretraining",
+    "finetuning").
 
     Raises UserError, also for an encoder, which predicts nothing.
     """

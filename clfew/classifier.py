@@ -43,6 +43,12 @@ def build_neck(dim: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
 
 
+def neck_width(neck: nn.Sequential) -> int:
+    """The number of features a neck gives, 0 for an empty one."""
+    first = next(neck.children(), None)
+    return first.out_features if isinstance(first, nn.Linear) else 0
+
+
 class Classifier(nn.Module):
     """Images in [0, 1], (N, 3, size, size), to logits (N, C)."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -57,8 +57,9 @@ def progress_bar(description: str) -> Iterator[Callable[..., None]]:
         yield _plain_progress(description)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}"), BarColumn(bar_width=16),
+        TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(compact=True), TextColumn("left"),
+        TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=log_console, transient=False) as progress:
         task = progress.add_task(description, total=None, note="")

@@ -55,7 +55,8 @@ def embed(
             update(len(paths) + len(bad), len(opened))
     if not paths:
         raise UserError(
-            f"None of the {len(opened)} images in {source} can be read (first {bad[0][0]}: {bad[0][1]}).",
+            f"None of the {len(opened)} images in {source} can be read "
+            f"(first {bad[0][0]}: {bad[0][1]}).",
             "open one in an image viewer: they may be damaged or of another format.",
         )
     run = new_run("embed", out)

@@ -10,6 +10,7 @@ import torch
 import clfew
 from clfew import console
 from clfew.artifacts import MODES, About, read_about, save_classifier
+from clfew.classifier import neck_width
 from clfew.data.sources import Source, open_source
 from clfew.data.splits import LabelSpec, apply_label_csv, draw_labels, parse_labels, test_indices
 from clfew.data.store import Store
@@ -116,7 +117,7 @@ def finetune(
     how = {"command": command_line(), "labels": labels, "seed": seed, **decided}
     about = replace(
         begin.about, kind="classifier", classes=opened.classes, mode=decided["mode"],
-        neck=classifier.neck[0].out_features if len(classifier.neck) else 0, flip=begin.start.flip,
+        neck=neck_width(classifier.neck), flip=begin.start.flip,
         clfew_version=clfew.__version__,
         training={**begin.about.training, "finetune": how},
         data={**({} if begin.artifact is None else begin.about.data), "finetune": used},

@@ -1,12 +1,9 @@
 """`clfew predict` and `clfew embed`: images in, labels or features out, in bounded memory."""
 
-import glob
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +13,6 @@ from torch import nn
 
 from clfew.artifacts import load_classifier
 from clfew.data.decode import BadImage, load_square, read_bytes
-from clfew.data.sources import walk_images
-from clfew.errors import UserError
 from clfew.features import apply
 from clfew.training.device import choose_device, choose_precision, set_threads
 
@@ -133,43 +128,3 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
             batch = []
     if batch:
         yield batch
-
-
-def expand(arguments: list[str], stdin: Iterable[str] | None = None) -> Iterator[str]:
-    """The image files that arguments name: files, folders, patterns, and `-` for names on stdin.
-
-    A file named twice comes once. A name on stdin that does not exist comes too, to be reported as
-    a row. Raises UserError at once for an argument that names nothing.
-    """
-    named = [_expand_one(argument, stdin) for argument in arguments]
-    return _unique(chain(*named))
-
-
-def _unique(paths: Iterable[str]) -> Iterator[str]:
-    seen: set[str] = set()
-    for path in paths:
-        if path not in seen:
-            seen.add(path)
-            yield path
-
-
-def _expand_one(argument: str, stdin: Iterable[str] | None) -> Iterable[str]:
-    path = Path(argument)
-    if argument == "-":
-        lines = sys.stdin if stdin is None else stdin
-        return (line.rstrip("\r\n") for line in lines if line.strip())
-    if path.is_dir():
-        names, _ = walk_images(path)
-        if not names:
-            raise UserError(f"There are no images in {argument}.", "name a folder with images below it.")
-        return [str(path / name) for name in names]
-    if path.exists() or path.is_symlink():
-        return [argument]
-    found = [name for name in sorted(glob.glob(argument, recursive=True)) if Path(name).is_file()]
-    if not found:
-        is_pattern = glob.has_magic(argument)
-        raise UserError(
-            f"No file matches {argument}." if is_pattern else f"There is no file or folder {argument}.",
-            "** in a pattern reaches subfolders." if is_pattern else "check the spelling of the path.",
-        )
-    return found

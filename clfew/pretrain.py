@@ -11,7 +11,15 @@ import clfew
 from clfew import console
 from clfew.artifacts import About, save_encoder
 from clfew.augment import Recipe
-from clfew.choices import choose_batch, choose_encoder, choose_size, normalisation, stored_side
+from clfew.choices import (
+    choose_batch,
+    choose_encoder,
+    choose_recipe,
+    choose_size,
+    normalisation,
+    stored_side,
+)
+from clfew.classifier import neck_width
 from clfew.data.sources import Source, open_source
 from clfew.data.splits import test_indices
 from clfew.data.store import Store, open_store, typical_side
@@ -80,10 +88,10 @@ def pretrain(
     name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
     resolved_batch, why_batch = choose_batch(batch, len(indices), chosen_device)
     mean, std = normalisation(store, indices)
-    small = resolved_size < 64
-    recipe = Recipe(crop_area=0.2, flip=flip, jitter=0.5 if small else 1.0, blur=0.0 if small else 0.5)
+    recipe, why_recipe = choose_recipe(resolved_size, mean, flip)
     config: dict[str, Any] = {
-        "command": "pretrain", "command_line": command_line(), "source": opened.spec, "fingerprint": opened.fingerprint,
+        "command": "pretrain", "command_line": command_line(),
+        "source": opened.spec, "fingerprint": opened.fingerprint,
         "images": len(indices), "transductive": transductive, "split_seed": seed,
         "method": method, "loss": loss, "temperature": temperature, "recipe": asdict(recipe),
         "encoder": name, "size": resolved_size, "side": side, "mean": mean, "std": std,
@@ -92,7 +100,8 @@ def pretrain(
     console.say(f"images     {len(indices):,} of {len(opened):,} in {source}")
     for label, value, why in (
         ("size", f"{resolved_size} px", why_size), ("encoder", name, why_encoder),
-        ("batch", resolved_batch, why_batch), ("device", chosen_device, why_device),
+        ("batch", resolved_batch, why_batch), ("views", f"colour strength {recipe.jitter}", why_recipe),
+        ("device", chosen_device, why_device),
         ("precision", chosen_precision, why_precision),
     ):  # fmt: skip
         console.say(f"{label:<10} {value} ({why})")
@@ -185,7 +194,7 @@ def _train(
     about = About(
         kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
         mean=config["mean"], std=config["std"], dim=objective.encoder.dim,
-        method=config["method"], flip=config["recipe"]["flip"], neck=objective.projector[0].out_features,
+        method=config["method"], flip=config["recipe"]["flip"], neck=neck_width(objective.projector),
         clfew_version=clfew.__version__,
         training={"pretrain": {"command": config["command_line"]} | {k: config[k] for k in _HOW}},
         data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
@@ -220,7 +229,7 @@ def _plan(
         fitting = int(budget * 0.95 / seconds_per_step(objective, data, trial, device, budget))
         steps = fitting if minutes else min(steps, fitting)
         console.say(
-            f"budget     {budget / 60:g} minutes are {fitting / per_epoch:.4g} epochs at the measured speed"
+            f"budget     {budget / 60:g} minutes are {fitting / per_epoch:.4g} epochs at this speed"
             + ("" if minutes else f"; the default is {DEFAULT_EPOCHS:g} epochs or what fits in them")
         )
     steps = max(1, steps)

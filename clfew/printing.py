@@ -1,4 +1,4 @@
-"""Predictions and descriptions on stdout, in the format asked for."""
+"""Results on stdout, in the format asked for."""
 
 import csv
 import json
@@ -98,3 +98,65 @@ def _count(shape: tuple[int, ...]) -> int:
     for side in shape:
         product *= side
     return product
+
+
+def print_json(value: Any) -> None:
+    console.write_out(json.dumps(value, ensure_ascii=True, indent=2) + "\n")
+
+
+def print_settings(settings: dict[str, Any]) -> None:
+    """Nested settings as a table of dotted names and values."""
+    console.print_table(("field", "value"), list(_flat(settings)), right_align=False)
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _flat(inner, f"{prefix}{name}.")
+        else:
+            yield (
+                f"{prefix}{name}",
+                ", ".join(map(str, inner)) if isinstance(inner, list) else str(inner),
+            )
+
+
+def print_finetuning(result: dict[str, Any]) -> None:
+    """The table of the draws and one line with their mean and interval."""
+    draws = result["draws"]
+    rows = [(f"seed {d['seed']}", d["labels"], d["mode"], _percent(d["accuracy"])) for d in draws]
+    console.print_table(("draw", "labels", "mode", "accuracy"), rows)
+    if "mean" not in result:
+        console.write_out("no labelled images were left to test on\n")
+        return
+    low, high = result["ci95"]
+    spread = f" ± {100 * result['std']:.1f} over {len(draws)} draws" if len(draws) > 1 else ""
+    console.write_out(
+        f"accuracy {_percent(result['mean'])}{spread}, 95 % interval {_percent(low)} to "
+        f"{_percent(high)}, on {result['test_images']:,} test images\n"
+    )
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """What `clfew eval` found, on a screen."""
+    low, high = report["ci95"]
+    rows = [
+        (c["class"], c["n"], _percent(c["precision"]), _percent(c["recall"]))
+        for c in report["per_class"]
+    ]
+    console.print_table(("class", "images", "precision", "recall"), rows)
+    for pair in report["most_confused"][:5]:
+        true, predicted = console.printable(pair["true"]), console.printable(pair["predicted"])
+        console.write_out(f"{pair['count']:>5} × {true} taken for {predicted}\n")
+    console.write_out(
+        f"accuracy {_percent(report['accuracy'])}, 95 % interval {_percent(low)} to {_percent(high)}, "
+        f"on {report['n']:,} images\n"
+        f"balanced accuracy {_percent(report['balanced_accuracy'])}, "
+        f"expected calibration error {_percent(report['ece'])}\n"
+    )
+    for step in ("pretraining", "finetuning"):
+        if report[f"seen_in_{step}"]:
+            console.write_out(f"{report[f'seen_in_{step}']:,} of these images were seen in {step}\n")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"

@@ -43,20 +43,20 @@ def knn_head(
 
 
 def folds(labels_L: np.ndarray, seed: int, most: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified (train, validation) index pairs; none where some class has fewer than three labels."""
+    """Stratified (train, validation) index pairs; none where some class has one label."""
     from sklearn.model_selection import StratifiedKFold
 
     smallest = int(np.unique(labels_L, return_counts=True)[1].min())
-    if smallest < 3:
+    if smallest < 2:
         return []
     splitter = StratifiedKFold(min(most, smallest), shuffle=True, random_state=seed)
     return list(splitter.split(np.zeros(len(labels_L)), labels_L))
 
 
 def _choose_strength(inputs_LxD: np.ndarray, labels_L: np.ndarray, seed: int) -> float:
-    splits = folds(labels_L, seed)
-    if not splits:
+    if np.unique(labels_L, return_counts=True)[1].min() < 3:
         return FEW_LABELS_STRENGTH
+    splits = folds(labels_L, seed)
     losses = []
     for strength in STRENGTHS:
         loss = 0.0

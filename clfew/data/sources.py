@@ -8,13 +8,14 @@ import csv
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from clfew.data.decode import EXTENSIONS, read_bytes
+from clfew.data.files import walk_images
 from clfew.errors import UserError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -71,44 +72,6 @@ def open_source(spec: str) -> Source:
             "name a folder, a .csv file with the columns path and label, or hf:NAME.",
         )
     raise UserError(f"There is no folder or file {spec}.", "check the spelling, or give the full path.")
-
-
-def walk_images(folder: Path) -> tuple[list[str], int]:
-    """Paths of image files below `folder`, relative and sorted, and the number of other files.
-
-    Hidden files and folders are passed over; links to folders are followed, each folder once.
-    """
-    images: list[str] = []
-    others = 0
-    seen: set[tuple[int, int]] = set()
-    pending = [""]
-    while pending:
-        relative = pending.pop()
-        status = os.stat(folder / relative)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in _scan(folder / relative):
-            name = f"{relative}/{entry.name}" if relative else entry.name
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
-                continue
-            if entry.is_dir():
-                pending.append(name)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                images.append(name)
-            else:
-                others += 1
-    return sorted(images), others
-
-
-def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            yield from entries
-    except PermissionError:
-        raise UserError(
-            f"The folder {folder} may not be read.", "change its permissions, or name another folder."
-        ) from None
 
 
 def _open_folder(folder: Path) -> Source:

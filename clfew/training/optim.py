@@ -30,7 +30,7 @@ def choose_pretraining(batch: int, steps: int, name: str = "auto") -> tuple[str,
     rate, decay = {
         "lars": (0.075 * math.sqrt(batch), 1e-4),
         "sgd": (0.06 * batch / 256, 5e-4),
-        "adamw": (2e-3, 1e-4),
+        "adamw": (3e-3, 1e-4),
     }[name]
     return name, rate, decay, reason
 

@@ -1,0 +1,89 @@
+"""Finding image files: below a folder, and for the arguments of a command."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from clfew.data.decode import EXTENSIONS
+from clfew.errors import UserError
+
+
+def walk_images(folder: Path) -> tuple[list[str], int]:
+    """Paths of image files below `folder`, relative and sorted, and the number of other files.
+
+    Hidden files and folders are passed over; links to folders are followed, each folder once.
+    """
+    images: list[str] = []
+    others = 0
+    seen: set[tuple[int, int]] = set()
+    pending = [""]
+    while pending:
+        relative = pending.pop()
+        status = os.stat(folder / relative)
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in _scan(folder / relative):
+            name = f"{relative}/{entry.name}" if relative else entry.name
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                continue
+            if entry.is_dir():
+                pending.append(name)
+            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                images.append(name)
+            else:
+                others += 1
+    return sorted(images), others
+
+
+def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except PermissionError:
+        raise UserError(
+            f"The folder {folder} may not be read.", "change its permissions, or name another folder."
+        ) from None
+
+
+def expand(arguments: list[str], stdin: Iterable[str] | None = None) -> Iterator[str]:
+    """The image files that arguments name: files, folders, patterns, and `-` for names on stdin.
+
+    A file named twice comes once. A name on stdin that does not exist comes too, to be reported as
+    a row. Raises UserError at once for an argument that names nothing.
+    """
+    named = [_expand_one(argument, stdin) for argument in arguments]
+    return _unique(chain(*named))
+
+
+def _unique(paths: Iterable[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for path in paths:
+        if path not in seen:
+            seen.add(path)
+            yield path
+
+
+def _expand_one(argument: str, stdin: Iterable[str] | None) -> Iterable[str]:
+    path = Path(argument)
+    if argument == "-":
+        lines = sys.stdin if stdin is None else stdin
+        return (line.rstrip("\r\n") for line in lines if line.strip())
+    if path.is_dir():
+        names, _ = walk_images(path)
+        if not names:
+            raise UserError(f"There are no images in {argument}.", "name a folder with images below it.")
+        return [str(path / name) for name in names]
+    if path.exists() or path.is_symlink():
+        return [argument]
+    found = [name for name in sorted(glob.glob(argument, recursive=True)) if Path(name).is_file()]
+    if not found:
+        is_pattern = glob.has_magic(argument)
+        raise UserError(
+            f"No file matches {argument}." if is_pattern else f"There is no file or folder {argument}.",
+            "** in a pattern reaches subfolders." if is_pattern else "check the spelling of the path.",
+        )
+    return found

@@ -1,0 +1,72 @@
+"""The options of the commands: one definition for each, so that they mean the same everywhere."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Format(str, Enum):
+    table = "table"
+    json = "json"
+
+
+class RowFormat(str, Enum):
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+
+
+def _option(text: str, *names: str, metavar: str | None = None, least: float | None = None) -> Any:
+    return typer.Option(*names, help=text, metavar=metavar, min=least)
+
+
+# In every command.
+Out = Annotated[Path | None, _option("Folder to write; must not exist yet.")]
+From = Annotated[str | None, _option("Run or artifact to work from.", "--from", metavar="RUN|FILE")]
+Seed = Annotated[int, _option("Seed of every random choice.")]
+Device = Annotated[str, _option("auto, cpu, cuda, cuda:1, …")]
+Precision = Annotated[str, _option("auto, bf16 or fp32.")]
+Threads = Annotated[int | None, _option("CPU threads (default: all cores).", least=1)]
+Output = Annotated[Format, _option("Of the result on stdout.", "--format")]
+RowOutput = Annotated[RowFormat, _option("Of the rows on stdout.", "--format")]
+
+# Of training.
+Encoder = Annotated[str, _option("auto, resnet8-w32 and the like, or any torchvision network.")]
+Size = Annotated[int | None, typer.Option(min=8, max=1024, help="Side of the images (default: auto).")]
+Batch = Annotated[int | None, _option("Images a step (default: auto).", least=2)]
+Epochs = Annotated[float | None, _option("Passes over the images.", least=1e-9)]
+Rate = Annotated[float | None, _option("Peak learning rate (default: auto).", "--lr", least=1e-9)]
+
+# Of pretraining.
+Source = Annotated[str | None, typer.Argument(help="Folder, CSV or hf:NAME.")]
+Method = Annotated[str, _option("Self-supervised method: simclr.")]
+Minutes = Annotated[float | None, _option("Time to train for (default: at most 10).", least=0.01)]
+Optimizer = Annotated[str, _option("auto, lars, sgd or adamw.")]
+Temperature = Annotated[float, _option("Of the contrastive loss.", least=0.01)]
+Loss = Annotated[str, _option("nt-xent, or dcl (decoupled, for small batches).")]
+Flip = Annotated[bool, _option("--no-flip where mirror images differ.", "--flip/--no-flip")]
+Transductive = Annotated[bool, _option("Learn from the test split's images too.", "--transductive")]
+Resume = Annotated[Path | None, _option("Go on with an interrupted run.", metavar="RUN")]
+
+# Of fine-tuning and testing.
+Labels = Annotated[
+    str, _option("1%, 40 (in all), 4/class, all, or a CSV of path,label.", metavar="SPEC")
+]
+Labelled = Annotated[
+    str | None,
+    typer.Argument(help="Folder, CSV or hf:NAME (default: ./labeled, else what was pretrained on)."),
+]
+Mode = Annotated[str, _option("auto, full, linear, knn or propagate.")]
+Repeat = Annotated[int, typer.Option(min=1, max=1000, help="Number of label draws.")]
+SameFlip = Annotated[bool | None, _option("As in pretraining, if not given.", "--flip/--no-flip")]
+Tested = Annotated[
+    str | None,
+    typer.Argument(help="Labelled images (default: the test split of what was fine-tuned on)."),
+]
+
+# Of prediction.
+Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]
+Top = Annotated[int, _option("Number of labels a row.", least=1)]

@@ -1,0 +1,308 @@
+"""The pictures of a report, as PNG bytes; in a light and a dark theme.
+
+Class names are untrusted text: they are never read as TeX, are shortened in the middle, and
+characters that no font here can draw become ▯ rather than a warning.
+
+Shape suffixes: N images, M images shown, C classes, D features, S side in pixels, B bins.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import colors, font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+from sklearn.manifold import TSNE
+
+BINS = 15
+MAP_IMAGES = 1500
+"""t-SNE takes a few seconds for this many points; more of them hide one another anyway."""
+NAMED_CLASSES = 20
+"""With more classes than this, counts do not fit a matrix's cells and no legend is readable."""
+DPI = 200  # Shown at half its pixels, a picture is sharp on a dense screen.
+
+# Tableau's ten colours of 2016, made to be told apart on white and on dark.
+_COLOURS = (
+    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#ff9da7",
+    "#8c8c8c",
+)  # fmt: skip
+# Whichever of these is installed draws the characters that DejaVu Sans lacks.
+_MORE_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "WenQuanYi Zen Hei",
+    "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Thai",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours as #rrggbb. right and wrong also differ in lightness, for who cannot see the hue."""
+
+    paper: str
+    ink: str
+    faint: str
+    line: str
+    right: str
+    wrong: str
+
+
+LIGHT = Theme("#ffffff", "#1d2433", "#667085", "#e3e7ee", right="#2459b8", wrong="#e8710a")
+DARK = Theme("#181b22", "#e7eaf0", "#98a1b2", "#2c323d", right="#6aa3ff", wrong="#ff9a3d")
+
+
+def confusion_picture(
+    confusion: Sequence[Sequence[int]], classes: Sequence[str], theme: Theme = LIGHT
+) -> bytes:
+    """Rows are true classes; a cell's colour is its share of the row, on the diagonal in another hue."""
+    counts_CxC = np.asarray(confusion, dtype=np.int64)
+    count = len(counts_CxC)
+    share_CxC = counts_CxC / np.maximum(counts_CxC.sum(1, keepdims=True), 1)
+    named = count <= NAMED_CLASSES
+    # A mistake made for 1 image in 50 is a point of interest, yet next to invisible on a linear ramp.
+    strength_CxC = share_CxC**0.7 if named else share_CxC**0.5
+    hues = np.where(np.eye(count, dtype=bool)[..., None], _rgb(theme.right), _rgb(theme.wrong))
+    paper = _rgb(theme.paper)
+    pixels_CxCx3 = paper + strength_CxC[..., None] * (hues - paper)
+
+    with _style(theme):
+        side = min(max(0.42 * count, 2.4), 6.4) if named else 6.0
+        figure = Figure(figsize=(side, side))
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.imshow(pixels_CxCx3, interpolation="nearest")
+        # Between 40 and a few hundred classes every k-th name is written: as many as fit.
+        shown = range(0, count, 1 if count <= 45 else math.ceil(count / 40))
+        size = 9 if named else 7
+        names = [readable(classes[i], i) for i in shown]
+        slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_yticks(list(shown), names, fontsize=size)
+        axes.set_xticks(list(shown), names, fontsize=size, **slant)
+        axes.tick_params(length=0 if named else 2, pad=4)
+        axes.set(xlabel="predicted", ylabel="true")
+        if named:
+            edges = np.arange(count + 1) - 0.5
+            axes.hlines(edges, -0.5, count - 0.5, theme.line, linewidth=0.6)
+            axes.vlines(edges, -0.5, count - 0.5, theme.line, linewidth=0.6)
+            for (row, column), value in np.ndenumerate(counts_CxC):
+                luma = pixels_CxCx3[row, column] @ (0.299, 0.587, 0.114)
+                colour = theme.faint if not value else LIGHT.paper if luma < 0.55 else LIGHT.ink
+                look: Any = {"ha": "center", "va": "center", "fontsize": 8.5 if count <= 12 else 7}
+                axes.text(column, row, str(value) if value else "·", color=colour, **look)
+        for spine in axes.spines.values():
+            spine.set(visible=not named, color=theme.line)
+        return _png(figure)
+
+
+def reliability_picture(
+    confidence_N: np.ndarray, correct_N: np.ndarray, ece: float, theme: Theme = LIGHT
+) -> bytes:
+    """Accuracy against confidence in 15 bins of equal width, over a histogram of the confidences."""
+    bin_N = np.clip((confidence_N * BINS).astype(np.int64), 0, BINS - 1)
+    count_B = np.bincount(bin_N, minlength=BINS)
+    filled = count_B > 0
+    accuracy_B = np.bincount(bin_N, correct_N, BINS)[filled] / count_B[filled]
+    claimed_B = np.bincount(bin_N, confidence_N, BINS)[filled] / count_B[filled]
+    left_B = np.arange(BINS) / BINS
+
+    with _style(theme):
+        figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
+        bars: Any = {"align": "edge", "width": 1 / BINS, "edgecolor": theme.paper, "linewidth": 1}
+        top.bar(left_B[filled], accuracy_B, color=theme.right, **bars)
+        low_B, gap_B = np.minimum(accuracy_B, claimed_B), np.abs(accuracy_B - claimed_B)
+        gap: Any = {"facecolor": theme.wrong + "66", "edgecolor": theme.wrong}
+        top.bar(left_B[filled], gap_B, bottom=low_B, **{**bars, **gap})
+        dashes: Any = {"color": theme.faint, "linestyle": (0, (4, 3)), "linewidth": 1.2}
+        top.plot([0, 1], [0, 1], **dashes)
+        top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+        top.set_title(f"Expected calibration error {100 * ece:.1f} %", loc="left", pad=28)
+        handles = [Patch(color=theme.right), Patch(**gap), Line2D([], [], **dashes)]
+        names = ["share right", "gap to the confidence", "as it should be"]
+        top.legend(handles, names, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3)
+        bottom.bar(left_B, count_B, color=theme.faint, **bars)
+        bottom.set(xlabel="confidence", ylabel="images", ylim=(0, count_B.max() * 1.08))
+        bottom.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+        for axes in (top, bottom):
+            _quiet(axes)
+        return _png(figure)
+
+
+def embed(features_NxD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Which images are shown (M,) and where (M, 2): PCA to 50 dimensions, then t-SNE.
+
+    A random 1,500 images at most. Below 10 images t-SNE has no neighbourhoods to keep: PCA alone.
+    """
+    random = np.random.default_rng(seed)
+    shown_M = np.sort(random.permutation(len(features_NxD))[:MAP_IMAGES])
+    features_MxD = np.nan_to_num(features_NxD[shown_M].astype(np.float64), posinf=0.0, neginf=0.0)
+    features_MxD -= features_MxD.mean(0)
+    left, values, _ = np.linalg.svd(features_MxD, full_matrices=False)
+    principal = (left * values)[:, :50]
+    principal = np.pad(principal, ((0, 0), (0, max(0, 2 - principal.shape[1]))))
+    first = principal[:, :2]
+    if len(shown_M) < 10 or np.ptp(principal) < 1e-9:
+        return shown_M, first
+    # t-SNE starts small (Kobak and Berens 2019), and features of equal value would start at 0 / 0.
+    start = first / max(first[:, 0].std(), 1e-12) * 1e-4
+    perplexity = min(30.0, (len(shown_M) - 1) / 3)
+    tsne = TSNE(perplexity=perplexity, init=start, learning_rate="auto", random_state=seed)
+    return shown_M, tsne.fit_transform(principal)
+
+
+def embedding_picture(
+    points_Mx2: np.ndarray,
+    labels_M: np.ndarray,
+    wrong_M: np.ndarray,
+    classes: Sequence[str],
+    theme: Theme = LIGHT,
+) -> bytes:
+    """The map that `embed` gives, coloured by true class; wrong predictions have a dark ring."""
+    count, named = len(classes), len(classes) <= NAMED_CLASSES
+    wheel = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
+    colour_Cx4 = colors.to_rgba_array([_COLOURS[i % 10] for i in range(count)]) if named else wheel
+    marker_C = ["s" if named and i >= 10 else "o" for i in range(count)]
+    edge_Mx4 = colors.to_rgba_array([theme.ink if wrong else "#00000000" for wrong in wrong_M])
+    size = float(np.clip(9000 / len(points_Mx2), 16, 60))
+
+    with _style(theme):
+        figure = Figure(figsize=(6.6 if named else 5.4, 5.0), layout="constrained")
+        axes = figure.subplots()
+        for marker in sorted(set(marker_C)):
+            # Those predicted wrong come last, on top.
+            drawn = [i for i in np.argsort(wrong_M, kind="stable") if marker_C[labels_M[i]] == marker]
+            look: Any = {"color": colour_Cx4[labels_M[drawn]], "edgecolors": edge_Mx4[drawn]}
+            axes.scatter(*points_Mx2[drawn].T, size, marker=marker, linewidths=1.1, **look)
+        dots: list[dict[str, Any]] = [{"marker": "o", "mfc": "none", "mec": theme.ink}]
+        names, place = ["predicted wrong"], {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+        if named:
+            present = np.unique(labels_M)
+            dots = [{"marker": marker_C[i], "color": colour_Cx4[i]} for i in present] + dots
+            names = [readable(classes[i], int(i)) for i in present] + names
+            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        handles = [Line2D([], [], linestyle="", markersize=6, **dot) for dot in dots]
+        # The names are put in afterwards: matplotlib leaves out a name that begins with _.
+        legend = axes.legend(handles, ["-"] * len(handles), **place)
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(name)
+        axes.set(xticks=[], yticks=[])
+        axes.margins(0.04)
+        for spine in axes.spines.values():
+            spine.set_color(theme.line)
+        return _png(figure)
+
+
+def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LIGHT) -> bytes:
+    """Loss over epochs from the rows of metrics.jsonl, the learning rate lightly behind it."""
+    kept = [row for row in rows if _finite(row.get("loss"))]
+    epochs = [float(row.get("epoch", row.get("step", i))) for i, row in enumerate(kept)]
+    loss = np.array([float(row["loss"]) for row in kept])
+
+    with _style(theme):
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        axes = figure.subplots()
+        marker = "o" if len(kept) == 1 else None
+        window = len(loss) // 25
+        if window > 1:
+            axes.plot(epochs, loss, color=theme.right, alpha=0.3, linewidth=0.8)
+            ones = np.ones(window)
+            loss = np.convolve(loss, ones, "same") / np.convolve(np.ones(len(loss)), ones, "same")
+        axes.plot(epochs, loss, color=theme.right, linewidth=1.8, marker=marker)
+        axes.set(xlabel="epoch", ylabel="loss")
+        axes.set_title(readable(title, 0, 40), loc="left")
+        _quiet(axes)
+        if kept and all(_finite(row.get("lr")) for row in kept):
+            rates = [row["lr"] for row in kept]
+            second = axes.twinx()
+            second.plot(epochs, rates, color=theme.faint, linewidth=1, linestyle=(0, (2, 2)))
+            second.set_ylim(0, max(max(rates) * 1.15, 1e-12))
+            second.set_ylabel("learning rate (dotted)", color=theme.faint)
+            second.tick_params(colors=theme.faint)
+            _quiet(second, grid=False)
+        return _png(figure)
+
+
+def thumbnail(image_SxSx3: np.ndarray, aspect: float, longest: int = 160) -> tuple[bytes, str]:
+    """An image stored as a square, at its own aspect (width / height): its bytes and their MIME type.
+
+    Never enlarged. Small images are kept exactly, as PNG; larger ones as JPEG.
+    """
+    aspect = float(np.clip(aspect, 1 / 8, 8)) if math.isfinite(aspect) and aspect > 0 else 1.0
+    side = min(len(image_SxSx3), longest)
+    size = (max(1, round(side * min(aspect, 1))), max(1, round(side / max(aspect, 1))))
+    image = Image.fromarray(np.ascontiguousarray(image_SxSx3, dtype=np.uint8))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if side <= 64:
+        image.save(buffer, "PNG", optimize=True)
+        return buffer.getvalue(), "image/png"
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue(), "image/jpeg"
+
+
+def readable(name: str, index: int, limit: int = 18) -> str:
+    """`name` on one line, shortened in the middle, as the fonts can write it: at worst "class 3"."""
+    name = " ".join(name.split())
+    if not name.isascii():
+        name = "".join(c if ord(c) in _drawable() else "▯" for c in name)
+    name = "".join(c if c.isprintable() else "▯" for c in name)
+    if not name.replace("▯", "").strip():
+        return f"class {index + 1}"
+    return name if len(name) <= limit else f"{name[: limit - 7]}…{name[-6:]}"
+
+
+@cache
+def _fonts() -> list[str]:
+    """DejaVu Sans, which comes with matplotlib, and what more is installed: naming others would warn."""
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _MORE_FONTS if name in installed)]
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    paths = [font_manager.findfont(name) for name in _fonts()]
+    return frozenset(code for path in paths for code in font_manager.get_font(path).get_charmap())
+
+
+def _style(theme: Theme) -> Any:
+    """A context of matplotlib's settings; a Figure of its own needs no pyplot and no display."""
+    settings: Any = {
+        "text.parse_math": False, "text.usetex": False, "font.family": _fonts(), "font.size": 9,
+        "text.color": theme.ink, "axes.labelcolor": theme.faint, "xtick.color": theme.faint,
+        "ytick.color": theme.faint, "xtick.labelcolor": theme.ink, "ytick.labelcolor": theme.ink,
+        "axes.facecolor": theme.paper, "figure.facecolor": theme.paper, "savefig.facecolor": theme.paper,
+        "axes.titlesize": 10, "axes.edgecolor": theme.line, "axes.axisbelow": True,
+        "grid.color": theme.line, "legend.frameon": False, "legend.fontsize": 8.5,
+        "legend.handletextpad": 0.5, "legend.columnspacing": 1.4, "legend.borderaxespad": 0.3,
+    }  # fmt: skip
+    return matplotlib.rc_context(settings)
+
+
+def _quiet(axes: Axes, grid: bool = True) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0)
+    if grid:
+        axes.grid(axis="y")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+    return buffer.getvalue()
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array(colors.to_rgb(colour))
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
