@@ -19,7 +19,7 @@ from clfew.data.store import open_store
 from clfew.evaluate import evaluate
 from clfew.files import write_bytes, write_json
 from clfew.finetune import finetune
-from clfew.pictures import label_efficiency
+from clfew.label_efficiency import draw_label_efficiency
 from clfew.predict import predict
 from clfew.pretrain import pretrain
 from clfew.probes import linear_head
@@ -58,7 +58,7 @@ def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -
         console.write_out(f"{row.path}  {label} {100 * probability:.0f} %\n")
     seconds = time.monotonic() - started
     write_json(folder / "demo.json", rows)
-    write_bytes(folder / "label-efficiency.png", label_efficiency(rows, METHODS))
+    write_bytes(folder / "label-efficiency.png", draw_label_efficiency(rows, METHODS))
     _show(rows, folder, seconds)
     return folder
 

@@ -5,6 +5,7 @@ every other name is one of torchvision's classification networks without its cla
 """
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -17,6 +18,15 @@ SMALL_IMAGE = 64
 """Up to this size a torchvision network gets a 3×3 stem without max-pool (SimCLR, appendix B.9)."""
 
 _SMALL_RESNET = re.compile(r"resnet(\d+)-w(\d+)")
+
+
+_REGISTERED: dict[str, Callable[[int], nn.Module]] = {}
+
+
+def register_encoder(name: str, build: Callable[[int], nn.Module]) -> None:
+    """Makes `build(size)` the encoder `name`: a network from normalised images (N, 3, size, size) to
+    features (N, dim). An artifact of it can be loaded wherever the same name is registered."""
+    _REGISTERED[name] = build
 
 
 class Encoder(nn.Module):
@@ -81,19 +91,19 @@ def _small_resnet(depth: int, width: int, size: int) -> nn.Module:
             outputs = width * 2**stage
             layers.append(_Block(inputs, outputs, 2 if stage > 0 and block == 0 else 1))
             inputs = outputs
+    for module in nn.Sequential(*layers).modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def _build_backbone(name: str, size: int) -> nn.Module:
+    if name in _REGISTERED:
+        return _REGISTERED[name](size)
     small = _SMALL_RESNET.fullmatch(name)
     if small and (int(small[1]) - 2) % 6 == 0 and int(small[1]) >= 8 and 4 <= int(small[2]) <= 512:
-        backbone = _small_resnet(int(small[1]), int(small[2]), size)
-    else:
-        backbone = _torchvision_backbone(name, size)
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d) and isinstance(backbone, nn.Sequential):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return backbone
+        return _small_resnet(int(small[1]), int(small[2]), size)
+    return _torchvision_backbone(name, size)
 
 
 def _torchvision_backbone(name: str, size: int) -> nn.Module:

@@ -66,11 +66,18 @@ def evaluate(
     write_json(run.folder / "report.json", report)
     if store.bad:
         write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
+    pixels = np.asarray(store.pixels)
     details = ReportDetails(
-        probabilities=probabilities, labels=labels, images=store.pixels, rows=test,
-        aspects=store.aspects, features=features, identities=opened.identities,
-        curves=_curves(artifact, about), commands=_commands(about, artifact), settings=_settings(about),
-    )  # fmt: skip
+        probabilities=probabilities,
+        labels=labels,
+        images=[pixels[i] for i in test],  # Views: of a large test only the images shown are read.
+        aspects=store.aspects[test],
+        features=features,
+        identities=[opened.identities[i] for i in test],
+        curves=_curves(artifact, about),
+        commands=_commands(about, artifact),
+        settings=_settings(about),
+    )
     write_report(run.folder, report, details)
     console.say(f"report     {run.folder / 'report.html'}")
     return run.folder, report

@@ -20,7 +20,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from sklearn.manifold import TSNE
 
@@ -68,9 +67,9 @@ def confusion_picture(
     share_CxC = counts_CxC / np.maximum(counts_CxC.sum(1, keepdims=True), 1)
     named = count <= NAMED_CLASSES
     # A mistake made for 1 image in 50 is a point of interest, yet next to invisible on a linear ramp.
-    strength_CxC = share_CxC**0.7 if named else share_CxC**0.5
-    hues = np.where(np.eye(count, dtype=bool)[..., None], _rgb(theme.right), _rgb(theme.wrong))
-    paper = _rgb(theme.paper)
+    strength_CxC = share_CxC ** (0.7 if named else 0.5)
+    right, wrong, paper = (np.array(colors.to_rgb(c)) for c in (theme.right, theme.wrong, theme.paper))
+    hues = np.where(np.eye(count, dtype=bool)[..., None], right, wrong)
     pixels_CxCx3 = paper + strength_CxC[..., None] * (hues - paper)
 
     with _style(theme):
@@ -82,7 +81,9 @@ def confusion_picture(
         shown = range(0, count, 1 if count <= 45 else math.ceil(count / 40))
         size = 9 if named else 7
         names = [readable(classes[i], i) for i in shown]
-        slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        # Names in a row fit side by side at some 12 letters an inch.
+        slanted = max(map(len, names)) * count > 12 * side
+        slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
         axes.set_yticks(list(shown), names, fontsize=size)
         axes.set_xticks(list(shown), names, fontsize=size, **slant)
         axes.tick_params(length=0 if named else 2, pad=4)
@@ -91,13 +92,12 @@ def confusion_picture(
             edges = np.arange(count + 1) - 0.5
             axes.hlines(edges, -0.5, count - 0.5, theme.line, linewidth=0.6)
             axes.vlines(edges, -0.5, count - 0.5, theme.line, linewidth=0.6)
-            for (row, column), value in np.ndenumerate(counts_CxC):
+            for row, column in np.argwhere(counts_CxC):
                 luma = pixels_CxCx3[row, column] @ (0.299, 0.587, 0.114)
-                colour = theme.faint if not value else LIGHT.paper if luma < 0.55 else LIGHT.ink
+                colour = LIGHT.paper if luma < 0.55 else LIGHT.ink
                 look: Any = {"ha": "center", "va": "center", "fontsize": 8.5 if count <= 12 else 7}
-                axes.text(column, row, str(value) if value else "·", color=colour, **look)
-        for spine in axes.spines.values():
-            spine.set(visible=not named, color=theme.line)
+                axes.text(column, row, str(counts_CxC[row, column]), color=colour, **look)
+        axes.spines[:].set(visible=not named, color=theme.line)
         return _png(figure)
 
 
@@ -118,7 +118,7 @@ def reliability_picture(
         bars: Any = {"align": "edge", "width": 1 / BINS, "edgecolor": theme.paper, "linewidth": 1}
         top.bar(left_B[filled], accuracy_B, color=theme.right, **bars)
         low_B, gap_B = np.minimum(accuracy_B, claimed_B), np.abs(accuracy_B - claimed_B)
-        gap: Any = {"facecolor": theme.wrong + "66", "edgecolor": theme.wrong}
+        gap: Any = {"facecolor": theme.wrong + "33", "edgecolor": theme.wrong, "hatch": "/////"}
         top.bar(left_B[filled], gap_B, bottom=low_B, **{**bars, **gap})
         dashes: Any = {"color": theme.faint, "linestyle": (0, (4, 3)), "linewidth": 1.2}
         top.plot([0, 1], [0, 1], **dashes)
@@ -129,9 +129,8 @@ def reliability_picture(
         top.legend(handles, names, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3)
         bottom.bar(left_B, count_B, color=theme.faint, **bars)
         bottom.set(xlabel="confidence", ylabel="images", ylim=(0, count_B.max() * 1.08))
-        bottom.yaxis.set_major_locator(MaxNLocator(3, integer=True))
-        for axes in (top, bottom):
-            _quiet(axes)
+        bottom.locator_params(axis="y", nbins=3, integer=True)
+        _quiet(top, bottom)
         return _png(figure)
 
 
@@ -140,8 +139,8 @@ def embed(features_NxD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
     A random 1,500 images at most. Below 10 images t-SNE has no neighbourhoods to keep: PCA alone.
     """
-    random = np.random.default_rng(seed)
-    shown_M = np.sort(random.permutation(len(features_NxD))[:MAP_IMAGES])
+    shuffled_N = np.random.default_rng(seed).permutation(len(features_NxD))
+    shown_M = np.sort(shuffled_N[:MAP_IMAGES])
     features_MxD = np.nan_to_num(features_NxD[shown_M].astype(np.float64), posinf=0.0, neginf=0.0)
     features_MxD -= features_MxD.mean(0)
     left, values, _ = np.linalg.svd(features_MxD, full_matrices=False)
@@ -170,23 +169,25 @@ def embedding_picture(
     colour_Cx4 = colors.to_rgba_array([_COLOURS[i % 10] for i in range(count)]) if named else wheel
     marker_C = ["s" if named and i >= 10 else "o" for i in range(count)]
     edge_Mx4 = colors.to_rgba_array([theme.ink if wrong else "#00000000" for wrong in wrong_M])
-    size = float(np.clip(9000 / len(points_Mx2), 16, 60))
+    size = float(np.clip(15000 / len(points_Mx2), 16, 60))
 
     with _style(theme):
-        figure = Figure(figsize=(6.6 if named else 5.4, 5.0), layout="constrained")
+        figure = Figure(figsize=(9.2 if named else 8.0, 5.4), layout="constrained")
         axes = figure.subplots()
         for marker in sorted(set(marker_C)):
             # Those predicted wrong come last, on top.
             drawn = [i for i in np.argsort(wrong_M, kind="stable") if marker_C[labels_M[i]] == marker]
             look: Any = {"color": colour_Cx4[labels_M[drawn]], "edgecolors": edge_Mx4[drawn]}
-            axes.scatter(*points_Mx2[drawn].T, size, marker=marker, linewidths=1.1, **look)
+            x, y = points_Mx2[drawn].T
+            axes.scatter(x, y, size, marker=marker, linewidths=0.9, **look)
         dots: list[dict[str, Any]] = [{"marker": "o", "mfc": "none", "mec": theme.ink}]
-        names, place = ["predicted wrong"], {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+        place: Any = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+        names = ["predicted wrong"]
         if named:
             present = np.unique(labels_M)
             dots = [{"marker": marker_C[i], "color": colour_Cx4[i]} for i in present] + dots
             names = [readable(classes[i], int(i)) for i in present] + names
-            place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+            place["loc"], place["bbox_to_anchor"] = "center left", (1.0, 0.5)
         handles = [Line2D([], [], linestyle="", markersize=6, **dot) for dot in dots]
         # The names are put in afterwards: matplotlib leaves out a name that begins with _.
         legend = axes.legend(handles, ["-"] * len(handles), **place)
@@ -194,31 +195,29 @@ def embedding_picture(
             text.set_text(name)
         axes.set(xticks=[], yticks=[])
         axes.margins(0.04)
-        for spine in axes.spines.values():
-            spine.set_color(theme.line)
+        axes.spines[:].set_color(theme.line)
         return _png(figure)
 
 
 def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LIGHT) -> bytes:
     """Loss over epochs from the rows of metrics.jsonl, the learning rate lightly behind it."""
-    kept = [row for row in rows if _finite(row.get("loss"))]
+    kept = [row for row in rows if math.isfinite(row.get("loss", math.nan))]
     epochs = [float(row.get("epoch", row.get("step", i))) for i, row in enumerate(kept)]
     loss = np.array([float(row["loss"]) for row in kept])
 
     with _style(theme):
-        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        figure = Figure(figsize=(4.7, 3.0), layout="constrained")
         axes = figure.subplots()
-        marker = "o" if len(kept) == 1 else None
         window = len(loss) // 25
         if window > 1:
             axes.plot(epochs, loss, color=theme.right, alpha=0.3, linewidth=0.8)
             ones = np.ones(window)
             loss = np.convolve(loss, ones, "same") / np.convolve(np.ones(len(loss)), ones, "same")
-        axes.plot(epochs, loss, color=theme.right, linewidth=1.8, marker=marker)
+        axes.plot(epochs, loss, color=theme.right, linewidth=1.8, marker="o" if len(kept) == 1 else "")
         axes.set(xlabel="epoch", ylabel="loss")
         axes.set_title(readable(title, 0, 40), loc="left")
         _quiet(axes)
-        if kept and all(_finite(row.get("lr")) for row in kept):
+        if kept and all("lr" in row for row in kept):
             rates = [row["lr"] for row in kept]
             second = axes.twinx()
             second.plot(epochs, rates, color=theme.faint, linewidth=1, linestyle=(0, (2, 2)))
@@ -286,23 +285,16 @@ def _style(theme: Theme) -> Any:
     return matplotlib.rc_context(settings)
 
 
-def _quiet(axes: Axes, grid: bool = True) -> None:
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0)
-    if grid:
-        axes.grid(axis="y")
+def _quiet(*several: Axes, grid: bool = True) -> None:
+    for axes in several:
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0, pad=6)
+        axes.grid(grid, axis="y")
 
 
 def _png(figure: Figure) -> bytes:
+    """A figure without a layout of its own is cropped to what is drawn, which takes drawing it twice."""
+    box = None if figure.get_layout_engine() else "tight"
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=box, pad_inches=0.08)
     return buffer.getvalue()
-
-
-def _rgb(colour: str) -> np.ndarray:
-    return np.array(colors.to_rgb(colour))
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

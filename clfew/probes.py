@@ -11,8 +11,10 @@ from torch import nn
 
 from clfew.classifier import NeighbourHead
 
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Candidates for C, the inverse of logistic regression's L2 penalty, on standardised features."""
+
+_WORTH_THREADS = 5_000_000
 
 FEW_LABELS_STRENGTH = 0.1
 """Where there are too few labels for cross-validation."""
@@ -79,9 +81,12 @@ def _logistic(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (C, D) and biases (C,) of multinomial logistic regression."""
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
 
     model = LogisticRegression(C=strength, max_iter=1000)
-    model.fit(inputs_LxD, labels_L, sample_weight=weights_L)
+    # A few labels make matrices so small that threads cost many times what they save.
+    with threadpool_limits(1 if inputs_LxD.size < _WORTH_THREADS else None):
+        model.fit(inputs_LxD, labels_L, sample_weight=weights_L)
     weight = np.zeros((classes, inputs_LxD.shape[1]))
     bias = np.full(classes, -1e4)  # A class without a label is never predicted.
     if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes.

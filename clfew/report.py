@@ -21,7 +21,7 @@ from clfew.console import printable
 from clfew.files import write_bytes, write_text
 
 MISTAKES = 24
-PAIRS = 8
+PAIRS = 6
 SAMPLE_CLASSES = 30
 SAMPLES = 6
 
@@ -30,15 +30,15 @@ SAMPLES = 6
 class ReportDetails:
     """What a report shows beyond its figures.
 
-    probabilities: float32 (N, C). labels: int64 (N,), the true classes. images: uint8 (N, S, S, 3),
-    squeezed to squares; only the rows shown are read. aspects: float32 (N,), width / height before
+    probabilities: float32 (N, C). labels: int64 (N,), the true classes. images: N of uint8 (S, S, 3),
+    squeezed to squares; only those shown are read. aspects: float32 (N,), width / height before
     that. features: float32 (N, D). identities: file names. curves: rows of metrics.jsonl by step
     ("pretrain", "finetune"). commands: what was typed. settings: by step, nested as they come.
     """
 
     probabilities: np.ndarray
     labels: np.ndarray
-    images: np.ndarray
+    images: Sequence[np.ndarray]
     aspects: np.ndarray
     features: np.ndarray
     identities: list[str]
@@ -93,7 +93,7 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
             if f"curve {name}" in drawn
         ],
         per_class=_per_class(report["per_class"]),
-        commands=details.commands,
+        commands=[printable(command) for command in details.commands],
         settings=[(step, flatten(values)) for step, values in details.settings.items()],
     )
 

@@ -1,0 +1,38 @@
+"""The picture of what labels buy: accuracy over the number of labels, one line a method."""
+
+import io
+from typing import Any
+
+from matplotlib.figure import Figure
+
+_STYLES = (("#8a8f98", "s", ":"), ("#c98a3d", "^", "--"), ("#2459b8", "o", "-"))
+
+
+def draw_label_efficiency(rows: list[dict[str, Any]], titles: dict[str, str]) -> bytes:
+    """A PNG of accuracy (mean, and the spread of the draws as bars) against labels.
+
+    rows: with `labels`, `method`, `mean`, `std`. titles: what each method is called, in the order of
+    the legend from the bottom up.
+    """
+    figure = Figure(figsize=(6.4, 4), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    for (method, title), (colour, marker, line) in zip(titles.items(), _STYLES, strict=False):
+        of_method = sorted((r for r in rows if r["method"] == method), key=lambda r: r["labels"])
+        axes.errorbar(
+            [r["labels"] for r in of_method], [100 * r["mean"] for r in of_method],
+            yerr=[100 * r["std"] for r in of_method], label=title, color=colour, marker=marker,
+            linestyle=line, linewidth=2, capsize=3,
+        )  # fmt: skip
+    budgets = sorted({r["labels"] for r in rows})
+    axes.set_xscale("log")
+    axes.set_xticks(budgets, [f"{n}" for n in budgets])
+    axes.minorticks_off()
+    axes.set_xlabel("labels used, in all")
+    axes.set_ylabel("accuracy on unseen images, %")
+    axes.grid(axis="y", color="#e3e7ee")
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, names = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], names[::-1], frameon=False, loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,54 @@
+"""Read a classifier without clfew: only safetensors, torch and torchvision.
+
+    clfew pretrain ./unlabeled --encoder resnet18 --size 96
+    clfew finetune --labels 1% --mode linear
+    python examples/read_artifact.py runs/finetune-1/classifier.safetensors image.jpg
+
+Prints what the file says of itself and classifies the image. For images of more than 64 pixels the
+network is torchvision's own; up to 64 its stem is a 3×3 convolution without max-pool.
+"""
+
+import json
+import sys
+
+import torch
+import torchvision
+from PIL import Image
+from safetensors import safe_open
+from torchvision.transforms.v2 import functional as F
+
+
+def main(artifact: str, image_file: str) -> None:
+    with safe_open(artifact, framework="pt") as file:
+        about = json.loads(file.metadata()["clfew"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for field in ("kind", "encoder", "size", "side", "mean", "std", "mode", "classes"):
+        print(f"{field:<8} {about[field]}")
+
+    network = torchvision.models.get_model(about["encoder"])
+    network.fc = torch.nn.Identity()
+    if about["size"] <= 64:
+        network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        network.maxpool = torch.nn.Identity()
+    prefix = "classifier.encoder.backbone."
+    weights = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+    network.load_state_dict(weights)
+    network.eval()
+
+    # As clfew stores and views images: squeezed to a square, then resized with antialiasing. (Of
+    # images longer than 4:3 clfew also cuts the ends off.)
+    image = Image.open(image_file).convert("RGB").resize((about["side"],) * 2, Image.Resampling.BICUBIC)
+    pixels = F.to_dtype(F.to_image(image), torch.float32, scale=True)
+    pixels = F.resize(pixels, [about["size"]] * 2, antialias=True)
+    pixels = F.normalize(pixels, about["mean"], about["std"])
+    with torch.no_grad():
+        features = network(pixels[None])
+        logits = features @ tensors["classifier.head.weight"].T + tensors["classifier.head.bias"]
+    for name, share in zip(about["classes"], logits.softmax(1)[0].tolist(), strict=True):
+        print(f"{share:6.1%}  {name}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
