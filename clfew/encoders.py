@@ -72,12 +72,19 @@ class _Block(nn.Module):
         return torch.relu(self.bn2(self.conv2(hidden)) + self.shortcut(x))
 
 
-def _small_resnet(depth: int, width: int, size: int) -> nn.Module:
+def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
     """Three stages of (depth - 2) / 6 blocks, as in He et al.'s CIFAR networks, `width` channels first.
 
     The stem brings the image to 12 to 24 pixels a side before the stages begin: in a short budget
     more epochs are worth more than more pixels.
     """
+    # Widths in eights fill the CPU's vectors. (With 4 or 6 channels, torch 2.15's channels-last
+    # backward pass of a strided 1×1 convolution writes beyond its memory on AVX2.)
+    if depth < 8 or (depth - 2) % 6 or not 8 <= width <= 512 or width % 8:
+        raise UserError(
+            f"There is no encoder named '{name}'.",
+            "small ResNets are resnetD-wW with D = 8, 14, 20, … and W = 8, 16, 24, … 512.",
+        )
     blocks = (depth - 2) // 6
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 3, 2 if size >= 24 else 1, 1, bias=False),
@@ -101,8 +108,8 @@ def _build_backbone(name: str, size: int) -> nn.Module:
     if name in _REGISTERED:
         return _REGISTERED[name](size)
     small = _SMALL_RESNET.fullmatch(name)
-    if small and (int(small[1]) - 2) % 6 == 0 and int(small[1]) >= 8 and 4 <= int(small[2]) <= 512:
-        return _small_resnet(int(small[1]), int(small[2]), size)
+    if small:
+        return _small_resnet(name, int(small[1]), int(small[2]), size)
     return _torchvision_backbone(name, size)
 
 
