@@ -235,6 +235,9 @@ def demo(
 def main() -> NoReturn:
     """The `clfew` command. Exit codes: 0 done, 1 the user can mend it, 2 wrong usage, 128 + signal."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # Read by OpenMP when torch is loaded. Threads that wait by spinning take the cores from whatever
+    # else runs: beside one other busy process a step took half as long again.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as error:
@@ -244,6 +247,8 @@ def main() -> NoReturn:
         if stopped.resume:
             console.say("stopped; the state is saved. To go on:")
             console.next_command(stopped.resume)
+        else:
+            console.say("stopped; nothing was saved")
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         sys.exit(130)
