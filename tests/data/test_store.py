@@ -1,0 +1,232 @@
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from clfew.data import store
+from clfew.data.cache import clear_stores, list_stores
+from clfew.data.decode import load_square
+from clfew.data.sources import open_source
+from clfew.data.store import content_digest, open_store, typical_side
+from clfew.errors import UserError
+
+
+@pytest.fixture
+def folder(image_folder):
+    return image_folder({"cat": 3, "dog": 3})
+
+
+def leftovers(cache):
+    return [path.name for path in cache.iterdir() if not (path / "store.json").exists()]
+
+
+def forbid_decoding(monkeypatch):
+    def fail(content, side):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(store, "load_square", fail)
+
+
+def test_pixels_aspects_and_digests_are_those_of_each_file(folder, put):
+    put(folder / "cat" / "wide.png", width=30, height=20)
+    source = open_source(str(folder))
+    opened = open_store(source, 12)
+    assert opened.pixels.shape == (7, 12, 12, 3) and opened.side == 12
+    assert opened.good.tolist() == list(range(7)) and opened.bad == []
+    for i, name in enumerate(source.identities):
+        content = (folder / name).read_bytes()
+        pixels, aspect = load_square(content, 12)
+        assert np.array_equal(opened.pixels[i], pixels)
+        assert opened.aspects[i] == pytest.approx(aspect)
+        assert opened.digests[i] == content_digest(content)
+    assert opened.aspects.max() == pytest.approx(1.5)
+
+
+def test_opening_again_does_not_decode(folder, monkeypatch):
+    first = open_store(open_source(str(folder)), 12)
+    forbid_decoding(monkeypatch)
+    again = open_store(open_source(str(folder)), 12)
+    assert np.array_equal(first.pixels, again.pixels)
+    assert np.array_equal(first.digests, again.digests)
+    with pytest.raises(AssertionError, match="decoded again"):
+        open_store(open_source(str(folder)), 13)
+
+
+def test_a_changed_folder_gets_a_new_store(folder, put):
+    before = open_store(open_source(str(folder)), 12)
+    put(folder / "cat" / "000.png", label=4, width=17)
+    after = open_store(open_source(str(folder)), 12)
+    assert not np.array_equal(before.pixels[0], after.pixels[0])
+    assert np.array_equal(before.pixels[1:], after.pixels[1:])
+
+
+def test_bad_images_are_listed_with_a_reason_and_left_out(folder):
+    (folder / "cat" / "001.png").write_bytes(b"<html>")
+    (folder / "dog" / "000.png").write_bytes(b"")
+    source = open_source(str(folder))
+    for _ in range(2):  # Built, then read back.
+        opened = open_store(source, 12)
+        assert opened.good.tolist() == [0, 2, 4, 5]
+        assert [name for name, _ in opened.bad] == ["cat/001.png", "dog/000.png"]
+        assert ["not an image" in opened.bad[0][1], opened.bad[1][1]] == [True, "empty file"]
+
+
+def test_more_than_half_bad_is_a_user_error_that_leaves_nothing(folder, cache):
+    for name in ("cat/000", "cat/001", "cat/002"):
+        (folder / f"{name}.png").write_bytes(b"broken")
+    assert len(open_store(open_source(str(folder)), 12).bad) == 3
+    (folder / "dog" / "000.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"4 of 6 images .* cat/000.png: not an image"):
+        open_store(open_source(str(folder)), 12)
+    assert len(list(cache.iterdir())) == 1 and leftovers(cache) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_build_that_fails_leaves_nothing_behind(folder, cache, error):
+    def fail(done, total):
+        if done == total:
+            raise error
+
+    with pytest.raises(error):
+        open_store(open_source(str(folder)), 12, fail)
+    assert list(cache.iterdir()) == []
+    assert len(open_store(open_source(str(folder)), 12).good) == 6
+
+
+def test_too_little_space_is_a_user_error_before_anything_is_decoded(folder, cache, monkeypatch):
+    forbid_decoding(monkeypatch)
+    usage = type(store.shutil.disk_usage("/"))(100, 90, 10)
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="2,592 bytes") as error:
+        open_store(open_source(str(folder)), 12)
+    assert "CLFEW_CACHE" in error.value.hint
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_made_is_a_user_error(folder, cache, monkeypatch):
+    (cache / "file").write_text("")
+    monkeypatch.setenv("CLFEW_CACHE", str(cache / "file" / "below"))
+    with pytest.raises(UserError, match="cannot be kept"):
+        open_store(open_source(str(folder)), 12)
+
+
+def dead_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_killed_builds_left_is_swept_and_what_lives_is_kept(folder, cache):
+    host = socket.gethostname()
+    dead = cache / f".{host}-{dead_process()}-abc"
+    alive = cache / f".{host}-{os.getpid()}-abc"
+    other_machine = cache / f".not-{host}-{dead_process()}-abc"
+    for path in (dead, alive, other_machine):
+        path.mkdir()
+        (path / "pixels.safetensors").write_bytes(bytes(10))
+    open_store(open_source(str(folder)), 12)
+    assert not dead.exists() and alive.exists() and other_machine.exists()
+
+
+def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
+    # Each waits, its images decoded, until the other has come as far: both rename.
+    program = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from clfew.data import store
+        from clfew.data.sources import open_source
+
+        folder, meeting, me, other = sys.argv[1:]
+
+        def progress(done, total):
+            if done == total:
+                Path(meeting, me).touch()
+                end = time.monotonic() + 60
+                while not Path(meeting, other).exists():
+                    assert time.monotonic() < end, "the other did not come"
+                    time.sleep(0.01)
+
+        opened = store.open_store(open_source(folder), 12, progress)
+        print(len(opened.good), int(opened.pixels.astype("int64").sum()))
+    """)
+    builders = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(folder), str(tmp_path), *names],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for names in (("a", "b"), ("b", "a"))
+    ]  # fmt: skip
+    results = [builder.communicate(timeout=90) for builder in builders]
+    assert [builder.returncode for builder in builders] == [0, 0], results
+    expected = int(open_store(open_source(str(folder)), 12).pixels.astype("int64").sum())
+    assert [out.split() for out, _ in results] == [["6", str(expected)]] * 2
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_damaged_store_is_a_user_error_that_clearing_mends(folder, cache):
+    source = open_source(str(folder))
+    open_store(source, 12)
+    pixels = next(cache.glob("*/pixels.safetensors"))
+    pixels.write_bytes(pixels.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged") as error:
+        open_store(source, 12)
+    assert "clfew cache --clear" in error.value.hint
+    clear_stores()
+    assert len(open_store(source, 12).good) == 6
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=(UserError, KeyError),
+    reason="`clfew cache --clear`, which the error recommends, passes over a store it cannot read",
+)
+@pytest.mark.parametrize("content", ["{", "{}", None])
+def test_clearing_mends_a_store_without_a_readable_description(folder, cache, content):
+    source = open_source(str(folder))
+    open_store(source, 12)
+    description = next(cache.glob("*/store.json"))
+    description.unlink()  # As by a clearing that was killed.
+    if content is not None:
+        description.write_text(content)
+    clear_stores()
+    assert len(open_store(source, 12).good) == 6
+
+
+def test_stores_are_listed_and_cleared(folder, cache):
+    assert list_stores() == []
+    for side in (12, 14):
+        open_store(open_source(str(folder)), side)
+    (cache / ".other-1-x").mkdir()
+    listed = list_stores()
+    assert {(s.images, s.side, s.source) for s in listed} == {(6, n, str(folder)) for n in (12, 14)}
+    assert all(s.bytes > 6 * s.side**2 * 3 for s in listed)
+    clear_stores()
+    assert list_stores() == [] and (cache / ".other-1-x").exists()
+
+
+def test_the_typical_side_is_the_median_of_the_shorter_sides(tmp_path, put):
+    for number, (width, height) in enumerate([(10, 90), (90, 20), (30, 30)]):
+        put(tmp_path / "images" / f"{number}.png", width=width, height=height)
+    source = open_source(str(tmp_path / "images"))
+    assert typical_side(source) == 20
+    (tmp_path / "images" / "0.png").write_bytes(b"broken")
+    assert typical_side(source) == 25
+    for number in (1, 2):
+        (tmp_path / "images" / f"{number}.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match="None of the images"):
+        typical_side(source)
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("CLFEW_CACHE", str(tmp_path / "a"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
+    assert store.cache_folder() == tmp_path / "a"
+    monkeypatch.delenv("CLFEW_CACHE")
+    assert store.cache_folder() == tmp_path / "b" / "clfew"
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "c"))
+    assert store.cache_folder() == tmp_path / "c" / ".cache" / "clfew"

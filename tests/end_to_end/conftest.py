@@ -1,0 +1,163 @@
+"""What the end-to-end tests share: the installed command, tiny images, one trained run."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CLFEW = Path(sys.executable).parent / "clfew"
+CLASSES = ("cross", "ring", "stripe")
+TINY = ("--encoder", "resnet8-w8", "--epochs", "1")
+
+
+@dataclass(frozen=True)
+class Result:
+    rc: int
+    stdout: str
+    stderr: str
+
+    @property
+    def next(self) -> list[str]:
+        """The commands printed to be typed next."""
+        return re.findall(r"^next: (.*)$", self.stderr, re.MULTILINE)
+
+    def rows(self) -> list[dict]:
+        return [json.loads(line) for line in self.stdout.splitlines()]
+
+
+def paint(folder: Path, classes=CLASSES, each=20, size=16, seed=0, ext="png") -> Path:
+    """Class folders of noise, each class of another hue; class "" is the folder itself."""
+    random = np.random.default_rng(seed)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for index in range(each):
+            pixels = random.integers(0, 60, (size, size, 3))
+            pixels[..., number % 3] += 120 - 30 * (number // 3)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index:03d}.{ext}")
+    return folder
+
+
+def digest(folder: Path) -> dict[str, str]:
+    """Every file below a folder with a digest of its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+class Command:
+    """`clfew(*args, cwd=…)` runs the installed command; `warm=False` in a process of its own.
+
+    A test of hundreds of commands cannot wait for torch to be imported each time: see warm.py.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        # Nothing of the machine's own settings; one thread, so that busy cores change nothing.
+        self.env = {
+            "PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "COLUMNS": "100",
+            "CLFEW_CACHE": str(home / "cache"), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+        }  # fmt: skip
+        script = Path(__file__).with_name("warm.py")
+        self._server = subprocess.Popen(
+            [sys.executable, script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.env,
+        )
+
+    def __call__(self, *args: object, cwd: Path, stdin="", env=None, warm=True) -> Result:
+        argv, full = [str(CLFEW), *map(str, args)], self.env | (env or {})
+        if not warm:
+            done = subprocess.run(
+                argv, cwd=cwd, input=stdin, env=full, text=True, capture_output=True, timeout=120
+            )
+            return Result(done.returncode, done.stdout, done.stderr)
+        streams = [self.home / name for name in ("stdin", "stdout", "stderr")]
+        streams[0].write_text(stdin)
+        request = {"argv": argv, "cwd": str(cwd), "env": full, "streams": [str(s) for s in streams]}
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        code = int(self._server.stdout.readline())
+        return Result(code, streams[1].read_text(), streams[2].read_text())
+
+    def popen(self, *args: object, cwd: Path, env=None, **options) -> subprocess.Popen:
+        argv = [str(CLFEW), *map(str, args)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        return subprocess.Popen(argv, cwd=cwd, env=self.env | (env or {}), text=True, **pipes)
+
+    def ok(self, *args: object, cwd: Path, **options) -> Result:
+        """Runs a command that must succeed."""
+        result = self(*args, cwd=cwd, **options)
+        assert result.rc == 0, f"clfew {' '.join(map(str, args))}\n{result.stderr}"
+        return result
+
+    def refused(self, *args: object, cwd: Path, rc: int = 1, **options) -> str:
+        """Runs a command that must fail the one way an expected failure looks, and create nothing:
+        one sentence and one hint. Returns both lines."""
+        before = digest(cwd)
+        result = self(*args, cwd=cwd, **options)
+        lines = result.stderr.splitlines()
+        said = [line for line in lines if line.startswith(("error: ", "hint: "))]
+        assert "Traceback" not in result.stderr, result.stderr
+        assert [line.split(": ")[0] for line in said] == ["error", "hint"], result.stderr + result.stdout
+        # Progress may come before; the two lines come last, and each ends as a sentence does.
+        assert lines[-2:] == said, result.stderr
+        assert said[0].endswith((".", "?")), said[0]
+        assert result.rc == rc, result.stderr
+        assert digest(cwd) == before, "a refused command left something behind"
+        return "\n".join(said)
+
+    def close(self) -> None:
+        self._server.stdin.close()
+        self._server.wait(10)
+
+
+@pytest.fixture(scope="session")
+def clfew(tmp_path_factory):
+    command = Command(tmp_path_factory.mktemp("home"))
+    yield command
+    command.close()
+
+
+@pytest.fixture(scope="session")
+def images():
+    """`images(folder, classes, each, size, seed)` paints tiny images: see `paint`."""
+    return paint
+
+
+@pytest.fixture(scope="session")
+def digests():
+    return digest
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Options of a pretraining that takes a moment."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, clfew) -> Path:
+    """A folder after pretraining and fine-tuning on ./unlabeled, three class folders. Read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    paint(folder / "unlabeled")
+    Image.open(folder / "unlabeled/ring/000.png").save(folder / "image.jpg")
+    clfew.ok("pretrain", "./unlabeled", *TINY, cwd=folder)
+    clfew.ok("finetune", "--labels", "50%", "--mode", "linear", cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def project(trained, tmp_path) -> Path:
+    """A copy of the trained folder for a test to change. Its runs still name the first one's images."""
+    return Path(shutil.copytree(trained, tmp_path / "project"))

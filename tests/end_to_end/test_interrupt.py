@@ -1,0 +1,121 @@
+"""Stopping and going on: nothing is lost, and the weights are those of a run never stopped."""
+
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+import safetensors.numpy
+
+LONG = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "80")
+
+
+def weights(run):
+    return safetensors.numpy.load_file(run / "encoder.safetensors")
+
+
+def assert_same(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    assert [name for name in one if one[name].tobytes() != other[name].tobytes()] == []
+
+
+def rows(run):
+    path = run / "metrics.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for_rows(process, run, count=1):
+    """Until training has logged something; fails where the process ends before."""
+    deadline = time.monotonic() + 120
+    while len(rows(run)) < count:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(clfew, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    images(folder / "unlabeled", classes=[""], each=40)
+    clfew.ok(*LONG, cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(("number", "rc"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_goes_on_to_the_same_weights(clfew, images, uninterrupted, tmp_path, number, rc):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    process = clfew.popen(*LONG, cwd=tmp_path)
+    run = tmp_path / "runs/pretrain-1"
+    wait_for_rows(process, run)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (rc, ""), stderr
+    assert stderr.splitlines()[-1] == "next: clfew pretrain --resume runs/pretrain-1"
+    assert "Traceback" not in stderr
+    assert (run / "state").is_dir() and not (run / "encoder.safetensors").exists()
+    assert "can be resumed" in clfew.ok("info", "runs/pretrain-1", cwd=tmp_path).stdout
+    # Half a run is no encoder to work from.
+    assert "pretrain" in clfew.refused(
+        "finetune", "--labels", "1%", "--from", "runs/pretrain-1", cwd=tmp_path
+    )
+    resumed = clfew.ok("pretrain", "--resume", "runs/pretrain-1", cwd=tmp_path)
+    assert resumed.next == ["clfew finetune LABELLED_FOLDER --labels 1%"]
+    assert not (run / "state").exists()
+    assert_same(run, uninterrupted / "runs/pretrain-1")
+    steps = [json.loads(row)["step"] for row in rows(run)]
+    assert steps == sorted(set(steps)) and steps[-1] == 160
+
+
+def test_a_run_is_not_resumed_on_other_images(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    process = clfew.popen(*LONG, "--out", "my run", cwd=tmp_path)
+    wait_for_rows(process, tmp_path / "my run")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    # As it can be typed into a shell.
+    assert stderr.splitlines()[-1] == "next: clfew pretrain --resume 'my run'"
+    (tmp_path / "unlabeled/000.png").unlink()
+    assert "have changed" in clfew.refused("pretrain", "--resume", "my run", cwd=tmp_path)
+
+
+def test_a_stop_during_finetune_is_quiet_and_leaves_no_classifier(clfew, project):
+    options = ("finetune", "--labels", "all", "--mode", "full", "--epochs", "5000")
+    process = clfew.popen(*options, cwd=project)
+    wait_for_rows(process, project / "runs/finetune-2")
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (143, "") and "Traceback" not in stderr
+    # The classifier of before is the newest one still.
+    clfew.ok("predict", "image.jpg", cwd=project)
+
+
+def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
+    process = clfew.popen("predict", "-", "--format", "jsonl", cwd=project, stdin=subprocess.PIPE)
+    # The command reads names ahead once it is up: it waits for more when it has taken all of these,
+    # which are more than a pipe holds.
+    process.stdin.write("image.jpg\n" * 20_000)
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in stderr
+
+
+def test_minutes_can_be_repeated_as_epochs(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    options = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16")
+    clfew.ok(*options, "--minutes", 0.02, cwd=tmp_path)
+    epochs = json.loads((tmp_path / "runs/pretrain-1/config.json").read_text())["epochs"]
+    clfew.ok(*options, "--epochs", repr(epochs), cwd=tmp_path)
+    assert_same(tmp_path / "runs/pretrain-1", tmp_path / "runs/pretrain-2")
+
+
+def test_the_seed_decides_and_nothing_else_does(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    options = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--epochs", "2")
+    for seed in (7, 7, 8):
+        clfew.ok(*options, "--seed", seed, cwd=tmp_path)
+    assert_same(tmp_path / "runs/pretrain-1", tmp_path / "runs/pretrain-2")
+    one, other = weights(tmp_path / "runs/pretrain-1"), weights(tmp_path / "runs/pretrain-3")
+    assert any(one[name].tobytes() != other[name].tobytes() for name in one)

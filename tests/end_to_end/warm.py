@@ -1,0 +1,63 @@
+"""Runs the installed command again and again without importing torch again and again.
+
+Reads one JSON request a line and answers with the exit code. Each request is a forked process that
+runs the installed script from its first line, clfew's own modules included; only what other packages
+hold is already imported. Their threads must not have started: no computation happens here.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import sys
+import traceback
+
+# What the commands import, less `datasets`, which reads the environment on import.
+HEAVY = (
+    "numpy", "PIL.Image", "scipy.sparse", "scipy.stats", "sklearn.linear_model",
+    "sklearn.model_selection", "sklearn.neighbors", "sklearn.manifold", "torch", "torchvision",
+    "torch._dynamo", "safetensors.torch", "safetensors.numpy", "typer", "rich.progress",
+    "jinja2", "matplotlib.pyplot",
+)  # fmt: skip
+
+
+def run(request: dict) -> int:
+    """In the child: the installed script with its own arguments, folder, environment and streams."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    for number, (path, flags) in enumerate(zip(request["streams"], ("r", "w", "w"), strict=True)):
+        with open(path, flags) as file:
+            os.dup2(file.fileno(), number)
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    sys.argv = request["argv"]
+    code = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    for name in HEAVY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = run(asked)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
