@@ -6,6 +6,7 @@ finite.
 """
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 KINDS = ("encoder", "classifier")
+_OTHER_VERSION = "was it made by another version of clfew?"
 MODES = ("full", "linear", "knn", "propagate")
 
 
@@ -73,8 +75,11 @@ def _problem(about: dict[str, Any]) -> str:
         if type(about[name]) is not kind:
             return f"its field {name} is no {kind.__name__}"
     for name in ("mean", "std"):
-        if len(about[name]) != 3 or not all(type(v) in (int, float) for v in about[name]):
+        values = about[name]
+        if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
             return f"its field {name} is not three numbers"
+    if min(about["std"]) <= 0:
+        return "its field std is not positive"
     if not all(type(name) is str for name in about["classes"]):
         return "its classes are not all names"
     if len(set(about["classes"])) != len(about["classes"]):
@@ -111,7 +116,7 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
         raise UserError(f"{path} is a safetensors file, but not one that clfew wrote.", hint) from None
     problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
     if problem:
-        raise UserError(f"{path} cannot be used: {problem}.", "was it made by another version of clfew?")
+        raise UserError(f"{path} cannot be used: {problem}.", _OTHER_VERSION)
     return About(**content), shapes
 
 
@@ -146,6 +151,7 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
     about, _ = read_about(path)
     tensors = _load_tensors(path)
     encoder = Encoder(about.encoder, about.size, about.mean, about.std)
+    _check_dim(path, about, encoder)
     part = "encoder" if about.kind == "encoder" else "classifier.encoder"
     _load_strictly(path, encoder, _below(tensors, part))
     neck = build_neck(encoder.dim, about.neck)
@@ -157,7 +163,7 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
         if name.split(".")[0] in ("0", "1")
     }
     _load_strictly(path, neck, first_layer)
-    return encoder, neck, about, _undo_digests(tensors["seen.pretraining"])
+    return encoder, neck, about, _seen(path, tensors, "pretraining")
 
 
 def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarray]]":
@@ -177,12 +183,9 @@ def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarra
     tensors = _load_tensors(path)
     bank = shapes.get("classifier.head.features", (0,))[0]
     classifier = Classifier.build(about, bank)
+    _check_dim(path, about, classifier.encoder)
     _load_strictly(path, classifier, _below(tensors, "classifier"))
-    seen = {
-        step: _undo_digests(tensors[f"seen.{step}"])
-        for step in ("pretraining", "finetuning")
-        if f"seen.{step}" in tensors
-    }
+    seen = {step: _seen(path, tensors, step) for step in ("pretraining", "finetuning")}
     return classifier.eval(), about, seen
 
 
@@ -219,7 +222,7 @@ def _load_strictly(path: Path, module: Any, tensors: "dict[str, Tensor]") -> Non
         reason = " ".join(str(error).split("\n\t")[1:2]).strip() or str(error)
         raise UserError(
             f"The weights in {path} do not fit the network it names ({reason}).",
-            "was it made by another version of clfew?",
+            _OTHER_VERSION,
         ) from None
 
 
@@ -230,5 +233,18 @@ def _digests(digests: np.ndarray) -> "Tensor":
     return torch.from_numpy(np.sort(digests.astype(np.uint64)).view(np.int64).copy())
 
 
-def _undo_digests(tensor: "Tensor") -> np.ndarray:
-    return tensor.numpy().view(np.uint64)
+def _seen(path: Path, tensors: "dict[str, Tensor]", step: str) -> np.ndarray:
+    """The digests that `_digests` stored."""
+    import torch
+
+    stored = tensors.get(f"seen.{step}")
+    if stored is None or stored.dtype != torch.int64 or stored.ndim != 1:
+        raise UserError(f"{path} does not say which images it has seen in {step}.", _OTHER_VERSION)
+    return stored.numpy().view(np.uint64)
+
+
+def _check_dim(path: Path, about: About, encoder: "Encoder") -> None:
+    if about.dim != encoder.dim:
+        raise UserError(
+            f"{path} says {about.dim} features, but its encoder gives {encoder.dim}.", _OTHER_VERSION
+        )

@@ -70,7 +70,7 @@ def random_views(
     side = images_NxSxSx3.shape[1]
     count = len(images_NxSxSx3) * views
     draws = torch.from_numpy(
-        np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 15) for view in range(views)])
+        np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 11) for view in range(views)])
     ).to(device)
     u_crop, u = draws[:, : 2 * _CROP_ATTEMPTS + 2], draws[:, 2 * _CROP_ATTEMPTS + 2 :]
 
@@ -89,7 +89,7 @@ def random_views(
     pixels_NxPx3 = resample(images_NxSxSx3, rows, columns, views)
     if recipe.jitter or recipe.grey:
         mean_Nx3 = pixels_NxPx3.mean(dim=1)
-        matrix_Nx3x4 = colour_matrix(u[:, 3:13], mean_Nx3, recipe.jitter, recipe.grey)
+        matrix_Nx3x4 = colour_matrix(u[:, 3:9], mean_Nx3, recipe.jitter, recipe.grey)
         pixels_NxPx3 = torch.baddbmm(
             matrix_Nx3x4[:, None, :, 3], pixels_NxPx3, matrix_Nx3x4[:, :, :3].transpose(1, 2)
         )
@@ -192,41 +192,25 @@ def resample(images_NxSxSx3: Tensor, rows: Tensor, columns: Tensor, views: int =
     return torch.bmm(columns, lines).view(count, size * size, 3)
 
 
-def colour_matrix(u_Nx10: Tensor, mean_Nx3: Tensor, strength: float, grey: float) -> Tensor:
-    """Colour jitter in a random order, then greyscale, as one affine map per image: (N, 3, 4).
+def colour_matrix(u_Nx6: Tensor, mean_Nx3: Tensor, strength: float, grey: float) -> Tensor:
+    """Colour jitter, then greyscale, as one affine map per image: (N, 3, 4).
 
-    `mean_Nx3` is each image's mean colour, which contrast pulls towards. `u_Nx10` holds uniform
-    draws: four factors, four sort keys for the order, whether to jitter at all, and greyscale.
+    The paper draws the order of the four operations. Without clipping in between they commute (none
+    but brightness and contrast changes luma, and those treat all colours alike), so any order is
+    every order. `mean_Nx3` is each image's mean colour, towards whose luma contrast pulls. `u_Nx6`
+    holds uniform draws: factors of brightness, contrast and saturation, hue, whether to jitter at
+    all, and greyscale.
     """
-    spread = 0.8 * strength
-    factor = torch.empty_like(u_Nx10[:, :3]).fill_(max(0.0, 1 - spread))
-    factor = factor + (1 + spread - factor) * u_Nx10[:, :3]
-    angle = 2 * math.pi * 0.2 * strength * (2 * u_Nx10[:, 3] - 1)
-    order = u_Nx10[:, 4:8].argsort(dim=1)
-    matrix = _identity_map(len(u_Nx10), u_Nx10.device)
-    for position in range(4):
-        matrix = _compose(_operation(order[:, position], factor, angle, matrix, mean_Nx3), matrix)
-    matrix = torch.where((u_Nx10[:, 8] < 0.8)[:, None, None], matrix, _identity_map(1, u_Nx10.device))
-    without_colour = _compose(saturation_map(torch.zeros(1, device=u_Nx10.device)), matrix)
-    return torch.where((u_Nx10[:, 9] < grey)[:, None, None], without_colour, matrix)
-
-
-def _operation(which: Tensor, factor: Tensor, angle: Tensor, so_far: Tensor, mean: Tensor) -> Tensor:
-    """The map of operation `which` (0 brightness, 1 contrast, 2 saturation, 3 hue) of each image."""
-    mean_now = (so_far[:, :, :3] @ mean[:, :, None])[:, :, 0] + so_far[:, :, 3]
-    choices = torch.stack(
-        [
-            brightness_map(factor[:, 0]),
-            contrast_map(factor[:, 1], mean_now),
-            saturation_map(factor[:, 2]),
-            hue_map(angle),
-        ]
-    )
-    return choices[which, torch.arange(len(which), device=which.device)]
-
-
-def _identity_map(count: int, device: torch.device) -> Tensor:
-    return torch.eye(3, 4, device=device).repeat(count, 1, 1)
+    low, high = max(0.0, 1 - 0.8 * strength), 1 + 0.8 * strength
+    factor = low + (high - low) * u_Nx6[:, :3]
+    angle = 2 * math.pi * 0.2 * strength * (2 * u_Nx6[:, 3] - 1)
+    matrix = _compose(saturation_map(factor[:, 2]), hue_map(angle))
+    matrix = _compose(contrast_map(factor[:, 1], mean_Nx3), matrix)
+    matrix = _compose(brightness_map(factor[:, 0]), matrix)
+    jitters = (u_Nx6[:, 4] < 0.8)[:, None, None]
+    matrix = torch.where(jitters, matrix, torch.eye(3, 4, device=matrix.device))
+    without_colour = _compose(saturation_map(torch.zeros(1, device=matrix.device)), matrix)
+    return torch.where((u_Nx6[:, 5] < grey)[:, None, None], without_colour, matrix)
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:

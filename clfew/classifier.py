@@ -20,12 +20,20 @@ class NeighbourHead(nn.Module):
 
     features: Tensor
     labels: Tensor
+    neighbours: Tensor
 
     def __init__(self, features_LxD: Tensor, labels_L: Tensor, classes: int, k: int = 20) -> None:
         super().__init__()
         self.register_buffer("features", F.normalize(features_LxD, dim=1))
         self.register_buffer("labels", labels_L)
-        self.classes, self.k = classes, min(k, len(labels_L))
+        # Kept with the weights: it follows from the number of labels of the smallest class.
+        self.register_buffer("neighbours", torch.tensor(k))
+        self.classes = classes
+
+    @property
+    def k(self) -> int:
+        """The number of neighbours that vote."""
+        return max(1, min(int(self.neighbours), len(self.labels)))
 
     def forward(self, features_NxD: Tensor) -> Tensor:
         similarity_NxL = F.normalize(features_NxD, dim=1) @ self.features.T

@@ -11,7 +11,7 @@ import clfew
 from clfew import console
 from clfew.artifacts import MODES, About, read_about, save_classifier
 from clfew.classifier import neck_width
-from clfew.data.sources import Source, open_source
+from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import LabelSpec, apply_label_csv, draw_labels, parse_labels, test_indices
 from clfew.data.store import Store
 from clfew.errors import UsageError, UserError
@@ -24,8 +24,6 @@ from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
 from clfew.runs import check_new, command_line, find_artifact, from_option, new_run, newest
 from clfew.training.device import choose_device, choose_precision, set_threads
-
-LABELLED_FOLDERS = ("labeled", "labelled")
 
 
 def finetune(

@@ -20,7 +20,7 @@ from clfew.choices import (
     stored_side,
 )
 from clfew.classifier import neck_width
-from clfew.data.sources import Source, open_source
+from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import test_indices
 from clfew.data.store import Store, open_store, typical_side
 from clfew.encoders import Encoder
@@ -32,6 +32,7 @@ from clfew.runs import Run, check_new, command_line, from_option, new_run, read_
 from clfew.training.device import choose_device, choose_precision, set_threads
 from clfew.training.loop import Plan, Saving, TrainingData, seconds_per_step, train
 from clfew.training.optim import OPTIMIZERS, choose_pretraining
+from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
 DEFAULT_EPOCHS = 100.0
@@ -152,6 +153,7 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
     objective = _build(config, plan.seed)
     data = TrainingData(store.pixels, store.aspects, indices)
     run = Run(folder)
+    run.keep_metrics_until(saved_step(folder / "state"))
     return _train(run, objective, data, plan, choose_device(device)[0], opened, store)
 
 
@@ -203,7 +205,8 @@ def _train(
     save_encoder(artifact, objective.encoder, objective.projector, about, store.digests[data.indices])
     saving.discard()
     console.say(f"saved      {artifact}")
-    hint = "" if source.is_labelled else " LABELLED_FOLDER"
+    has_labels = source.is_labelled or any(Path(name).is_dir() for name in LABELLED_FOLDERS)
+    hint = "" if has_labels else " LABELLED_FOLDER"
     console.next_command(f"clfew finetune{hint} --labels 1%{from_option(artifact, 'pretrain')}")
     return run.folder
 

@@ -38,7 +38,7 @@ def linear_head(
 def knn_head(
     features_NxD: np.ndarray, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> NeighbourHead:
-    """Nearest neighbours among the labelled images; at most half a class's labels vote at once."""
+    """Nearest neighbours among the labelled images; as many vote as the smallest class has."""
     smallest = int(np.bincount(labels_L, minlength=classes)[np.unique(labels_L)].min())
     bank = torch.from_numpy(features_NxD[labelled_L]).float()
     return NeighbourHead(bank, torch.from_numpy(labels_L), classes, k=max(1, min(20, smallest)))

@@ -173,7 +173,7 @@ def test_blur_equals_gaussian_blur(size, sigma):
 
 
 def draws(count, seed=0):
-    return torch.rand(count, 10, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(count, 6, generator=torch.Generator().manual_seed(seed))
 
 
 def test_the_colour_matrix_equals_torchvisions_operations_one_after_the_other():
@@ -187,11 +187,11 @@ def test_the_colour_matrix_equals_torchvisions_operations_one_after_the_other():
     for i in range(60):
         expected = images[i]
         factors = (1 - 0.8 * strength + 1.6 * strength * u[i, :4]).tolist()
-        if u[i, 8] < 0.8:
+        if u[i, 4] < 0.8:
             jittered += 1
-            for which in u[i, 4:8].argsort().tolist():
+            for which in np.random.default_rng(i).permutation(4):
                 expected = operations[which](expected, factors[which])
-        if u[i, 9] < 0.3:
+        if u[i, 5] < 0.3:
             grey += 1
             expected = tv.rgb_to_grayscale(expected, num_output_channels=3)
         assert expected.min() > 0 and expected.max() < 1
@@ -220,7 +220,7 @@ def test_the_colour_operations_commute_so_that_their_order_is_of_no_matter():
 
 
 def test_hue_turns_by_at_most_a_fifth_either_way():
-    u = torch.full((3, 10), 0.5)
+    u = torch.full((3, 6), 0.5)
     u[:, 3] = torch.tensor([0.0, 0.5, 1.0])
     matrix = colour_matrix(u, torch.full((3, 3), 0.5), 1.0, grey=0.0)
     expected = hue_map(2 * math.pi * torch.tensor([-0.2, 0.0, 0.2]))

@@ -30,17 +30,18 @@ def list_stores() -> list[StoreListing]:
             content = json.loads(about.read_text(encoding="utf-8"))
             size = sum(file.stat().st_size for file in about.parent.iterdir())
             used = about.parent.stat().st_mtime
-        except (OSError, ValueError):
-            continue  # Being removed by another clfew, or no store at all.
+            named = (str(content["source"]), int(content["images"]), int(content["side"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # Being removed by another clfew, or damaged.
         day = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M")
-        listing = StoreListing(
-            about.parent, content["source"], content["images"], content["side"], size, day
-        )
+        listing = StoreListing(about.parent, *named, size, day)
         stores.append((used, listing))
     return [listing for _, listing in sorted(stores, key=lambda pair: -pair[0])]
 
 
 def clear_stores() -> None:
-    """Removes every finished store; one that is mapped by a running clfew stays readable for it."""
-    for store in list_stores():
-        shutil.rmtree(store.folder, ignore_errors=True)
+    """Removes every store, damaged ones too; one in use by a running clfew stays readable for it."""
+    for name in ("store.json", "pixels.safetensors"):
+        for file in cache_folder().glob(f"*/{name}"):
+            if not file.parent.name.startswith("."):  # Still being built.
+                shutil.rmtree(file.parent, ignore_errors=True)

@@ -17,7 +17,9 @@ def open_dataset(spec: str) -> Source:
 
     A local folder is read without any network access. Raises UserError.
     """
-    name, _, config = spec.removeprefix("hf:").partition(":")
+    name, config = spec.removeprefix("hf:"), ""
+    if not Path(name).expanduser().exists():
+        name, _, config = name.partition(":")
     path = Path(name).expanduser()
     is_local = path.exists()
     if is_local:

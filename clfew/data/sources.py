@@ -19,6 +19,9 @@ from clfew.data.files import walk_images
 from clfew.errors import UserError
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+LABELLED_FOLDERS = ("labeled", "labelled")
+"""Where labelled images are looked for when no source is named."""
+
 CSV_COLUMNS = ("path", "label", "split")
 
 
@@ -174,7 +177,10 @@ def _open_csv(path: Path) -> Source:
         classes=classes,
         splits=np.array([SPLITS[split.lower()] for split in given]),
         content=lambda i: read_bytes(files[i]),
-        fingerprint=_fingerprint(list(zip(names, files, strict=True))),
+        # With the splits: moving an image to the test split must not go unnoticed.
+        fingerprint=_fingerprint(
+            [(f"{split} {name}", file) for split, name, file in zip(given, names, files, strict=True)]
+        ),
     )
 
 

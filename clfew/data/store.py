@@ -5,6 +5,7 @@ renamed into it, so a half-made one is never found; two builders at once each ma
 the second one's is thrown away.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -123,6 +124,8 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
         listed = [[i, source.identities[i], reason] for i, reason in sorted(bad.items())]
         about = {"source": source.spec, "images": count, "side": side, "bad": listed}
         write_json(temporary / "store.json", about)
+        if not (folder / "store.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # What a removal that was killed left.
         try:
             os.rename(temporary, folder)
         except OSError:
@@ -206,15 +209,17 @@ def _map_arrays(path: Path, count: int, side: int, mode: str) -> list[np.memmap]
 def _read(folder: Path, count: int, side: int) -> Store:
     try:
         about = json.loads((folder / "store.json").read_text())
+        listed = [(int(index), str(name), str(reason)) for index, name, reason in about["bad"]]
         pixels, aspects, digests = _map_arrays(folder / "pixels.safetensors", count, side, "r")
-    except (OSError, ValueError, struct.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise UserError(
             f"The pixel store {folder} is damaged ({error}).", "clear it with: clfew cache --clear"
         ) from None
-    os.utime(folder)  # The last use, which `clfew cache` shows.
+    with contextlib.suppress(OSError):  # Somebody else's cache can be read all the same.
+        os.utime(folder)  # The last use, which `clfew cache` shows.
     good = np.ones(count, dtype=bool)
-    good[[index for index, _, _ in about["bad"]]] = False
-    bad = [(identity, reason) for _, identity, reason in about["bad"]]
+    good[[index for index, _, _ in listed]] = False
+    bad = [(identity, reason) for _, identity, reason in listed]
     return Store(np.flatnonzero(good), pixels, np.asarray(aspects), np.asarray(digests), bad)
 
 

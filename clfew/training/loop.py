@@ -24,7 +24,7 @@ from clfew.randomness import ImageRandom, epoch_order
 from clfew.training.batch import Batch
 from clfew.training.optim import build_optimizer, learning_rate, parameter_groups
 from clfew.training.signals import StopRequest
-from clfew.training.state import load_state, save_state
+from clfew.training.state import FILE, load_state, save_state
 
 SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
@@ -101,7 +101,7 @@ def train(
     groups = parameter_groups(objective, plan.weight_decay, lr_scale)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
     done, seconds_before = 0, 0.0
-    if saving is not None and saving.folder.exists():
+    if saving is not None and (saving.folder / FILE).exists():
         position = load_state(saving.folder, objective, optimizer)
         done, seconds_before = int(position["step"]), position["seconds"]
     meter = _Meter(plan, len(data), done)
@@ -118,6 +118,7 @@ def train(
                 log(row)
             if saving is not None and not is_last:
                 if stop.signal or time.monotonic() - saved > SAVE_SECONDS:
+                    _finite(loss, step + 1)
                     seconds = seconds_before + time.monotonic() - started
                     save_state(
                         saving.folder, objective, optimizer, {"step": step + 1, "seconds": seconds}
@@ -168,6 +169,17 @@ def _step(
     loss.backward()
     optimizer.step()
     return loss.detach(), extras
+
+
+def _finite(loss: Tensor, step: int) -> float:
+    """The value of the loss. Raises UserError where it is not finite."""
+    value = loss.item()
+    if not math.isfinite(value):
+        raise UserError(
+            f"The loss is {value} at step {step}: the training has diverged.",
+            "use a smaller --lr, or --precision fp32.",
+        )
+    return value
 
 
 class _batches:
@@ -248,12 +260,7 @@ class _Meter:
     def row(
         self, step: int, loss: Tensor, extras: dict[str, Tensor], optimizer: torch.optim.Optimizer
     ) -> dict[str, float]:
-        value = loss.item()
-        if not math.isfinite(value):
-            raise UserError(
-                f"The loss is {value} at step {step}: the training has diverged.",
-                "use a smaller --lr, or --precision fp32.",
-            )
+        value = _finite(loss, step)
         elapsed = max(time.monotonic() - self._since, 1e-9)
         row = {
             "step": step,

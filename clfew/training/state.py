@@ -29,6 +29,15 @@ def save_state(
     write_bytes(folder / FILE, safetensors.torch.save(tensors, {"position": json.dumps(position)}))
 
 
+def saved_step(folder: Path) -> int:
+    """The step of the state in a folder, 0 where there is none that can be read."""
+    try:
+        with safetensors.safe_open(folder / FILE, framework="pt") as file:
+            return int(json.loads(file.metadata()["position"])["step"])
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError):
+        return 0
+
+
 def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """Restores module and optimizer in place, returns the position. Raises UserError."""
     try:

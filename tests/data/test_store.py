@@ -179,11 +179,6 @@ def test_a_damaged_store_is_a_user_error_that_clearing_mends(folder, cache):
     assert len(open_store(source, 12).good) == 6
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(UserError, KeyError),
-    reason="`clfew cache --clear`, which the error recommends, passes over a store it cannot read",
-)
 @pytest.mark.parametrize("content", ["{", "{}", None])
 def test_clearing_mends_a_store_without_a_readable_description(folder, cache, content):
     source = open_source(str(folder))

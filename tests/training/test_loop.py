@@ -140,11 +140,6 @@ def test_the_state_of_another_network_is_a_user_error(data, tmp_path):
         train(objective(), data, plan(), CPU, saving=saving)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=UserError,
-    reason="a folder without its file, left by a kill, is taken for a state",
-)
 def test_a_kill_during_the_first_save_starts_from_the_beginning(data, tmp_path):
     # What a kill between making the folder and renaming the file into it leaves behind.
     (tmp_path / "state").mkdir()
