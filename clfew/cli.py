@@ -222,7 +222,7 @@ def cache(
 @app.command(epilog="Example:  clfew demo --out demo")
 def demo(
     out: opt.Out = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Time to pretrain for.")] = 1.75,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time to pretrain for.")] = 1.25,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
 ) -> None:
@@ -235,9 +235,6 @@ def demo(
 def main() -> NoReturn:
     """The `clfew` command. Exit codes: 0 done, 1 the user can mend it, 2 wrong usage, 128 + signal."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    # Read by OpenMP when torch is loaded. Threads that wait by spinning take the cores from whatever
-    # else runs: beside one other busy process a step took half as long again.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as error:

@@ -67,7 +67,7 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch
         return LARS(groups, lr)
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99))
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
 
 
 class LARS(torch.optim.Optimizer):

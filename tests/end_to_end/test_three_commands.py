@@ -43,7 +43,7 @@ def test_labels_may_be_in_a_folder_of_their_own(clfew, images, tiny, tmp_path, n
     images(tmp_path / "unlabeled", classes=[""], each=40)
     images(tmp_path / name, seed=1, each=10)
     assert clfew.ok("pretrain", "./unlabeled", *tiny, cwd=tmp_path).next == [
-        "clfew finetune LABELLED_FOLDER --labels 1%"
+        "clfew finetune --labels 1%"
     ]
     result = clfew.ok("finetune", "--labels", "2/class", "--format", "json", cwd=tmp_path)
     summary = json.loads(result.stdout)
