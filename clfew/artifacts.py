@@ -7,9 +7,10 @@ finite.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from clfew.classifier import Classifier
     from clfew.encoders import Encoder
+
+T = TypeVar("T")
 
 FORMAT_VERSION = 1
 KINDS = ("encoder", "classifier")
@@ -150,7 +153,7 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
 
     about, _ = read_about(path)
     tensors = _load_tensors(path)
-    encoder = Encoder(about.encoder, about.size, about.mean, about.std)
+    encoder = _built(path, lambda: Encoder(about.encoder, about.size, about.mean, about.std))
     _check_dim(path, about, encoder)
     part = "encoder" if about.kind == "encoder" else "classifier.encoder"
     _load_strictly(path, encoder, _below(tensors, part))
@@ -182,7 +185,7 @@ def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarra
         )
     tensors = _load_tensors(path)
     bank = shapes.get("classifier.head.features", (0,))[0]
-    classifier = Classifier.build(about, bank)
+    classifier = _built(path, lambda: Classifier.build(about, bank))
     _check_dim(path, about, classifier.encoder)
     _load_strictly(path, classifier, _below(tensors, "classifier"))
     seen = {step: _seen(path, tensors, step) for step in ("pretraining", "finetuning")}
@@ -192,7 +195,7 @@ def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarra
 def _save(path: Path, tensors: "dict[str, Tensor]", about: About) -> None:
     import safetensors.torch
 
-    description = json.dumps(asdict(about), ensure_ascii=False)
+    description = json.dumps(asdict(about))
     write_bytes(path, safetensors.torch.save(tensors, {"clfew": description}))
 
 
@@ -241,6 +244,14 @@ def _seen(path: Path, tensors: "dict[str, Tensor]", step: str) -> np.ndarray:
     if stored is None or stored.dtype != torch.int64 or stored.ndim != 1:
         raise UserError(f"{path} does not say which images it has seen in {step}.", _OTHER_VERSION)
     return stored.numpy().view(np.uint64)
+
+
+def _built(path: Path, build: "Callable[[], T]") -> "T":
+    """What `build` makes of a description; its errors name the file."""
+    try:
+        return build()
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error.message}", error.hint) from None
 
 
 def _check_dim(path: Path, about: About, encoder: "Encoder") -> None:

@@ -1,6 +1,6 @@
 """The commands: parse, call, print. Nothing here imports torch before a command needs it."""
 
-import os
+import errno
 import signal
 import sys
 from typing import Annotated, NoReturn
@@ -66,9 +66,11 @@ def pretrain(
 ) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
-        if source is not None:
+        given = (source, size, epochs, minutes, batch, lr, out)
+        if any(value is not None for value in given):
             raise UsageError(
-                "--resume takes its images from the run.", f"clfew pretrain --resume {resume}"
+                "--resume takes everything but --device and --threads from the run.",
+                f"leave out the rest: clfew pretrain --resume {resume}",
             )
         from clfew.pretrain import resume as resume_run
 
@@ -249,9 +251,11 @@ def main() -> NoReturn:
         sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # Whoever read our output has gone, as in `clfew predict … | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        console.show_error(UserError("A name is too long for this system.", "check the spelling."))
+        sys.exit(1)
     except (RuntimeError, ImportError) as error:
         if "torchvision" not in str(error):
             raise

@@ -1,5 +1,7 @@
 """What clfew says: results on stdout, everything else on stderr."""
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +84,11 @@ def _plain_progress(description: str) -> Callable[..., None]:
 
 
 def write_out(text: str) -> None:
-    """Text on stdout exactly as it is."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Text on stdout exactly as it is. Where whoever read it has gone, as in `clfew predict … | head`,
+    ends the process quietly, as SIGPIPE would."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

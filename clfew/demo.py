@@ -24,7 +24,7 @@ from clfew.predict import predict
 from clfew.pretrain import pretrain
 from clfew.probes import linear_head
 from clfew.runs import new_run
-from clfew.training.device import set_threads
+from clfew.training.device import choose_device, set_threads
 
 DRAWS = 5
 BUDGETS = ("1/class", "1%")
@@ -39,6 +39,7 @@ def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -
     """
     started = time.monotonic()
     set_threads(threads)
+    choose_device(device)  # Before anything is unpacked: it may not be there.
     folder = new_run("demo", out).folder
     images = folder / "images"
     with resources.files("clfew.demo_data").joinpath("fashion-mnist-6k.zip").open("rb") as packed:

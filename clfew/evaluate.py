@@ -1,5 +1,6 @@
 """`clfew eval`: how good a classifier is, on images it has not learned from."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ def _tested(source: Source, store: Store, about: About) -> tuple[np.ndarray, str
     else:
         chosen, split = np.arange(len(source)), "all labelled images of a source not learned from"
     chosen = np.intersect1d(chosen[source.labels[chosen] >= 0], store.good)
-    if len(chosen) == 0:
+    # Where a label CSV held all the labels there were, none of them was kept for testing.
+    nothing_kept = source.spec == learned_from["source"] and learned_from["test_images"] == 0
+    if len(chosen) == 0 or nothing_kept:
         raise UserError(
             f"{source.spec} has no labelled image left to test on.", "name another source to test on."
         )
@@ -139,7 +142,9 @@ def _curves(artifact: Path, about: About) -> dict[str, list[dict[str, Any]]]:
 
 def _commands(about: About, artifact: Path) -> list[str]:
     steps = [about.training.get(step, {}).get("command") for step in ("pretrain", "finetune")]
-    return [command for command in steps if command] + [f"clfew eval --from {artifact.parent}"]
+    return [command for command in steps if command] + [
+        f"clfew eval --from {shlex.quote(str(artifact.parent))}"
+    ]
 
 
 def _settings(about: About) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """`clfew finetune`: a classifier from an encoder and a few labels."""
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ import torch
 import clfew
 from clfew import console
 from clfew.artifacts import MODES, About, read_about, save_classifier
-from clfew.classifier import neck_width
+from clfew.classifier import Classifier, neck_width
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
-from clfew.data.splits import LabelSpec, apply_label_csv, draw_labels, parse_labels, test_indices
+from clfew.data.splits import (
+    LabelSpec,
+    apply_label_csv,
+    draw_labels,
+    parse_labels,
+    require_testable,
+    test_indices,
+)
 from clfew.data.store import Store
 from clfew.errors import UsageError, UserError
 from clfew.features import apply_to_store
@@ -22,7 +30,7 @@ from clfew.metrics import mean_interval, wilson_interval
 from clfew.origin import SCRATCH, Origin, from_artifact, from_scratch, other_images
 from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
-from clfew.runs import check_new, command_line, find_artifact, from_option, new_run, newest
+from clfew.runs import Run, check_new, command_line, find_artifact, from_option, new_run, newest
 from clfew.training.device import choose_device, choose_precision, set_threads
 
 
@@ -70,6 +78,8 @@ def finetune(
     else:
         begin = from_artifact(artifact, flip)
     split_seed = begin.about.data.get("pretrain", {}).get("split_seed", seed)
+    if named is None:
+        require_testable(opened)
     held_out = test_indices(opened, split_seed) if named is None else _outside(opened, named, split_seed)
     store = stored(opened, begin.about.side)
     test = np.intersect1d(held_out[opened.labels[held_out] >= 0], store.good)
@@ -90,22 +100,11 @@ def finetune(
     )  # fmt: skip
     run = new_run("finetune", out)
     settings = FullSettings(epochs, batch, lr)
-    results, kept = [], None
-    with console.progress_bar("finetune") as update:
-        for number, drawn in enumerate(draws):
-            update(number, len(draws), f"draw {number + 1} of {len(draws)}")
-            log = run.log if number == 0 else lambda row: None
-            classifier, decided = fit(begin.start, task, drawn, mode, seed + number, settings, log)
-            accuracy = None
-            if len(test):
-                hits = predict_store(classifier, task, test).argmax(1) == opened.labels[test]
-                accuracy = float(hits.mean())
-            results.append(
-                {"seed": seed + number, "labels": len(drawn), "accuracy": accuracy, **decided}
-            )
-            kept = kept or (classifier, decided, drawn)
-        update(len(draws), len(draws))
-    assert kept is not None
+    try:
+        results, kept = _fit_draws(begin, opened, task, draws, test, mode, seed, settings, run)
+    except BaseException:
+        shutil.rmtree(run.folder, ignore_errors=True)  # It holds nothing that could be gone on with.
+        raise
     classifier, decided, drawn = kept
     used = {
         "source": opened.spec, "fingerprint": opened.fingerprint, "split_seed": split_seed,
@@ -143,6 +142,30 @@ def finetune(
         console.next_command(f"clfew eval{option}")
     console.next_command(f"clfew predict IMAGE{option}")
     return run.folder, result
+
+
+def _fit_draws(
+    begin: Origin, source: Source, task: Task, draws: list[np.ndarray], test: np.ndarray, mode: str,
+    seed: int, settings: FullSettings, run: Run,
+) -> tuple[list[dict[str, Any]], tuple[Classifier, dict[str, Any], np.ndarray]]:  # fmt: skip
+    """A row for each draw of the labels, and the first draw's classifier, decisions and images."""
+    results, kept = [], []
+    with console.progress_bar("finetune") as update:
+        for number, drawn in enumerate(draws):
+            update(number, len(draws), f"draw {number + 1} of {len(draws)}")
+            log = run.log if number == 0 else lambda row: None
+            classifier, decided = fit(begin.start, task, drawn, mode, seed + number, settings, log)
+            accuracy = None
+            if len(test):
+                hits = predict_store(classifier, task, test).argmax(1) == source.labels[test]
+                accuracy = float(hits.mean())
+            results.append(
+                {"seed": seed + number, "labels": len(drawn), "accuracy": accuracy, **decided}
+            )
+            if number == 0:
+                kept.append((classifier, decided, drawn))
+        update(len(draws), len(draws))
+    return results, kept[0]
 
 
 def find_source(named: str | None, about: About | None, spec: LabelSpec | None = None) -> str:

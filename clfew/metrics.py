@@ -19,7 +19,9 @@ def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, f
     centre = share + z * z / (2 * total)
     reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (centre - reach) / scale), min(1.0, (centre + reach) / scale)
+    # Rounding must not put the share itself outside its interval.
+    low, high = (centre - reach) / scale, (centre + reach) / scale
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
 
 
 def mean_interval(values: list[float]) -> tuple[float, float]:

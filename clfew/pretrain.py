@@ -1,5 +1,6 @@
 """`clfew pretrain`: learn an encoder from images without labels."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import test_indices
 from clfew.data.store import Store, open_store, typical_side
 from clfew.encoders import Encoder
-from clfew.errors import UserError
+from clfew.errors import UsageError, UserError
 from clfew.files import write_csv
 from clfew.methods import METHODS
 from clfew.methods.simclr import SimCLR
@@ -89,7 +90,7 @@ def pretrain(
     name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
     resolved_batch, why_batch = choose_batch(batch, len(indices), chosen_device)
     mean, std = normalisation(store, indices)
-    recipe, why_recipe = choose_recipe(resolved_size, mean, flip)
+    recipe, why_recipe = choose_recipe(resolved_size, store, indices, flip)
     config: dict[str, Any] = {
         "command": "pretrain", "command_line": command_line(),
         "source": opened.spec, "fingerprint": opened.fingerprint,
@@ -177,7 +178,7 @@ def _train(
     source: Source, store: Store,
 ) -> Path:  # fmt: skip
     config = read_config(run.folder)
-    saving = Saving(run.folder / "state", f"clfew pretrain --resume {run.folder}")
+    saving = Saving(run.folder / "state", f"clfew pretrain --resume {shlex.quote(str(run.folder))}")
     console.say(
         f"training   {config['epochs']:.4g} epochs, {plan.steps:,} steps with {plan.optimizer} "
         f"into {run.folder}"
@@ -229,7 +230,7 @@ def _plan(
         budget = 60 * (minutes or DEFAULT_MINUTES)
         # Which optimizer makes no difference to the time a step takes.
         trial = Plan(100, batch, "adamw", 1e-3, 0.0, 1, seed, precision)
-        fitting = int(budget * 0.95 / seconds_per_step(objective, data, trial, device, budget))
+        fitting = max(1, int(budget * 0.95 / seconds_per_step(objective, data, trial, device, budget)))
         steps = fitting if minutes else min(steps, fitting)
         console.say(
             f"budget     {budget / 60:g} minutes are {fitting / per_epoch:.4g} epochs at this speed"
@@ -258,6 +259,6 @@ def _check_settings(
         ("--loss", loss, ["nt-xent", "dcl"]),
     ):
         if value not in allowed:
-            raise UserError(f"{option} {value} is not known.", f"choose {', '.join(allowed)}.")
+            raise UsageError(f"{option} {value} is not known.", f"choose {', '.join(allowed)}.")
     if epochs is not None and minutes is not None:
-        raise UserError("--epochs and --minutes are two budgets for one run.", "give one of them.")
+        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")

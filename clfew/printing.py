@@ -1,8 +1,6 @@
 """Results on stdout, in the format asked for."""
 
-import csv
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clfew import console
 from clfew.artifacts import read_about
 from clfew.errors import UserError
+from clfew.files import csv_line, csv_text
 from clfew.runs import ARTIFACTS, read_config
 
 if TYPE_CHECKING:
@@ -61,13 +60,13 @@ def _json_lines(predictions: "Iterable[Prediction]") -> None:
 
 
 def _csv(predictions: "Iterable[Prediction]") -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "label", "probability", "top", "error"])
+    console.write_out(csv_text(["path", "label", "probability", "top", "error"], []))
     for prediction in predictions:
         row = prediction.as_row()
         top = json.dumps(row["top"]) if row["top"] else ""
         path = str(row["path"]).encode("utf-8", "backslashreplace").decode()
-        writer.writerow([path, row["label"], row["probability"], top, prediction.error])
+        line = [path, row["label"], row["probability"], top, prediction.error]
+        console.write_out(csv_line(line))
 
 
 def describe_artifact(named: str) -> dict[str, Any]:

@@ -132,4 +132,4 @@ def command_line() -> str:
 
 def from_option(artifact: Path, kind: str) -> str:
     """` --from RUN` where the next command would not find this artifact by itself, else nothing."""
-    return "" if newest(kind) == artifact else f" --from {artifact.parent}"
+    return "" if newest(kind) == artifact else f" --from {shlex.quote(str(artifact.parent))}"

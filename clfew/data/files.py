@@ -71,8 +71,9 @@ def expand(arguments: list[str], stdin: Iterable[str] | None = None) -> Iterator
 def _unique(paths: Iterable[str]) -> Iterator[str]:
     seen: set[str] = set()
     for path in paths:
-        if path not in seen:
-            seen.add(path)
+        place = os.path.abspath(path)
+        if place not in seen:
+            seen.add(place)
             yield path
 
 

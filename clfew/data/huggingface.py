@@ -24,6 +24,8 @@ def open_dataset(spec: str) -> Source:
     is_local = path.exists()
     if is_local:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    elif name.startswith((".", "/", "~")):
+        raise UserError(f"There is no folder or file {name}.", "check the spelling of the path.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
@@ -31,7 +33,8 @@ def open_dataset(spec: str) -> Source:
     try:
         loaded = _load_local(path) if is_local else datasets.load_dataset(name, config or None)
     except Exception as error:  # `datasets` raises whatever its readers and its network layer raise.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause = error.__cause__ or error
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise UserError(
             f"{spec} cannot be opened: {reason}",
             "a local folder is named hf:./folder; a name on the hub needs a network connection.",

@@ -157,7 +157,8 @@ def _open_csv(path: Path) -> Source:
     folder = path.parent
     names = [row["path"] for row in rows]
     files = [folder / name for name in names]  # An absolute name stays as it is.
-    missing = [name for name, file in zip(names, files, strict=True) if not file.is_file()]
+    # os.path, which unlike pathlib answers no to a name that is too long.
+    missing = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(rows)} images in {path} do not exist, first {missing[0]}.",

@@ -59,14 +59,26 @@ def parse_labels(spec: str) -> LabelSpec:
 def test_indices(source: Source, seed: int) -> np.ndarray:
     """The held-out images: the source's own test split (or val, where it has no test), else 20 %.
 
-    The 20 % are drawn per class from the labelled images. Raises UserError for a class that has
-    one image and so cannot be both learned and tested.
+    The 20 % are drawn per class from the labelled images; a class of one image keeps it for training
+    (see `require_testable`).
     """
     for split in ("test", "val"):
         own = np.flatnonzero(source.splits == split)
         if len(own):
             return own
     held_out = []
+    for members in _by_class(source, np.arange(len(source))).values():
+        if len(members) == 1:
+            continue
+        order = identity_order(seed, [source.identities[i] for i in members])
+        held_out.append(members[order[: max(1, round(TEST_SHARE * len(members)))]])
+    return np.sort(np.concatenate(held_out)) if held_out else np.array([], dtype=np.int64)
+
+
+def require_testable(source: Source) -> None:
+    """Raises UserError for a class that has one image and so cannot be both learned and tested."""
+    if np.isin(source.splits, ("test", "val")).any():
+        return
     for label, members in _by_class(source, np.arange(len(source))).items():
         if len(members) == 1:
             raise UserError(
@@ -74,9 +86,6 @@ def test_indices(source: Source, seed: int) -> np.ndarray:
                 "test on.",
                 "add images to it or leave it out; a test/ folder beside train/ is another way.",
             )
-        order = identity_order(seed, [source.identities[i] for i in members])
-        held_out.append(members[order[: max(1, round(TEST_SHARE * len(members)))]])
-    return np.sort(np.concatenate(held_out)) if held_out else np.array([], dtype=np.int64)
 
 
 def draw_labels(source: Source, pool: np.ndarray, spec: LabelSpec, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import torch
 
-from clfew.errors import UserError
+from clfew.errors import UsageError, UserError
 
 
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:
@@ -24,6 +24,8 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
 
 def choose_precision(device: torch.device, name: str = "auto") -> tuple[str, str]:
     """bf16 or fp32: bfloat16 autocast where the hardware computes in it, and why."""
+    if name not in ("auto", "bf16", "fp32"):
+        raise UsageError(f"--precision {name} is not known.", "choose auto, bf16 or fp32.")
     if name != "auto":
         return name, "as asked for"
     if device.type == "cuda":
