@@ -67,7 +67,9 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch
         return LARS(groups, lr)
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), fused=True)
+    # Not the fused one: it takes its state for laid out like the weights, which after a resume from
+    # a file it is not.
+    return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99))
 
 
 class LARS(torch.optim.Optimizer):
