@@ -87,7 +87,8 @@ def write_out(text: str) -> None:
     """Text on stdout exactly as it is. Where whoever read it has gone, as in `clfew predict … | head`,
     ends the process quietly, as SIGPIPE would."""
     try:
-        sys.stdout.write(text)
+        # A name that is not UTF-8 holds lone surrogates, which no stream encodes.
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

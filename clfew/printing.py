@@ -64,8 +64,7 @@ def _csv(predictions: "Iterable[Prediction]") -> None:
     for prediction in predictions:
         row = prediction.as_row()
         top = json.dumps(row["top"]) if row["top"] else ""
-        path = str(row["path"]).encode("utf-8", "backslashreplace").decode()
-        line = [path, row["label"], row["probability"], top, prediction.error]
+        line = [row["path"], row["label"], row["probability"], top, prediction.error]
         console.write_out(csv_line(line))
 
 
