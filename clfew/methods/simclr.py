@@ -37,7 +37,8 @@ def nt_xent(z_2BxP: Tensor, temperature: float, decoupled: bool = False) -> Tens
 
 
 def projector(dim: int, hidden: int, output: int) -> nn.Sequential:
-    """Three linear layers, BatchNorm after each, ReLU between (SimCLRv2, appendix C).
+    """Three linear layers, BatchNorm after each, ReLU between, as google-research/simclr
+    builds them for SimCLRv2 (`model_util.projection_head`).
 
     BatchNorm makes biases redundant, so the linear layers have none.
     """
