@@ -3,15 +3,16 @@
 Crop, flip, resize and blur are linear in the pixels and separable, so together they are one pair
 of small matrices per image (`resampling_matrix`, `blur_matrix`); brightness, contrast, saturation,
 hue and greyscale are (nearly) affine in the colours, so together they are one 3×4 matrix per image
-(`colour_matrix`). A view costs two batched matrix products and one pass over the pixels.
+(`colour_matrix`). A view costs two batched matrix products and two passes over the pixels.
 
 Two approximations follow, both measured in tests/test_augment.py: values are clipped to [0, 1]
 once at the end rather than after each colour operation, and hue is a rotation about the grey
 axis in YIQ instead of in HSV.
 
-Shape suffixes: N images, S side of the stored image, R side of the result.
+Shape suffixes: N images, S side of the stored image, R side of the result, P = R·R pixels.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -20,14 +21,14 @@ import torch
 from torch import Tensor
 
 from clfew.randomness import ImageRandom
+from clfew.training.device import to_device
 
 # Rec. 601 luma, the weights of torchvision's and Pillow's greyscale.
 LUMA = (0.299, 0.587, 0.114)
-# RGB to YIQ and back (NTSC 1953): hue turns the I-Q plane.
+# RGB to YIQ (NTSC 1953): hue turns the I-Q plane.
 _RGB_TO_YIQ = torch.tensor(
     [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
 )
-_YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
 
 # Aspect ratios of random crops (SimCLR, appendix A; torchvision's default).
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -44,6 +45,7 @@ class Recipe:
         0.2 s for hue, applied with probability 0.8 (SimCLR, appendix A). 0 turns it off.
     grey: probability of a view without colour.
     blur: probability of a Gaussian blur with sigma in [0.1, 2] and a kernel of a tenth of the side.
+    solarise: probability of inverting all values of 0.5 and more (BYOL, appendix B).
     """
 
     crop_area: float = 0.08
@@ -51,6 +53,7 @@ class Recipe:
     jitter: float = 1.0
     grey: float = 0.2
     blur: float = 0.5
+    solarise: float = 0.0
 
 
 def random_views(
@@ -68,10 +71,8 @@ def random_views(
     """
     device = images_NxSxSx3.device
     side = images_NxSxSx3.shape[1]
-    count = len(images_NxSxSx3) * views
-    draws = torch.from_numpy(
-        np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 11) for view in range(views)])
-    ).to(device)
+    drawn = np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 12) for view in range(views)])
+    draws = to_device(drawn, device)
     u_crop, u = draws[:, : 2 * _CROP_ATTEMPTS + 2], draws[:, 2 * _CROP_ATTEMPTS + 2 :]
 
     box = crop_boxes(u_crop, aspects_N.repeat(views), recipe.crop_area) * side
@@ -80,20 +81,18 @@ def random_views(
     if recipe.flip:
         columns = torch.where((u[:, 0] < 0.5)[:, None, None], columns.flip(1), columns)
     if recipe.blur:
-        sigma = 0.1 + 1.9 * u[:, 1]
-        blur = blur_matrix(sigma, size)
-        identity = torch.eye(size, device=device)
-        blur = torch.where((u[:, 2] < recipe.blur)[:, None, None], blur, identity)
+        blur = blur_matrix(0.1 + 1.9 * u[:, 1], size, u[:, 2] < recipe.blur)
         rows, columns = blur @ rows, blur @ columns
 
-    pixels_NxPx3 = resample(images_NxSxSx3, rows, columns, views)
+    pixels_Nx3xP = resample(images_NxSxSx3, rows, columns, views)
     if recipe.jitter or recipe.grey:
-        mean_Nx3 = pixels_NxPx3.mean(dim=1)
+        mean_Nx3 = pixels_Nx3xP.mean(dim=2)
         matrix_Nx3x4 = colour_matrix(u[:, 3:9], mean_Nx3, recipe.jitter, recipe.grey)
-        pixels_NxPx3 = torch.baddbmm(
-            matrix_Nx3x4[:, None, :, 3], pixels_NxPx3, matrix_Nx3x4[:, :, :3].transpose(1, 2)
-        )
-    return _as_channels_last(pixels_NxPx3.clamp_(0, 1), count, size)
+        pixels_Nx3xP = torch.baddbmm(matrix_Nx3x4[:, :, 3:], matrix_Nx3x4[:, :, :3], pixels_Nx3xP)
+    pixels_Nx3xP.clamp_(0, 1)
+    if recipe.solarise:
+        pixels_Nx3xP = solarise(pixels_Nx3xP, u[:, 9] < recipe.solarise)
+    return _as_channels_last(pixels_Nx3xP, size)
 
 
 def evaluation_view(images_NxSxSx3: Tensor, aspects_N: Tensor, size: int) -> Tensor:
@@ -107,13 +106,12 @@ def evaluation_view(images_NxSxSx3: Tensor, aspects_N: Tensor, size: int) -> Ten
     height = (aspects_N / CROP_RATIO[0]).clamp(max=1) * side
     rows = resampling_matrix((side - height) / 2, height, side, size)
     columns = resampling_matrix((side - width) / 2, width, side, size)
-    pixels = resample(images_NxSxSx3, rows, columns).clamp_(0, 1)
-    return _as_channels_last(pixels, len(images_NxSxSx3), size)
+    pixels_Nx3xP = resample(images_NxSxSx3, rows, columns).clamp_(0, 1)
+    return _as_channels_last(pixels_Nx3xP, size)
 
 
-def _as_channels_last(pixels_NxPx3: Tensor, count: int, size: int) -> Tensor:
-    """From `resample`'s column-by-column pixels to an image batch in channels-last memory."""
-    images = pixels_NxPx3.view(count, size, size, 3).permute(0, 3, 2, 1)
+def _as_channels_last(pixels_Nx3xP: Tensor, size: int) -> Tensor:
+    images = pixels_Nx3xP.view(-1, 3, size, size)
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -151,45 +149,70 @@ def resampling_matrix(start_N: Tensor, length_N: Tensor, side: int, size: int) -
     """
     length_N = length_N.clamp(min=1)
     scale = (length_N / size)[:, None, None]
-    start = start_N[:, None, None]
+    reach = scale.clamp(min=1)
+    start, end = start_N[:, None, None], (start_N + length_N)[:, None, None]
     centre = start + (torch.arange(size, device=start_N.device)[:, None] + 0.5) * scale
-    pixel = torch.arange(side, device=start_N.device) + 0.5
-    weight = (1 - (pixel - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    # No pixel further away has a weight, so only these few are computed, then put into their columns.
+    taps = min(side, math.ceil(2 * max(1, side / size)) + 1)
+    first = (centre - reach - 0.5).ceil().clamp(0, side - taps)
+    pixel = first + torch.arange(taps, device=start_N.device) + 0.5
+    weight = (1 - (pixel - centre).abs() / reach).clamp(min=0)
     # Pixels outside the crop do not bleed into it. The slack keeps a boundary pixel against rounding.
-    inside = (pixel > start - 1e-3) & (pixel < start + length_N[:, None, None] + 1e-3)
-    weight = weight * inside
-    return weight / weight.sum(dim=2, keepdim=True)
+    weight = weight * ((pixel > start - 1e-3) & (pixel < end + 1e-3))
+    weight = weight / weight.sum(dim=2, keepdim=True)
+    matrix = weight.new_zeros(len(start_N), size, side)
+    return matrix.scatter_(2, pixel.long(), weight)
 
 
-def blur_matrix(sigma_N: Tensor, size: int) -> Tensor:
+def blur_matrix(sigma_N: Tensor, size: int, chosen_N: Tensor | None = None) -> Tensor:
     """Gaussian blur of a line as matrices of shape (N, size, size).
 
     The kernel is an odd tenth of the side (SimCLR, appendix A), at least 3, edges are reflected:
-    torchvision's `gaussian_blur`, which blurs rows and columns with the same line.
+    torchvision's `gaussian_blur`, which blurs rows and columns with the same line. Those that are not
+    `chosen` (all are, where it is None) get the matrix that changes nothing.
     """
-    reach = max(size // 20, 1)
-    i = torch.arange(size, device=sigma_N.device)[:, None]
-    j = torch.arange(size, device=sigma_N.device)[None, :]
+    shifts_KxP = _shifts(size, sigma_N.device)
+    distance = torch.arange(len(shifts_KxP), device=sigma_N.device)
+    weight_NxK = torch.exp(-0.5 * (distance / sigma_N[:, None]) ** 2)
+    if chosen_N is not None:
+        weight_NxK = torch.where(chosen_N[:, None], weight_NxK, (distance == 0).float())
+    # Every pixel has two neighbours at each distance, itself excepted.
+    total = 2 * weight_NxK.sum(dim=1, keepdim=True) - weight_NxK[:, :1]
+    return (weight_NxK / total @ shifts_KxP).view(-1, size, size)
 
-    def kernel(distance: Tensor) -> Tensor:
-        weight = torch.exp(-0.5 * (distance / sigma_N[:, None, None]) ** 2)
-        return weight * (distance.abs() <= reach)
 
-    matrix = kernel(i - j) + kernel(i + j) * (j > 0) + kernel(2 * (size - 1) - i - j) * (j < size - 1)
-    return matrix / matrix.sum(dim=2, keepdim=True)
+@functools.cache
+def _shifts(size: int, device: torch.device) -> Tensor:
+    """For each distance 0, 1, … within the blur's kernel, the matrix (size, size) that adds up the
+    pixels at this distance, reflected at the edges; flattened, shape (K, size·size)."""
+    i = torch.arange(size)[:, None]
+    j = torch.arange(size)[None, :]
+    distances = torch.arange(max(size // 20, 1) + 1)[:, None, None]
+    inside = (i - j).abs() == distances
+    left = (i + j == distances) & (j > 0)
+    right = (2 * (size - 1) - i - j == distances) & (j < size - 1)
+    return (inside.float() + left.float() + right.float()).flatten(1).to(device)
 
 
 def resample(images_NxSxSx3: Tensor, rows: Tensor, columns: Tensor, views: int = 1) -> Tensor:
     """Applies (V·N, R, S) matrices to the rows and columns of uint8 images.
 
-    Returns float32 in [0, 1] of shape (V·N, R·R, 3), pixels column by column: the order in which
-    the second product leaves them, turned around once by the caller's last step.
+    Returns float32 in [0, 1] of shape (V·N, 3, R·R). Colours stand between rows and columns until
+    the rows are done, so that every product is large and what is moved moves in whole lines.
     """
     count, size, side = rows.shape
-    lines = images_NxSxSx3.reshape(-1, side, side * 3).float().mul_(1 / 255)
-    lines = torch.bmm(rows, lines.repeat(views, 1, 1))
-    lines = lines.view(count, size, side, 3).transpose(1, 2).reshape(count, side, size * 3)
-    return torch.bmm(columns, lines).view(count, size * size, 3)
+    lines = images_NxSxSx3.transpose(2, 3).reshape(-1, side, 3 * side).float().mul_(1 / 255)
+    # The views of an image are neighbours here, so that its pixels are not copied for each of them.
+    by_image = rows.view(views, -1, size, side).transpose(0, 1).reshape(-1, views * size, side)
+    lines = torch.bmm(by_image, lines).view(-1, views, size, 3, side)
+    lines = lines.permute(1, 0, 3, 2, 4).reshape(count, 3 * size, side)
+    return torch.bmm(lines, columns.transpose(1, 2)).view(count, 3, size * size)
+
+
+def solarise(pixels_Nx3xP: Tensor, chosen_N: Tensor, threshold: float = 0.5) -> Tensor:
+    """Inverts the values of `threshold` and more in the chosen images: torchvision's `solarize`."""
+    bright = (pixels_Nx3xP >= threshold) & chosen_N[:, None, None]
+    return torch.where(bright, 1 - pixels_Nx3xP, pixels_Nx3xP)
 
 
 def colour_matrix(u_Nx6: Tensor, mean_Nx3: Tensor, strength: float, grey: float) -> Tensor:
@@ -224,6 +247,20 @@ def _with_offset(linear: Tensor, offset: Tensor | None = None) -> Tensor:
     return torch.cat([linear, zero if offset is None else offset], dim=2)
 
 
+@dataclass(frozen=True)
+class _Constants:
+    luma: Tensor
+    to_yiq: Tensor
+    to_rgb: Tensor
+
+
+@functools.cache
+def _constants(device: torch.device) -> _Constants:
+    """Copied to the device once: a GPU finishes its work before it takes such a copy."""
+    to_yiq = _RGB_TO_YIQ.to(device)
+    return _Constants(torch.tensor(LUMA, device=device), to_yiq, torch.linalg.inv(to_yiq))
+
+
 def brightness_map(factor_N: Tensor) -> Tensor:
     """x → factor · x"""
     return _with_offset(factor_N[:, None, None] * torch.eye(3, device=factor_N.device))
@@ -231,7 +268,7 @@ def brightness_map(factor_N: Tensor) -> Tensor:
 
 def contrast_map(factor_N: Tensor, mean_Nx3: Tensor) -> Tensor:
     """x → factor · x + (1 - factor) · (mean luma of the image)"""
-    luma = mean_Nx3 @ torch.tensor(LUMA, device=mean_Nx3.device)
+    luma = mean_Nx3 @ _constants(mean_Nx3.device).luma
     offset = ((1 - factor_N) * luma)[:, None, None].expand(-1, 3, 1)
     return _with_offset(factor_N[:, None, None] * torch.eye(3, device=factor_N.device), offset)
 
@@ -239,7 +276,7 @@ def contrast_map(factor_N: Tensor, mean_Nx3: Tensor) -> Tensor:
 def saturation_map(factor_N: Tensor) -> Tensor:
     """x → factor · x + (1 - factor) · (luma of the pixel); factor 0 is greyscale."""
     factor = factor_N[:, None, None]
-    luma = torch.tensor(LUMA, device=factor_N.device).expand(3, 3)
+    luma = _constants(factor_N.device).luma.expand(3, 3)
     return _with_offset(factor * torch.eye(3, device=factor_N.device) + (1 - factor) * luma)
 
 
@@ -250,4 +287,5 @@ def hue_map(angle_N: Tensor) -> Tensor:
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = cos
     turn[:, 1, 2], turn[:, 2, 1] = sin, -sin
-    return _with_offset(_YIQ_TO_RGB.to(angle_N.device) @ turn @ _RGB_TO_YIQ.to(angle_N.device))
+    constants = _constants(angle_N.device)
+    return _with_offset(constants.to_rgb @ turn @ constants.to_yiq)

@@ -61,6 +61,7 @@ def pretrain(
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
+    compile: opt.Compile = "auto",
     threads: opt.Threads = None,
     out: opt.Out = None,
 ) -> None:
@@ -83,8 +84,8 @@ def pretrain(
     run(
         source, method=method, encoder=encoder, size=size, epochs=epochs, minutes=minutes,
         batch=batch, optimizer=optimizer, lr=lr, temperature=temperature, loss=loss, flip=flip,
-        transductive=transductive, seed=seed, device=device, precision=precision, threads=threads,
-        out=out,
+        transductive=transductive, seed=seed, device=device, precision=precision,
+        compilation=compile, threads=threads, out=out,
     )  # fmt: skip
 
 

@@ -17,8 +17,9 @@ from clfew.encoders import Encoder
 from clfew.features import apply_to_store
 from clfew.probes import folds, knn_head, linear_head
 from clfew.propagation import neighbour_graph, propagated_shares, propagation_head
-from clfew.training.batch import Batch
-from clfew.training.loop import Plan, TrainingData, train
+from clfew.training.batch import Batch, TrainingData
+from clfew.training.loop import train
+from clfew.training.plan import Plan
 
 FINE_TUNE_FROM = 10
 """Labels a class from which `auto` also tries to fine-tune: with fewer, its gain over a linear probe

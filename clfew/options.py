@@ -42,9 +42,12 @@ Rate = Annotated[float | None, _option("Peak learning rate (default: auto).", "-
 
 # Of pretraining.
 Source = Annotated[str | None, typer.Argument(help="Folder, CSV or hf:NAME.")]
+Compile = Annotated[
+    str, _option("Compile the network: auto (where a trial says it pays), on or off.", "--compile")
+]
 Method = Annotated[str, _option("Self-supervised method: simclr.")]
 Minutes = Annotated[float | None, _option("Time to train for (default: at most 10).", least=0.01)]
-Optimizer = Annotated[str, _option("auto, lars, sgd or adamw.")]
+Optimizer = Annotated[str, _option("auto, lars, sgd, adamw or muon.")]
 Temperature = Annotated[float, _option("Of the contrastive loss.", least=0.01)]
 Loss = Annotated[str, _option("nt-xent, or dcl (decoupled, for small batches).")]
 Flip = Annotated[bool, _option("--no-flip where mirror images differ.", "--flip/--no-flip")]

@@ -1,6 +1,8 @@
 """`clfew pretrain`: learn an encoder from images without labels."""
 
+import functools
 import shlex
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,12 @@ from clfew.files import write_csv
 from clfew.methods import METHODS
 from clfew.methods.simclr import SimCLR
 from clfew.runs import Run, check_new, command_line, from_option, new_run, read_config
+from clfew.training.batch import TrainingData
+from clfew.training.compilation import choose_compile
 from clfew.training.device import choose_device, choose_precision, set_threads
-from clfew.training.loop import Plan, Saving, TrainingData, seconds_per_step, train
+from clfew.training.loop import Saving, seconds_per_step, train
 from clfew.training.optim import OPTIMIZERS, choose_pretraining
+from clfew.training.plan import Plan
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
@@ -62,6 +67,7 @@ def pretrain(
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
+    compilation: str = "auto",
     threads: int | None = None,
     out: Path | None = None,
 ) -> Path:
@@ -120,6 +126,7 @@ def pretrain(
         lr,
         seed,
         chosen_precision,
+        compilation,
     )
     per_epoch = plan.steps_per_epoch(len(indices))
     run = new_run("pretrain", out)
@@ -223,24 +230,39 @@ def _build(config: dict[str, Any], seed: int) -> SimCLR:
 def _plan(
     objective: SimCLR, data: TrainingData, device: torch.device, epochs: float | None,
     minutes: float | None, batch: int, optimizer: str, lr: float | None, seed: int, precision: str,
+    compilation: str,
 ) -> Plan:  # fmt: skip
     per_epoch = max(1, len(data) // batch)
     steps = round((epochs or DEFAULT_EPOCHS) * per_epoch)
-    if epochs is None:
-        budget = 60 * (minutes or DEFAULT_MINUTES)
+    budget = 60 * (minutes or DEFAULT_MINUTES)
+    started = time.monotonic()
+
+    @functools.cache
+    def step_seconds(compile: bool) -> float:
         # Which optimizer makes no difference to the time a step takes.
-        trial = Plan(100, batch, "adamw", 1e-3, 0.0, 1, seed, precision)
-        fitting = max(1, int(budget * 0.95 / seconds_per_step(objective, data, trial, device, budget)))
+        trial = Plan(100, batch, "adamw", 1e-3, 0.0, 1, seed, precision, compile)
+        return seconds_per_step(objective, data, trial, device, budget)
+
+    if epochs is None:
+        fitting = max(1, int(budget * 0.95 / step_seconds(False)))
         steps = fitting if minutes else min(steps, fitting)
+    compile, why_compile = choose_compile(compilation, device, steps, step_seconds)
+    if epochs is None:
+        # The trial of a compiled network takes more than its twentieth of the budget.
+        left = min(0.95 * budget, budget - (time.monotonic() - started))
+        fitting = max(1, int(left / step_seconds(compile)))
+        steps = fitting if minutes else min(round(DEFAULT_EPOCHS * per_epoch), fitting)
         console.say(
             f"budget     {budget / 60:g} minutes are {fitting / per_epoch:.4g} epochs at this speed"
             + ("" if minutes else f"; the default is {DEFAULT_EPOCHS:g} epochs or what fits in them")
         )
     steps = max(1, steps)
-    chosen, rate, decay, why = choose_pretraining(batch, steps, optimizer)
+    size = sum(parameter.numel() for parameter in objective.parameters())
+    chosen, rate, decay, why = choose_pretraining(batch, steps, size, optimizer)
     console.say(f"optimizer  {chosen}, learning rate {lr or rate:.3g} ({why})")
+    console.say(f"compile    {'on' if compile else 'off'} ({why_compile})")
     warmup = max(1, min(10 * per_epoch, steps // 10))
-    return Plan(steps, batch, chosen, lr or rate, decay, warmup, seed, precision)
+    return Plan(steps, batch, chosen, lr or rate, decay, warmup, seed, precision, compile)
 
 
 def _pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:

@@ -36,9 +36,9 @@ def as_stored(images):
     return stored.permute(0, 2, 3, 1).contiguous(), stored.float() / 255
 
 
-def as_images(pixels_NxPx3, size):
-    """`resample`'s column-by-column pixels as (N, 3, size, size)."""
-    return pixels_NxPx3.view(-1, size, size, 3).permute(0, 3, 2, 1)
+def as_images(pixels_Nx3xP, size):
+    """`resample`'s pixels as (N, 3, size, size)."""
+    return pixels_Nx3xP.view(-1, 3, size, size)
 
 
 def apply_map(matrix_Nx3x4, images):

@@ -8,6 +8,7 @@ the second one's is thrown away.
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import socket
@@ -49,6 +50,37 @@ class Store:
     @property
     def side(self) -> int:
         return self.pixels.shape[1]
+
+
+class RowReader:
+    """Reads rows of an array; rows of a memory-mapped one with file reads instead of the mapping.
+
+    Pages that were read through a mapping count as this process's memory, all 28 GB of a million
+    images in the end, and each costs a fault. The file stays open: it may be removed meanwhile.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array, self._file = array, None
+        # A slice of a mapped array has another base, and another offset than it says.
+        is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
+        if is_whole and array.filename is not None and hasattr(os, "preadv"):
+            self._file = open(array.filename, "rb", buffering=0)  # noqa: SIM115
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """array[rows]. Raises OSError when the file has become shorter."""
+        if self._file is None:
+            return self._array[rows]
+        result = np.empty((len(rows), *self._array.shape[1:]), self._array.dtype)
+        size = result[:1].nbytes
+        offset = self._array.offset
+        for row, buffer in zip(rows.tolist(), result, strict=True):
+            if os.preadv(self._file.fileno(), [buffer], offset + row * size) != size:
+                raise OSError(f"{self._array.filename} has become shorter")
+        return result
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 def cache_folder() -> Path:

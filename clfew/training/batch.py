@@ -1,10 +1,21 @@
-"""What a training objective is given at each step."""
+"""What a training objective is given at each step, and how it gets there in time."""
 
+import itertools
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from clfew.randomness import ImageRandom
+from clfew.data.store import RowReader
+from clfew.randomness import ImageRandom, epoch_order
+from clfew.training.device import to_device
+from clfew.training.plan import Plan
+
+_COPIED = 4096
 
 
 @dataclass(frozen=True)
@@ -21,3 +32,81 @@ class Batch:
     random: ImageRandom
     labels: Tensor | None = None
     progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The images a run learns from: rows `indices` of a store's arrays.
+
+    labels: int64, one for each of `indices`, where the objective learns from labels.
+    """
+
+    pixels: np.ndarray
+    aspects: np.ndarray
+    indices: np.ndarray
+    labels: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class Batches:
+    """The batches from step `start` on; the next one is gathered while the step computes."""
+
+    def __init__(self, data: TrainingData, plan: Plan, device: torch.device, start: int) -> None:
+        self._data, self._plan, self._device = data, plan, device
+        self._steps = itertools.count(start)
+        self._pool = ThreadPoolExecutor(1)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._read = RowReader(data.pixels)
+        self._resident = self._on_device()
+
+    def __enter__(self) -> Iterator[Batch]:
+        return self._iterate()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._read.close()
+
+    def _iterate(self) -> Iterator[Batch]:
+        coming = self._pool.submit(self.gather, next(self._steps))
+        while True:
+            batch = coming.result()
+            coming = self._pool.submit(self.gather, next(self._steps))
+            yield batch
+
+    def _on_device(self) -> Tensor | None:
+        """All images on the GPU where they take less than half of its free memory."""
+        if self._device.type != "cuda":
+            return None
+        free, _ = torch.cuda.mem_get_info(self._device)
+        image_bytes = math.prod(self._data.pixels.shape[1:])
+        if image_bytes * len(self._data) > free // 2:
+            return None
+        resident = torch.empty((len(self._data), *self._data.pixels.shape[1:]), dtype=torch.uint8,
+                               device=self._device)  # fmt: skip
+        for start in range(0, len(self._data), _COPIED):
+            rows = self._data.indices[start : start + _COPIED]
+            resident[start : start + _COPIED] = to_device(self._read(rows), self._device)
+        return resident
+
+    def gather(self, step: int) -> Batch:
+        """The batch of a step, on the device."""
+        data, plan = self._data, self._plan
+        per_epoch = plan.steps_per_epoch(len(data))
+        epoch, position = divmod(step, per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(plan.seed, epoch, len(data)))
+        chosen = self._order[1][position * plan.batch : (position + 1) * plan.batch]
+        rows = data.indices[chosen]
+        if self._resident is not None:
+            images = self._resident[to_device(chosen, self._device)]
+        else:
+            images = to_device(self._read(rows), self._device)
+        labels = None if data.labels is None else to_device(data.labels[chosen], self._device)
+        aspects = to_device(data.aspects[rows], self._device)
+        # An image's draws follow its place in the source, whatever else the run learns from.
+        return Batch(images, aspects, ImageRandom(plan.seed, epoch, rows), labels, step / plan.steps)

@@ -5,12 +5,11 @@ draws is a function of (seed, epoch, index), so a run that is stopped and resume
 the steps it would have taken.
 """
 
-import itertools
+import contextlib
 import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,9 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from clfew.errors import Stopped, UserError
-from clfew.randomness import ImageRandom, epoch_order
-from clfew.training.batch import Batch
+from clfew.training.batch import Batch, Batches, TrainingData
+from clfew.training.compilation import compiled
+from clfew.training.convolution import MatrixWeightGradients
+from clfew.training.device import keep_freed_memory
 from clfew.training.optim import build_optimizer, learning_rate, parameter_groups
+from clfew.training.plan import Plan
 from clfew.training.signals import StopRequest
 from clfew.training.state import FILE, load_state, save_state
 
@@ -33,39 +35,6 @@ _TRIAL_SHARE, _TRIAL_STEPS = 0.05, 12
 
 class Objective(Protocol):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The images a run learns from: rows `indices` of a store's arrays.
-
-    labels: int64, one for each of `indices`, where the objective learns from labels.
-    """
-
-    pixels: np.ndarray
-    aspects: np.ndarray
-    indices: np.ndarray
-    labels: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that decides a training besides its data and its objective."""
-
-    steps: int
-    batch: int
-    optimizer: str
-    learning_rate: float
-    weight_decay: float
-    warmup_steps: int
-    seed: int
-    precision: str
-
-    def steps_per_epoch(self, images: int) -> int:
-        return max(1, images // self.batch)
 
 
 @dataclass(frozen=True)
@@ -97,7 +66,7 @@ def train(
     Stopped. `lr_scale` maps a parameter's name to a factor on its learning rate.
     Raises UserError when the loss is not finite.
     """
-    objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    _prepare(objective, device)
     groups = parameter_groups(objective, plan.weight_decay, lr_scale)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
     done, seconds_before = 0, 0.0
@@ -106,7 +75,11 @@ def train(
         done, seconds_before = int(position["step"]), position["seconds"]
     meter = _Meter(plan, len(data), done)
     started = saved = time.monotonic()
-    with StopRequest() as stop, _batches(data, plan, device, done) as batches:
+    with (
+        StopRequest() as stop,
+        compiled(objective, plan.compile),
+        Batches(data, plan, device, done) as batches,
+    ):
         for step in range(done, plan.steps):
             batch = meter.waiting(batches)
             loss, extras = _step(objective, optimizer, batch, plan, step)
@@ -137,12 +110,12 @@ def seconds_per_step(
 
     The trial takes at most a twentieth of `budget` seconds, but no fewer than three steps.
     """
-    objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    _prepare(objective, device)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     groups = parameter_groups(objective, plan.weight_decay)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
     times: list[float] = []
-    with _batches(data, plan, device, 0) as batches:
+    with compiled(objective, plan.compile), Batches(data, plan, device, 0) as batches:
         while len(times) < 3 or (len(times) < _TRIAL_STEPS and sum(times) < _TRIAL_SHARE * budget):
             started = time.monotonic()
             loss, _ = _step(objective, optimizer, next(batches), plan, 0)
@@ -155,6 +128,12 @@ def seconds_per_step(
     return float(np.median(times[1:]))
 
 
+def _prepare(objective: nn.Module, device: torch.device) -> None:
+    if device.type == "cpu":
+        keep_freed_memory()
+    objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+
 def _step(
     objective: Any, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -163,7 +142,10 @@ def _step(
         group["lr"] = rate * group["lr_scale"]
     # Dropout and stochastic depth, in encoders that have them, resume exactly too.
     torch.manual_seed(plan.seed * 1_000_003 + step)
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+    bf16 = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=plan.precision == "bf16")
+    # A compiled network has gradients of its own.
+    gradients = contextlib.nullcontext() if plan.compile else MatrixWeightGradients()
+    with bf16, gradients:
         loss, extras = objective.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -180,57 +162,6 @@ def _finite(loss: Tensor, step: int) -> float:
             "use a smaller --lr, or --precision fp32.",
         )
     return value
-
-
-class _batches:
-    """The batches from step `start` on; the next one is gathered while the step computes."""
-
-    def __init__(self, data: TrainingData, plan: Plan, device: torch.device, start: int) -> None:
-        self._data, self._plan, self._device = data, plan, device
-        self._steps = itertools.count(start)
-        self._pool = ThreadPoolExecutor(1)
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
-        self._resident = self._on_device()
-
-    def __enter__(self) -> Iterator[Batch]:
-        return self._iterate()
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _iterate(self) -> Iterator[Batch]:
-        coming = self._pool.submit(self._gather, next(self._steps))
-        while True:
-            batch = coming.result()
-            coming = self._pool.submit(self._gather, next(self._steps))
-            yield batch
-
-    def _on_device(self) -> Tensor | None:
-        """All images on the GPU where they take less than half of its free memory."""
-        if self._device.type != "cuda":
-            return None
-        free, _ = torch.cuda.mem_get_info(self._device)
-        image_bytes = math.prod(self._data.pixels.shape[1:])
-        if image_bytes * len(self._data) > free // 2:
-            return None
-        return torch.from_numpy(self._data.pixels[self._data.indices]).to(self._device)
-
-    def _gather(self, step: int) -> Batch:
-        data, plan = self._data, self._plan
-        per_epoch = plan.steps_per_epoch(len(data))
-        epoch, position = divmod(step, per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(plan.seed, epoch, len(data)))
-        chosen = self._order[1][position * plan.batch : (position + 1) * plan.batch]
-        rows = data.indices[chosen]
-        if self._resident is not None:
-            images = self._resident[torch.from_numpy(chosen).to(self._device)]
-        else:
-            images = torch.from_numpy(data.pixels[rows]).to(self._device)
-        labels = None if data.labels is None else torch.from_numpy(data.labels[chosen]).to(self._device)
-        aspects = torch.from_numpy(data.aspects[rows]).to(self._device)
-        # An image's draws follow its place in the source, whatever else the run learns from.
-        return Batch(images, aspects, ImageRandom(plan.seed, epoch, rows), labels, step / plan.steps)
 
 
 class _Meter:

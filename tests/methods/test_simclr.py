@@ -10,8 +10,9 @@ from clfew.augment import Recipe
 from clfew.encoders import Encoder
 from clfew.methods.simclr import SimCLR, nt_xent, projector
 from clfew.randomness import ImageRandom
-from clfew.training.batch import Batch
-from clfew.training.loop import Plan, TrainingData, train
+from clfew.training.batch import Batch, TrainingData
+from clfew.training.loop import train
+from clfew.training.plan import Plan
 
 
 def slow_nt_xent(first, second, temperature, decoupled=False):

@@ -12,7 +12,9 @@ from clfew.errors import Stopped, UserError
 from clfew.methods.simclr import SimCLR
 from clfew.randomness import epoch_order
 from clfew.training import loop
-from clfew.training.loop import Plan, Saving, TrainingData, seconds_per_step, train
+from clfew.training.batch import TrainingData
+from clfew.training.loop import Saving, seconds_per_step, train
+from clfew.training.plan import Plan
 
 CPU = torch.device("cpu")
 
@@ -69,7 +71,7 @@ def same_state(a, b):
     return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw", "muon"])
 def test_a_stopped_and_resumed_run_is_bit_identical(data, tmp_path, optimizer):
     rate = 0.5 if optimizer == "lars" else 0.01
     whole, rows = objective(), []

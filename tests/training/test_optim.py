@@ -9,9 +9,12 @@ from clfew.training.optim import (
     LARGE_BATCH,
     LARS,
     SHORT_RUN_STEPS,
+    SMALL_NETWORK,
+    Muon,
     build_optimizer,
     choose_pretraining,
     learning_rate,
+    orthogonalised,
     parameter_groups,
 )
 
@@ -114,7 +117,7 @@ def test_batchnorm_and_biases_neither_decay_nor_adapt():
     assert all(g["weight_decay"] == (0.3 if g["adapts"] else 0.0) for g in groups)
 
 
-@pytest.mark.parametrize("name", ["lars", "sgd", "adamw"])
+@pytest.mark.parametrize("name", ["lars", "sgd", "adamw", "muon"])
 def test_a_step_without_gradient_shrinks_only_what_decays(name):
     module = network()
     for parameter in module.parameters():
@@ -138,16 +141,70 @@ def test_groups_carry_the_scale_of_each_name_and_leave_out_frozen_parameters():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)]
+    ("name", "kind"),
+    [("lars", LARS), ("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW), ("muon", Muon)],
 )
 def test_each_name_builds_its_optimizer(name, kind):
     assert type(build_optimizer(name, parameter_groups(network(), 0.1), 0.1)) is kind
 
 
-def test_auto_takes_lars_for_large_batches_and_adamw_for_short_runs():
-    assert choose_pretraining(LARGE_BATCH, 10)[0] == "lars"
-    assert choose_pretraining(LARGE_BATCH - 1, SHORT_RUN_STEPS - 1)[0] == "adamw"
-    assert choose_pretraining(LARGE_BATCH - 1, SHORT_RUN_STEPS)[0] == "sgd"
-    name, rate, decay, reason = choose_pretraining(4096, 10, "sgd")
+def test_auto_takes_lars_for_large_batches_muon_for_small_networks_and_adamw_for_short_runs():
+    large = SMALL_NETWORK + 1
+    assert choose_pretraining(LARGE_BATCH, 10, 10)[0] == "lars"
+    assert choose_pretraining(LARGE_BATCH - 1, 10**6, SMALL_NETWORK)[0] == "muon"
+    assert choose_pretraining(LARGE_BATCH - 1, SHORT_RUN_STEPS - 1, large)[0] == "adamw"
+    assert choose_pretraining(LARGE_BATCH - 1, SHORT_RUN_STEPS, large)[0] == "sgd"
+    name, rate, decay, reason = choose_pretraining(4096, 10, large, "sgd")
     assert (name, rate, decay, reason) == ("sgd", pytest.approx(0.06 * 16), 5e-4, "as asked for")
-    assert choose_pretraining(4096, 10)[1] == pytest.approx(0.075 * 64)
+    assert choose_pretraining(4096, 10, large)[1] == pytest.approx(0.075 * 64)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (6, 40), (40, 6), (1, 9)])
+def test_orthogonalised_is_u_times_v_of_the_singular_value_decomposition(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalised(matrix)
+    turned = u.T @ result @ v.T
+    on_diagonal = turned.diagonal()
+    torch.testing.assert_close(turned, torch.diag(on_diagonal))
+    # Singular values below a hundredth of the norm take more than five steps.
+    large = values > 0.05 * matrix.norm()
+    assert ((on_diagonal[large] > 0.65) & (on_diagonal[large] < 1.25)).all()
+    torch.testing.assert_close(orthogonalised(matrix * 1000), result)
+
+
+def test_muon_moves_weights_along_orthogonalised_nesterov_momentum():
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(6, 2, 3, 3))
+    optimizer = Muon([{"params": [weight], "weight_decay": 0.5}], 0.1)
+    expected, momentum = weight.detach().clone(), torch.zeros(6, 18)
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        gradient = weight.grad.reshape(6, 18)
+        momentum = 0.95 * momentum + 0.05 * gradient
+        direction = orthogonalised(0.05 * gradient + 0.95 * momentum)
+        expected = expected * (1 - 0.1 * 0.5) - 0.1 * direction.view_as(weight)
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_muon_scales_tall_matrices_up():
+    weight = nn.Parameter(torch.zeros(32, 2))
+    weight.grad = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+    Muon([{"params": [weight]}], 0.1).step()
+    direction = orthogonalised(weight.grad)
+    torch.testing.assert_close(weight.detach(), -0.1 * 4 * direction)
+
+
+def test_muon_takes_adams_steps_where_weights_do_not_adapt():
+    torch.manual_seed(0)
+    weight, reference = nn.Parameter(torch.randn(5)), nn.Parameter(torch.empty(5))
+    reference.data.copy_(weight)
+    muon = Muon([{"params": [weight], "adapts": False}], 0.02)
+    adam = torch.optim.Adam([reference], 0.003, betas=(0.9, 0.99))
+    for _ in range(4):
+        weight.grad = torch.randn(5)
+        reference.grad = weight.grad.clone()
+        muon.step()
+        adam.step()
+        torch.testing.assert_close(weight, reference)

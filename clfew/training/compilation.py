@@ -1,0 +1,74 @@
+"""torch.compile: whether it pays for a run, found by a trial, and its use."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from clfew.errors import UsageError, UserError
+
+FEWEST_STEPS = 200
+SHORTEST_RUN = 20 * 60
+"""Seconds. A trial takes a minute or so, mostly to compile: a shorter run would not win it back."""
+
+
+@contextlib.contextmanager
+def compiled(objective: nn.Module, wanted: bool) -> Iterator[None]:
+    """Inside this context the encoder of the objective is compiled, if that is wanted.
+
+    Its weights, their names and what it returns stay as they are.
+    """
+    if not wanted:
+        yield
+        return
+    encoder: Any = objective.get_submodule("encoder")
+    encoder.compile()
+    try:
+        yield
+    finally:
+        encoder._compiled_call_impl = None
+
+
+def choose_compile(
+    name: str, device: torch.device, steps: int, step_seconds: Callable[[bool], float]
+) -> tuple[bool, str]:
+    """Whether a run of `steps` steps is faster compiled, and why.
+
+    `step_seconds(compiled)` measures the time of a step. Raises UsageError for a `name` that is not
+    auto, on or off; UserError for "on" where nothing can be compiled.
+    """
+    if name not in ("auto", "on", "off"):
+        raise UsageError(f"--compile {name} is not known.", "choose auto, on or off.")
+    if name == "off":
+        return False, "as asked for"
+    missing = _missing_compiler(device)
+    if name == "on":
+        if missing:
+            raise UserError(f"--compile on needs {missing}.", "install it, or leave out --compile.")
+        return True, "as asked for"
+    if missing:
+        return False, f"needs {missing}"
+    if steps < FEWEST_STEPS or (plain := step_seconds(False)) * steps < SHORTEST_RUN:
+        return False, "the run is too short for it to pay"
+    started = time.monotonic()
+    try:
+        fast = step_seconds(True)
+    # A compiler fails in many ways, and the run can do without.
+    except Exception as error:
+        return False, f"the trial failed: {type(error).__name__}"
+    cost = time.monotonic() - started
+    speed = f"{plain / fast:.2f} times as fast in a trial that took {cost:.0f} s"
+    return plain > 1.02 * fast, speed
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile needs and does not find here."""
+    if device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+        return "a C++ compiler"
+    if device.type not in ("cpu", "cuda"):
+        return f"a CPU or an NVIDIA GPU, not {device.type}"
+    return None
