@@ -20,6 +20,7 @@ from clfew.augment import (
     resample,
     resampling_matrix,
     saturation_map,
+    solarise,
 )
 
 
@@ -265,3 +266,20 @@ def test_crops_lie_inside_the_image():
     x, y, width, height = crop_boxes(u, aspects, 0.08).T
     assert (x >= 0).all() and (y >= 0).all() and (width > 0).all() and (height > 0).all()
     assert (x + width <= 1 + 1e-6).all() and (y + height <= 1 + 1e-6).all()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3])
+def test_solarise_equals_torchvision_for_the_chosen_images(threshold):
+    images = noise(4, 9)
+    images[0, 0, 0, 0] = threshold  # The threshold itself is inverted.
+    chosen = torch.tensor([True, False, True, False])
+    result = solarise(images.flatten(2), chosen, threshold).view_as(images)
+    torch.testing.assert_close(result[chosen], tv.solarize(images[chosen], threshold))
+    assert torch.equal(result[~chosen], images[~chosen])
+
+
+def test_blur_leaves_alone_what_is_not_chosen():
+    matrix = blur_matrix(torch.tensor([1.5, 1.5]), 24, torch.tensor([True, False]))
+    assert torch.equal(matrix[1], torch.eye(24))
+    torch.testing.assert_close(matrix[:1], blur_matrix(torch.tensor([1.5]), 24))
+    assert matrix[0, 5, 5] < 0.9

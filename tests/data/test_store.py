@@ -11,7 +11,7 @@ from clfew.data import store
 from clfew.data.cache import clear_stores, list_stores
 from clfew.data.decode import load_square
 from clfew.data.sources import open_source
-from clfew.data.store import content_digest, open_store, typical_side
+from clfew.data.store import RowReader, content_digest, open_store, typical_side
 from clfew.errors import UserError
 
 
@@ -225,3 +225,40 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
     assert store.cache_folder() == tmp_path / "c" / ".cache" / "clfew"
+
+
+def test_rows_are_read_from_the_file_not_through_the_mapping(folder, monkeypatch):
+    pixels = open_store(open_source(str(folder)), 12).pixels
+    rows = np.array([4, 0, 4, 5])
+    expected = np.array(pixels[rows])
+    reader = RowReader(pixels)
+    monkeypatch.setattr(np.memmap, "__getitem__", None)  # Touching the mapping would fail.
+    assert np.array_equal(reader(rows), expected)
+    assert reader(rows[:0]).shape == (0, 12, 12, 3)
+    reader.close()
+
+
+def test_rows_are_still_there_when_the_store_is_cleared_meanwhile(folder):
+    pixels = open_store(open_source(str(folder)), 12).pixels
+    expected = np.array(pixels)
+    reader = RowReader(pixels)
+    clear_stores()
+    assert not list_stores()
+    assert np.array_equal(reader(np.arange(6)), expected)
+
+
+def test_rows_of_a_file_that_was_cut_are_not_made_up(folder):
+    pixels = open_store(open_source(str(folder)), 12).pixels
+    reader = RowReader(pixels)
+    os.truncate(pixels.filename, pixels.offset + 3 * 12 * 12 * 3)
+    assert reader(np.array([2])).shape == (1, 12, 12, 3)
+    with pytest.raises(OSError, match="shorter"):
+        reader(np.array([3]))
+
+
+@pytest.mark.parametrize("part", [slice(1, None), slice(None, None, 2)])
+def test_rows_of_a_part_of_a_mapped_array_are_those_of_the_part(folder, part):
+    pixels = open_store(open_source(str(folder)), 12).pixels
+    rows = np.array([2, 0])
+    assert np.array_equal(RowReader(pixels[part])(rows), np.array(pixels)[part][rows])
+    assert np.array_equal(RowReader(np.array(pixels))(rows), np.array(pixels)[rows])

@@ -1,0 +1,95 @@
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from clfew.errors import UsageError, UserError
+from clfew.training import compilation
+from clfew.training.compilation import FEWEST_STEPS, SHORTEST_RUN, choose_compile, compiled
+
+CPU = torch.device("cpu")
+LONG = 10 * SHORTEST_RUN
+
+
+@pytest.fixture(autouse=True)
+def _a_compiler_is_there(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+
+
+def timed(plain, fast):
+    return lambda compile: fast if compile else plain
+
+
+def never(compile):
+    raise AssertionError("a trial was made")
+
+
+def test_auto_compiles_a_long_run_that_a_trial_says_gets_faster():
+    wanted, why = choose_compile("auto", CPU, LONG, timed(1.0, 0.8))
+    assert wanted and "1.25 times as fast" in why
+    wanted, why = choose_compile("auto", CPU, LONG, timed(1.0, 1.1))
+    assert not wanted and "0.91 times as fast" in why
+    assert not choose_compile("auto", CPU, LONG, timed(1.0, 0.99))[0]  # Not more than noise.
+
+
+def test_auto_tries_nothing_in_a_short_run():
+    assert choose_compile("auto", CPU, FEWEST_STEPS - 1, never) == choose_compile(
+        "auto", CPU, FEWEST_STEPS, timed(0.9 * SHORTEST_RUN / FEWEST_STEPS, 0.0)
+    )
+
+
+def test_a_trial_that_fails_is_no_failure_of_the_run():
+    def fails(compile):
+        if compile:
+            raise RuntimeError("no such instruction")
+        return 1.0
+
+    wanted, why = choose_compile("auto", CPU, LONG, fails)
+    assert not wanted and "RuntimeError" in why
+
+
+def test_without_a_compiler_auto_does_without_and_on_says_so(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert choose_compile("auto", CPU, LONG, never) == (False, "needs a C++ compiler")
+    with pytest.raises(UserError, match=r"C\+\+ compiler"):
+        choose_compile("on", CPU, 1, never)
+    assert choose_compile("off", CPU, LONG, never) == (False, "as asked for")
+
+
+def test_on_and_off_need_no_trial_and_other_words_are_refused():
+    assert choose_compile("on", CPU, 1, never) == (True, "as asked for")
+    with pytest.raises(UsageError, match="--compile yes"):
+        choose_compile("yes", CPU, 1, never)
+
+
+def test_only_inside_the_context_is_the_encoder_compiled(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: lambda *args: calls.append(1) or function(*args)
+    )
+    objective = nn.ModuleDict({"encoder": nn.Linear(3, 2)})
+    names, images = list(objective.state_dict()), torch.ones(1, 3)
+    expected = objective["encoder"](images)
+    with compiled(objective, False):
+        objective["encoder"](images)
+    assert not calls
+    with pytest.raises(ZeroDivisionError), compiled(objective, True):
+        assert torch.equal(objective["encoder"](images), expected)
+        assert list(objective.state_dict()) == names
+        raise ZeroDivisionError
+    assert len(calls) == 1
+    objective["encoder"](images)
+    assert len(calls) == 1
+
+
+def test_the_real_compiler_gives_the_same_features_up_to_rounding(monkeypatch):
+    monkeypatch.undo()
+    if compilation._missing_compiler(CPU):
+        pytest.skip("there is no C++ compiler here")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+    objective, images = nn.ModuleDict({"encoder": network}), torch.randn(4, 3, 8, 8)
+    expected = network(images)
+    with compiled(objective, True):
+        torch.testing.assert_close(network(images), expected)
