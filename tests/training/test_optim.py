@@ -200,7 +200,7 @@ def test_muon_takes_adams_steps_where_weights_do_not_adapt():
     torch.manual_seed(0)
     weight, reference = nn.Parameter(torch.randn(5)), nn.Parameter(torch.empty(5))
     reference.data.copy_(weight)
-    muon = Muon([{"params": [weight], "adapts": False}], 0.02)
+    muon = Muon([{"params": [weight], "adapts": False}], 0.03)
     adam = torch.optim.Adam([reference], 0.003, betas=(0.9, 0.99))
     for _ in range(4):
         weight.grad = torch.randn(5)
