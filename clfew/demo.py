@@ -74,8 +74,8 @@ def _compare(
         name = budget.replace("/", "-per-")
         arguments: dict[str, Any] = {"labels": budget, "repeat": DRAWS, **common}
         _, scratch = finetune(
-            str(images), origin="scratch", encoder=about.encoder, size=about.size,
-            out=folder / f"scratch-{name}", **arguments,
+            str(images), origin="scratch", encoder=about.encoder, out=folder / f"scratch-{name}",
+            **arguments,
         )  # fmt: skip
         _, few = finetune(
             str(images), origin=str(pretrained), out=folder / f"finetune-{name}", **arguments

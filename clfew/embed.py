@@ -4,16 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
-import torch
 
 from clfew import console
 from clfew.artifacts import load_encoder
-from clfew.data.decode import BadImage
 from clfew.data.sources import open_source
 from clfew.errors import UserError
-from clfew.features import apply
+from clfew.features import apply_to_files
 from clfew.files import write_bytes, write_csv
-from clfew.predict import BATCH, batched, decoded, stacked
 from clfew.runs import check_new, find_artifact, new_run
 from clfew.training.device import choose_device, choose_precision, set_threads
 
@@ -39,19 +36,22 @@ def embed(
     encoder, _, about, _ = load_encoder(artifact)
     chosen, _ = choose_device(device)
     kind, _ = choose_precision(chosen, precision)
-    encoder.to(chosen, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     opened = open_source(source)
-    items = ((name, index) for index, name in enumerate(opened.identities))
     features: list[np.ndarray] = []
     paths: list[tuple[str]] = []
     bad: list[tuple[str, str]] = []
+    outputs = apply_to_files(
+        encoder, about.size, about.side, range(len(opened)), opened.content, chosen, kind
+    )
     with console.progress_bar("embed") as update:
-        for batch in batched(decoded(items, opened.content, about.side), BATCH):
-            bad += [(name, str(image)) for name, image in batch if isinstance(image, BadImage)]
-            positions, pixels, aspects = stacked(batch)
-            if positions:
-                features.append(apply(encoder, about.size, pixels, aspects, chosen, kind))
-                paths += [(batch[i][0],) for i in positions]
+        for indices, errors, found in outputs:
+            for index, error in zip(indices, errors, strict=True):
+                name = opened.identities[index]
+                if error is None:
+                    paths.append((name,))
+                else:
+                    bad.append((name, str(error)))
+            features += [found] if len(found) else []
             update(len(paths) + len(bad), len(opened))
     if not paths:
         raise UserError(

@@ -1,12 +1,26 @@
-"""Features of stored images, computed once and kept: what linear probes, kNN and graphs work on."""
+"""What a network says of stored images, or of files while they are read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from clfew.augment import evaluation_view
+from clfew.data.decode import BadImage
+from clfew.data.store import RowReader
+from clfew.data.workers import cores, decode_ahead
+from clfew.training.device import keep_freed_memory, to_device
 
-BATCH = 512
+T = TypeVar("T")
+
+
+def batch_size(size: int, device: torch.device) -> int:
+    """Images at a time: on a CPU, what passes between two layers should stay near its caches."""
+    most = 512 if device.type == "cuda" else 256
+    return max(16, min(most, 16 * 224**2 // size**2))
 
 
 @torch.no_grad()
@@ -23,12 +37,44 @@ def apply_to_store(
 
     The network is put into eval mode and left there.
     """
+    keep_freed_memory()
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     results = []
-    for start in range(0, len(indices), BATCH):
-        rows = indices[start : start + BATCH]
-        results.append(apply(network, size, pixels[rows], aspects[rows], device, precision))
+    step, read = batch_size(size, device), RowReader(pixels)
+    for start in range(0, len(indices), step):
+        rows = indices[start : start + step]
+        results.append(apply(network, size, read(rows), aspects[rows], device, precision))
+    read.close()
     return np.concatenate(results)
+
+
+def apply_to_files(
+    network: nn.Module,
+    size: int,
+    side: int,
+    references: Iterable[T],
+    read: Callable[[T], bytes],
+    device: torch.device,
+    precision: str = "fp32",
+) -> Iterator[tuple[list[T], list[BadImage | None], np.ndarray]]:
+    """`network` on images that are decoded on all cores meanwhile, in order and in bounded memory.
+
+    `read` returns the encoded bytes of a reference or raises BadImage. Yields batches: references,
+    what is wrong with each or None, and the network's float32 results for those with nothing wrong.
+    """
+    keep_freed_memory()
+    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    decoded = decode_ahead(references, read, side, max(2, min(cores(), torch.get_num_threads())))
+    step = batch_size(size, device)
+    while batch := list(islice(decoded, step)):
+        errors = [image if isinstance(image, BadImage) else None for _, image in batch]
+        good = [image for _, image in batch if not isinstance(image, BadImage)]
+        results = np.empty((0, 1), np.float32)
+        if good:
+            pixels = np.stack([image.pixels for image in good])
+            aspects = np.array([image.aspect for image in good], np.float32)
+            results = apply(network, size, pixels, aspects, device, precision)
+        yield [reference for reference, _ in batch], errors, results
 
 
 @torch.no_grad()
@@ -41,7 +87,6 @@ def apply(
     precision: str = "fp32",
 ) -> np.ndarray:
     """`network`, in eval mode on `device`, on the evaluation view of a few stored images: (N, D)."""
-    images = torch.from_numpy(pixels_NxSxSx3).to(device)
-    aspects = torch.from_numpy(aspects_N).to(device)
+    images, aspects = to_device(pixels_NxSxSx3, device), to_device(aspects_N, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return network(evaluation_view(images, aspects, size)).float().cpu().numpy()

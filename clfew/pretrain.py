@@ -84,7 +84,7 @@ def pretrain(
     chosen_precision, why_precision = choose_precision(chosen_device, precision)
     opened = open_source(source)
     native = typical_side(opened)
-    resolved_size, why_size = choose_size(size, native, chosen_device)
+    resolved_size, why_size = choose_size(size, native, chosen_device, many=True)
     side = stored_side(resolved_size, native)
     store = stored(opened, side)
     indices = _pretraining_images(opened, store, transductive, seed)

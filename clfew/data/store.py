@@ -15,14 +15,15 @@ import socket
 import struct
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
-from clfew.data.decode import BadImage, image_size, load_square
+from clfew.data.decode import BadImage, image_size
 from clfew.data.sources import Source
+from clfew.data.workers import cores, decode_ahead
 from clfew.errors import UserError
 from clfew.files import write_json
 
@@ -60,11 +61,14 @@ class RowReader:
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        self._array, self._file = array, None
+        self._array = array
+        self._file: IO[bytes] | None = None
+        self._offset = 0
         # A slice of a mapped array has another base, and another offset than it says.
         is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
-        if is_whole and array.filename is not None and hasattr(os, "preadv"):
-            self._file = open(array.filename, "rb", buffering=0)  # noqa: SIM115
+        if is_whole and hasattr(os, "preadv"):
+            mapped: Any = array
+            self._file, self._offset = open(mapped.filename, "rb", 0), mapped.offset  # noqa: SIM115
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """array[rows]. Raises OSError when the file has become shorter."""
@@ -72,10 +76,9 @@ class RowReader:
             return self._array[rows]
         result = np.empty((len(rows), *self._array.shape[1:]), self._array.dtype)
         size = result[:1].nbytes
-        offset = self._array.offset
         for row, buffer in zip(rows.tolist(), result, strict=True):
-            if os.preadv(self._file.fileno(), [buffer], offset + row * size) != size:
-                raise OSError(f"{self._array.filename} has become shorter")
+            if os.preadv(self._file.fileno(), [buffer], self._offset + row * size) != size:
+                raise OSError(f"{self._file.name} has become shorter")
         return result
 
     def close(self) -> None:
@@ -106,11 +109,6 @@ def typical_side(source: Source, sample: int = 64) -> int:
             "open one in an image viewer: they may be damaged or of another format.",
         )
     return int(np.median(sides))
-
-
-def content_digest(content: bytes) -> int:
-    """A 64-bit digest of a file's bytes, by which images are recognised across sources."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
 def open_store(
@@ -182,19 +180,13 @@ def _decode_all(
     pixels, aspects, digests = _create_arrays(path, count, side)
     bad: dict[int, str] = {}
 
-    def one(index: int) -> None:
-        try:
-            content = source.content(index)
-            pixels[index], aspects[index] = load_square(content, side)
-            digests[index] = content_digest(content)
-        except BadImage as error:
-            bad[index] = str(error)
-
-    # Threads: Pillow decodes and resizes without holding the interpreter lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, count, _CHUNK):
-            progress(start, count)
-            list(pool.map(one, range(start, min(start + _CHUNK, count))))
+    for index, image in decode_ahead(range(count), source.content, side, cores()):
+        if index % _CHUNK == 0:
+            progress(index, count)
+        if isinstance(image, BadImage):
+            bad[index] = str(image)
+        else:
+            pixels[index], aspects[index], digests[index] = image.pixels, image.aspect, image.digest
     progress(count, count)
     for array in (pixels, aspects, digests):
         array.flush()

@@ -7,11 +7,12 @@ import textwrap
 import numpy as np
 import pytest
 
-from clfew.data import store
+from clfew.data import store, workers
 from clfew.data.cache import clear_stores, list_stores
 from clfew.data.decode import load_square
 from clfew.data.sources import open_source
-from clfew.data.store import RowReader, content_digest, open_store, typical_side
+from clfew.data.store import RowReader, open_store, typical_side
+from clfew.data.workers import content_digest
 from clfew.errors import UserError
 
 
@@ -28,7 +29,7 @@ def forbid_decoding(monkeypatch):
     def fail(content, side):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(store, "load_square", fail)
+    monkeypatch.setattr(workers, "load_square", fail)
 
 
 def test_pixels_aspects_and_digests_are_those_of_each_file(folder, put):
@@ -137,7 +138,7 @@ def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
     program = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from clfew.data import store
+        from clfew.data import store, workers
         from clfew.data.sources import open_source
 
         folder, meeting, me, other = sys.argv[1:]
