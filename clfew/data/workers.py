@@ -25,7 +25,7 @@ import numpy as np
 from clfew.data.decode import BadImage, load_square
 
 CHUNK = 32
-FEW = 512
+FEW = 128
 """Starting the processes takes as long as decoding so many small images."""
 _CHUNKS_AHEAD = 8
 _HELD_BYTES = 16 * 2**20
@@ -178,6 +178,8 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 def serve(side: int) -> None:
     """What the other processes run: chunks of encoded images from stdin, pixels to stdout."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The one who asks decides when it ends.
+    if hasattr(os, "nice"):
+        os.nice(10)  # Where a network waits for two cores, images are waiting for it already.
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
     while line := asked.readline():
         images = [_decode(_exactly(asked, size), side) for size in json.loads(line)]
