@@ -19,8 +19,7 @@ T = TypeVar("T")
 
 def batch_size(size: int, device: torch.device) -> int:
     """Images at a time: on a CPU, what passes between two layers should stay near its caches."""
-    most = 512 if device.type == "cuda" else 256
-    return max(16, min(most, 16 * 224**2 // size**2))
+    return 256 if device.type != "cpu" else max(16, min(256, 16 * 224**2 // size**2))
 
 
 @torch.no_grad()
