@@ -157,12 +157,19 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrix_RxC: Tensor) -> Tensor:
     """U·Vᵀ of the singular value decomposition, roughly: singular values between 0.7 and 1.2.
 
-    Five Newton-Schulz steps with the quintic coefficients of Jordan et al., as matrix products.
+    Five Newton-Schulz steps with the quintic coefficients of Jordan et al. Each multiplies the matrix
+    by a polynomial in its Gram matrix, so the steps are taken on the small Gram matrix, and their product
+    is applied once at the end.
     """
     rows, columns = matrix_RxC.shape
     x = matrix_RxC.T if rows > columns else matrix_RxC
     x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    gram = x @ x.T
+    for step in range(5):
+        if step:
+            gram = factor @ gram @ factor
+        factor = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        factor.diagonal().add_(3.4445)
+        product = factor @ product if step else factor
+    x = product @ x
     return x.T if rows > columns else x

@@ -173,6 +173,19 @@ def test_orthogonalised_is_u_times_v_of_the_singular_value_decomposition(shape):
     torch.testing.assert_close(orthogonalised(matrix * 1000), result)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (32, 288), (256, 256)])
+@pytest.mark.parametrize("rank", [3, 32])
+def test_orthogonalised_on_the_gram_matrix_equals_the_steps_on_the_matrix(shape, rank):
+    draws = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(side, rank, generator=draws) for side in shape)
+    matrix = left @ right.T
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalised(matrix), x.float(), atol=1e-3, rtol=0)
+
+
 def test_muon_moves_weights_along_orthogonalised_nesterov_momentum():
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(6, 2, 3, 3))
