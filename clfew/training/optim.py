@@ -157,19 +157,25 @@ class Muon(torch.optim.Optimizer):
 def orthogonalised(matrix_RxC: Tensor) -> Tensor:
     """U·Vᵀ of the singular value decomposition, roughly: singular values between 0.7 and 1.2.
 
-    Five Newton-Schulz steps with the quintic coefficients of Jordan et al. Each multiplies the matrix
-    by a polynomial in its Gram matrix, so the steps are taken on the small Gram matrix, and their product
-    is applied once at the end.
+    Five Newton-Schulz steps with the quintic coefficients of Jordan et al. Each multiplies the
+    matrix by a polynomial in its Gram matrix, so the steps are taken on the small Gram matrix, and
+    the product of all polynomials is applied once at the end.
     """
     rows, columns = matrix_RxC.shape
     x = matrix_RxC.T if rows > columns else matrix_RxC
     x = x / (x.norm() + 1e-7)
     gram = x @ x.T
-    for step in range(5):
-        if step:
-            gram = factor @ gram @ factor
-        factor = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
-        factor.diagonal().add_(3.4445)
-        product = factor @ product if step else factor
+    product = factor = _quintic(gram)
+    for _ in range(4):
+        gram = factor @ gram @ factor
+        factor = _quintic(gram)
+        product = factor @ product
     x = product @ x
     return x.T if rows > columns else x
+
+
+def _quintic(gram: Tensor) -> Tensor:
+    """3.4445 - 4.7750·gram + 2.0315·gram²"""
+    result = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+    result.diagonal().add_(3.4445)
+    return result
