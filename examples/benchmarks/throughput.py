@@ -29,7 +29,6 @@ CASES = {
     "32-resnet18": ("stock-resnet18", 32, "cifar10", 128, 2),
     "32-small": ("resnet8-w32", 32, "cifar10", 128, 5),
     "96-resnet18": ("stock-resnet18", 96, "aerial", 64, 2),
-    "96-small": ("resnet8-w32", 96, "aerial", 64, None),
     "224-resnet18": ("stock-resnet18", 224, "photos", 16, 3),
     "224-small": ("resnet8-w32", 224, "photos", 64, 3),
 }
