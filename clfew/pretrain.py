@@ -235,12 +235,13 @@ def _plan(
     per_epoch = max(1, len(data) // batch)
     steps = round((epochs or DEFAULT_EPOCHS) * per_epoch)
     budget = 60 * (minutes or DEFAULT_MINUTES)
+    size = sum(parameter.numel() for parameter in objective.parameters())
     started = time.monotonic()
 
     @functools.cache
     def step_seconds(compile: bool) -> float:
-        # Which optimizer makes no difference to the time a step takes.
-        trial = Plan(100, batch, "adamw", 1e-3, 0.0, 1, seed, precision, compile)
+        likely, rate, decay, _ = choose_pretraining(batch, steps, size, optimizer)
+        trial = Plan(100, batch, likely, rate, decay, 1, seed, precision, compile)
         return seconds_per_step(objective, data, trial, device, budget)
 
     if epochs is None:
@@ -257,7 +258,6 @@ def _plan(
             + ("" if minutes else f"; the default is {DEFAULT_EPOCHS:g} epochs or what fits in them")
         )
     steps = max(1, steps)
-    size = sum(parameter.numel() for parameter in objective.parameters())
     chosen, rate, decay, why = choose_pretraining(batch, steps, size, optimizer)
     console.say(f"optimizer  {chosen}, learning rate {lr or rate:.3g} ({why})")
     console.say(f"compile    {'on' if compile else 'off'} ({why_compile})")
