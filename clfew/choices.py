@@ -17,9 +17,9 @@ def choose_size(
 ) -> tuple[int, str]:
     """The side of the images the encoder sees: their own (`native`), within what the device can do.
 
-    many: whether it will see more images than it has time for. On a CPU, images of 25 to 40 pixels
-    are then seen at 24: in the time of one epoch at 32 there are almost two, which in runs of minutes
-    is worth more than the pixels.
+    many: whether it learns from all images, for many epochs, as pretraining does. On a CPU, images of
+    25 to 40 pixels are then seen at 24: in the time of one epoch at 32 there are almost two, which in
+    runs of minutes is worth more than the pixels.
     """
     if size is not None:
         return size, "as asked for"

@@ -68,7 +68,7 @@ def pretrain(
     """Learn an encoder from images without labels."""
     if resume is not None:
         given = (source, size, epochs, minutes, batch, lr, out)
-        if any(value is not None for value in given):
+        if any(value is not None for value in given) or compile != "auto":
             raise UsageError(
                 "--resume takes everything but --device and --threads from the run.",
                 f"leave out the rest: clfew pretrain --resume {resume}",
@@ -258,7 +258,8 @@ def main() -> NoReturn:
         console.show_error(UserError("A name is too long for this system.", "check the spelling."))
         sys.exit(1)
     except (RuntimeError, ImportError) as error:
-        if "torchvision" not in str(error):
+        is_mismatch = "torchvision::" in str(error) or isinstance(error, ImportError)
+        if not is_mismatch or "torchvision" not in str(error):
             raise
         mismatch = UserError(
             f"torch and torchvision do not fit together ({str(error).splitlines()[0]}).",

@@ -11,7 +11,7 @@ from torch import nn
 from clfew.augment import evaluation_view
 from clfew.data.decode import BadImage
 from clfew.data.store import RowReader
-from clfew.data.workers import cores, decode_ahead
+from clfew.data.workers import decode_ahead, decoders
 from clfew.training.device import keep_freed_memory, to_device
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def apply_to_store(
 
     The network is put into eval mode and left there.
     """
-    keep_freed_memory()
+    keep_freed_memory(device)
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     results = []
     step, read = batch_size(size, device), RowReader(pixels)
@@ -61,9 +61,9 @@ def apply_to_files(
     `read` returns the encoded bytes of a reference or raises BadImage. Yields batches: references,
     what is wrong with each or None, and the network's float32 results for those with nothing wrong.
     """
-    keep_freed_memory()
+    keep_freed_memory(device)
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    decoded = decode_ahead(references, read, side, max(2, min(cores(), torch.get_num_threads())))
+    decoded = decode_ahead(references, read, side, min(decoders(), torch.get_num_threads()))
     step = batch_size(size, device)
     while batch := list(islice(decoded, step)):
         errors = [image if isinstance(image, BadImage) else None for _, image in batch]

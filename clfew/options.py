@@ -43,7 +43,11 @@ Rate = Annotated[float | None, _option("Peak learning rate (default: auto).", "-
 # Of pretraining.
 Source = Annotated[str | None, typer.Argument(help="Folder, CSV or hf:NAME.")]
 Compile = Annotated[
-    str, _option("Compile the network: auto (where a trial says it pays), on or off.", "--compile")
+    str,
+    _option(
+        "Compile the network: auto (where a trial says it pays), on or off. It changes how sums round.",
+        "--compile",
+    ),
 ]
 Method = Annotated[str, _option("Self-supervised method: simclr.")]
 Minutes = Annotated[float | None, _option("Time to train for (default: at most 10).", least=0.01)]

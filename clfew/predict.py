@@ -55,7 +55,7 @@ def predict(
     )
     for paths, results, logits in outputs:
         probabilities = torch.softmax(torch.from_numpy(logits), dim=1)
-        values, order = probabilities.topk(min(top, len(about.classes)), dim=1)
+        values, order = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
         answers = iter(zip(order.tolist(), values.tolist(), strict=True))
         for path, error in zip(paths, results, strict=True):
             if error is not None:

@@ -33,7 +33,7 @@ from clfew.methods import METHODS
 from clfew.methods.simclr import SimCLR
 from clfew.runs import Run, check_new, command_line, from_option, new_run, read_config
 from clfew.training.batch import TrainingData
-from clfew.training.compilation import choose_compile
+from clfew.training.compilation import check_compile, choose_compile
 from clfew.training.device import choose_device, choose_precision, set_threads
 from clfew.training.loop import Saving, seconds_per_step, train
 from clfew.training.optim import OPTIMIZERS, choose_pretraining
@@ -81,6 +81,7 @@ def pretrain(
     set_threads(threads)
     _check_settings(method, optimizer, loss, epochs, minutes)
     chosen_device, why_device = choose_device(device)
+    check_compile(compilation, chosen_device)
     chosen_precision, why_precision = choose_precision(chosen_device, precision)
     opened = open_source(source)
     native = typical_side(opened)
@@ -149,6 +150,8 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
             "to train longer, start another run with more --epochs.",
         )
     set_threads(threads)
+    plan, chosen_device = Plan(**config["plan"]), choose_device(device)[0]
+    check_compile("on" if plan.compile else "off", chosen_device)
     opened = open_source(config["source"])
     if opened.fingerprint != config["fingerprint"]:
         raise UserError(
@@ -157,12 +160,11 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
         )
     store = stored(opened, config["side"])
     indices = _pretraining_images(opened, store, config["transductive"], config["split_seed"])
-    plan = Plan(**config["plan"])
     objective = _build(config, plan.seed)
     data = TrainingData(store.pixels, store.aspects, indices)
     run = Run(folder)
     run.keep_metrics_until(saved_step(folder / "state"))
-    return _train(run, objective, data, plan, choose_device(device)[0], opened, store)
+    return _train(run, objective, data, plan, chosen_device, opened, store)
 
 
 def stored(source: Source, side: int) -> Store:
@@ -244,13 +246,18 @@ def _plan(
         trial = Plan(100, batch, likely, rate, decay, 1, seed, precision, compile)
         return seconds_per_step(objective, data, trial, device, budget)
 
-    if epochs is None:
+    if epochs is None and compilation != "on":
         fitting = max(1, int(budget * 0.95 / step_seconds(False)))
         steps = fitting if minutes else min(steps, fitting)
     compile, why_compile = choose_compile(compilation, device, steps, step_seconds)
     if epochs is None:
         # The trial of a compiled network takes more than its twentieth of the budget.
         left = min(0.95 * budget, budget - (time.monotonic() - started))
+        if compile and left < 0.5 * budget:
+            raise UserError(
+                f"Compiling takes more than half of the {budget / 60:g} minutes.",
+                "do without: --compile off; or give more --minutes.",
+            )
         fitting = max(1, int(left / step_seconds(compile)))
         steps = fitting if minutes else min(round(DEFAULT_EPOCHS * per_epoch), fitting)
         console.say(

@@ -56,6 +56,8 @@ def read_bytes(path: Path) -> bytes:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadImage(error.strerror or type(error).__name__) from None
+    except ValueError as error:  # A null byte in the name.
+        raise BadImage(str(error)) from None
     if len(content) > MAX_BYTES:
         raise BadImage(f"larger than {MAX_BYTES >> 20} MiB")
     return content

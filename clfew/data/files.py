@@ -1,6 +1,7 @@
 """Finding image files: below a folder, and for the arguments of a command."""
 
 import glob
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -80,6 +81,8 @@ def _unique(paths: Iterable[str]) -> Iterator[str]:
 def _expand_one(argument: str, stdin: Iterable[str] | None) -> Iterable[str]:
     path = Path(argument)
     if argument == "-":
+        if stdin is None and isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # Names are bytes, of whatever encoding.
         lines = sys.stdin if stdin is None else stdin
         return (line.rstrip("\r\n") for line in lines if line.strip())
     if path.is_dir():

@@ -23,7 +23,7 @@ import numpy as np
 
 from clfew.data.decode import BadImage, image_size
 from clfew.data.sources import Source
-from clfew.data.workers import cores, decode_ahead
+from clfew.data.workers import decode_ahead, decoders
 from clfew.errors import UserError
 from clfew.files import write_json
 
@@ -68,22 +68,37 @@ class RowReader:
         is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
         if is_whole and hasattr(os, "preadv"):
             mapped: Any = array
-            self._file, self._offset = open(mapped.filename, "rb", 0), mapped.offset  # noqa: SIM115
+            with contextlib.suppress(OSError):  # Cleared from the cache: the mapping can still be read.
+                self._file, self._offset = open(mapped.filename, "rb", 0), mapped.offset  # noqa: SIM115
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """array[rows]. Raises OSError when the file has become shorter."""
+        """array[rows]. Raises UserError when the file can no longer be read."""
         if self._file is None:
             return self._array[rows]
         result = np.empty((len(rows), *self._array.shape[1:]), self._array.dtype)
         size = result[:1].nbytes
-        for row, buffer in zip(rows.tolist(), result, strict=True):
-            if os.preadv(self._file.fileno(), [buffer], self._offset + row * size) != size:
-                raise OSError(f"{self._file.name} has become shorter")
+        try:
+            for row, buffer in zip(rows.tolist(), result, strict=True):
+                _read_whole(self._file.fileno(), memoryview(buffer).cast("B"), self._offset + row * size)
+        except OSError as error:
+            raise UserError(
+                f"The pixel store {Path(self._file.name).parent} cannot be read ({error}).",
+                "clear it with: clfew cache --clear",
+            ) from None
         return result
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _read_whole(file: int, buffer: memoryview, offset: int) -> None:
+    """Network filesystems may give less at a time than was asked for."""
+    while len(buffer):
+        count = os.preadv(file, [buffer], offset)
+        if count == 0:
+            raise OSError("it has become shorter")
+        buffer, offset = buffer[count:], offset + count
 
 
 def cache_folder() -> Path:
@@ -180,7 +195,7 @@ def _decode_all(
     pixels, aspects, digests = _create_arrays(path, count, side)
     bad: dict[int, str] = {}
 
-    for index, image in decode_ahead(range(count), source.content, side, cores()):
+    for index, image in decode_ahead(range(count), source.content, side, decoders()):
         if index % _CHUNK == 0:
             progress(index, count)
         if isinstance(image, BadImage):

@@ -27,7 +27,7 @@ from clfew.data.decode import BadImage, load_square
 CHUNK = 32
 FEW = 128
 """Starting the processes takes as long as decoding so many small images."""
-_CHUNKS_AHEAD = 8
+MOST_DECODERS = 32
 _HELD_BYTES = 16 * 2**20
 
 T = TypeVar("T")
@@ -47,20 +47,23 @@ def content_digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def decoders() -> int:
+    """How many images are worth decoding at a time: one for each processor core this process may use,
+    up to as many as one process can feed."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_DECODERS)
 
 
 def decode_ahead(
     references: Iterable[T], read: Callable[[T], bytes], side: int, workers: int
 ) -> Iterator[tuple[T, Decoded | BadImage]]:
-    """Each reference with its image, in order; at most 256 images are decoded ahead.
+    """Each reference with its image, in order; at most 64 a worker, and 256, are decoded ahead.
 
     `read` returns the encoded bytes of a reference or raises BadImage; it is called in threads.
     """
     remaining = iter(references)
     chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
+    ahead = max(8, 2 * workers)
     waiting: deque[tuple[list[T], Future[list[Decoded | BadImage]]]] = deque()
     processes: _Processes | None = None
     threads = ThreadPoolExecutor(workers)
@@ -69,7 +72,7 @@ def decode_ahead(
             if number == FEW // CHUNK and workers > 1:
                 processes = _Processes(side, workers)
             waiting.append((chunk, threads.submit(_decode_chunk, chunk, read, side, processes)))
-            if len(waiting) >= _CHUNKS_AHEAD:
+            if len(waiting) >= ahead:
                 first, future = waiting.popleft()
                 yield from zip(first, future.result(), strict=True)
         for first, future in waiting:
@@ -122,11 +125,13 @@ class _Processes:
         # The parent's own path: with -m, modules would be looked for in the user's folder first.
         path = f"import sys; sys.path[:] = {sys.path!r}; "
         program = path + f"from clfew.data import workers; workers.serve({side})"
+        # NumPy's library for matrices would start a thread a core in each process, and use none.
+        alone = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         for _ in range(count):
             with contextlib.suppress(OSError, TypeError):  # No interpreter of its own, say.
                 process = subprocess.Popen(
                     [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL, env=alone,
                 )  # fmt: skip
                 self._all.append(process)
                 self._idle.put(process)

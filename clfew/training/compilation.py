@@ -1,6 +1,7 @@
 """torch.compile: whether it pays for a run, found by a trial, and its use."""
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from clfew.errors import UsageError, UserError
 FEWEST_STEPS = 200
 SHORTEST_RUN = 20 * 60
 """Seconds. A trial takes a minute or so, mostly to compile: a shorter run would not win it back."""
+SMALLEST_GAIN = 1.1
+"""Smaller gains are within what two short trials differ by."""
 
 
 @contextlib.contextmanager
@@ -33,23 +36,39 @@ def compiled(objective: nn.Module, wanted: bool) -> Iterator[None]:
         encoder._compiled_call_impl = None
 
 
+def check_compile(name: str, device: torch.device) -> None:
+    """Raises UsageError for a `name` that is not auto, on or off; UserError for "on" where a compiler
+    is missing."""
+    if name not in ("auto", "on", "off"):
+        raise UsageError(f"--compile {name} is not known.", "choose auto, on or off.")
+    missing = _missing_compiler(device)
+    if name == "on" and missing:
+        raise UserError(
+            f"Compiling the network needs {missing}.", "install it, or do without: --compile off"
+        )
+
+
 def choose_compile(
     name: str, device: torch.device, steps: int, step_seconds: Callable[[bool], float]
 ) -> tuple[bool, str]:
     """Whether a run of `steps` steps is faster compiled, and why.
 
-    `step_seconds(compiled)` measures the time of a step. Raises UsageError for a `name` that is not
-    auto, on or off; UserError for "on" where nothing can be compiled.
+    name: "auto", "on" or "off". `step_seconds(compiled)` measures the time of a step. Raises UserError
+    for "on" where the network cannot be compiled.
     """
-    if name not in ("auto", "on", "off"):
-        raise UsageError(f"--compile {name} is not known.", "choose auto, on or off.")
     if name == "off":
         return False, "as asked for"
-    missing = _missing_compiler(device)
     if name == "on":
-        if missing:
-            raise UserError(f"--compile on needs {missing}.", "install it, or leave out --compile.")
+        try:
+            step_seconds(True)
+        # A compiler fails in many ways.
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(
+                f"The network cannot be compiled here ({reason[0]}).", "do without: --compile off"
+            ) from None
         return True, "as asked for"
+    missing = _missing_compiler(device)
     if missing:
         return False, f"needs {missing}"
     if steps < FEWEST_STEPS or (plain := step_seconds(False)) * steps < SHORTEST_RUN:
@@ -57,18 +76,18 @@ def choose_compile(
     started = time.monotonic()
     try:
         fast = step_seconds(True)
-    # A compiler fails in many ways, and the run can do without.
     except Exception as error:
         return False, f"the trial failed: {type(error).__name__}"
     cost = time.monotonic() - started
     speed = f"{plain / fast:.2f} times as fast in a trial that took {cost:.0f} s"
-    return plain > 1.02 * fast, speed
+    return plain > SMALLEST_GAIN * fast, speed
 
 
 def _missing_compiler(device: torch.device) -> str | None:
     """What torch.compile needs and does not find here."""
-    if device.type == "cpu" and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        return "a C++ compiler"
-    if device.type not in ("cpu", "cuda"):
-        return f"a CPU or an NVIDIA GPU, not {device.type}"
-    return None
+    if device.type == "cpu":
+        return None if shutil.which(os.environ.get("CXX", "g++")) else "a C++ compiler (g++)"
+    if device.type == "cuda":  # Triton builds its launchers.
+        found = any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang")))
+        return None if found else "a C compiler (gcc)"
+    return f"a CPU or an NVIDIA GPU, not {device.type}"

@@ -64,7 +64,6 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.stride, ctx.padding = stride, padding
-        ctx.bias_sizes = None if bias is None else list(bias.shape)
         return F.conv2d(images, weight, bias, stride, padding)
 
     @staticmethod
@@ -72,11 +71,12 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         images, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        wants = [ctx.needs_input_grad[0], False, ctx.needs_input_grad[2]]
-        of_images, _, of_bias = torch.ops.aten.convolution_backward(
-            gradient, images, weight, ctx.bias_sizes, ctx.stride, ctx.padding, (1, 1), False, (0, 0),
-            1, wants,
+        # Asked for the bias, oneDNN would compute the weights too.
+        of_images, _, _ = torch.ops.aten.convolution_backward(
+            gradient, images, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1,
+            (ctx.needs_input_grad[0], False, False),
         )  # fmt: skip
+        of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         kernel = (weight.shape[2], weight.shape[3])
         of_weight = weight_gradient(images, gradient, kernel, ctx.stride, ctx.padding)
         return of_images, of_weight, of_bias, None, None
@@ -95,6 +95,8 @@ def weight_gradient(
     rows = _touching(kernel[0], stride[0], padding[0], height, out_height)
     columns = _touching(kernel[1], stride[1], padding[1], width, out_width)
     taps = len(rows) * len(columns)
+    if not taps:
+        return torch.zeros(outputs, channels, *kernel, dtype=images.dtype, device=images.device)
     total = images.new_zeros(taps * channels, outputs)
     # A share of the images at a time, so that what was gathered is still in the cache when it is used.
     share = max(1, _GATHERED_BYTES // (4 * out_height * out_width * taps * channels))

@@ -115,22 +115,25 @@ def seconds_per_step(
     groups = parameter_groups(objective, plan.weight_decay)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
     times: list[float] = []
-    with compiled(objective, plan.compile), Batches(data, plan, device, 0) as batches:
-        while len(times) < 3 or (len(times) < _TRIAL_STEPS and sum(times) < _TRIAL_SHARE * budget):
-            started = time.monotonic()
-            loss, _ = _step(objective, optimizer, next(batches), plan, 0)
-            loss.item()  # Waits for the device.
-            times.append(time.monotonic() - started)
-    objective.load_state_dict(before)
-    for parameter in objective.parameters():
-        parameter.grad = None
-    # The first step allocates and picks kernels.
+    # The first step allocates, picks kernels and compiles.
+    try:
+        with compiled(objective, plan.compile), Batches(data, plan, device, 0) as batches:
+            while len(times) < 3 or (
+                len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_SHARE * budget
+            ):
+                started = time.monotonic()
+                loss, _ = _step(objective, optimizer, next(batches), plan, 0)
+                loss.item()  # Waits for the device.
+                times.append(time.monotonic() - started)
+    finally:
+        objective.load_state_dict(before)
+        for parameter in objective.parameters():
+            parameter.grad = None
     return float(np.median(times[1:]))
 
 
 def _prepare(objective: nn.Module, device: torch.device) -> None:
-    if device.type == "cpu":
-        keep_freed_memory()
+    keep_freed_memory(device)
     objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 

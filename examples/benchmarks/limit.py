@@ -6,7 +6,9 @@ For each network and size, in turn and several times over: the encoder alone, fo
 over two views of a batch that is already there, in the same precision and with the same gradients;
 and clfew's whole loop (reading the store, drawing and computing both views, encoder, projector, loss,
 optimizer) over a pixel store. Prints the share of the loop's time that the encoder alone takes, the
-share that is spent waiting for data, and where the rest goes.
+share that is spent waiting for data, and where the rest goes. For comparison, "at peak" is how many
+images a second there would be if the encoder's multiplications all ran at the speed of one large
+matrix product, and nothing else took any time: no tool that trains this network is faster.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import environment
+from torch.utils.flop_counter import FlopCounterMode
 
 from clfew.augment import Recipe, random_views
 from clfew.data.store import _create_arrays, _map_arrays
@@ -81,6 +84,30 @@ def encoder_alone(objective, size, batch, device, precision, seconds):
     return statistics.median(times[2:])
 
 
+def peak(device, precision, seconds):
+    """Floating-point operations a second of a large matrix product."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+    times = []
+    until = time.perf_counter() + seconds
+    while len(times) < 4 or time.perf_counter() < until:
+        started = time.perf_counter()
+        a @ b
+        synchronise(device)
+        times.append(time.perf_counter() - started)
+    return 2 * side**3 / statistics.median(times[1:])
+
+
+def operations(objective, size, device):
+    """Floating-point operations of the encoder's forward and backward pass for one image's two views."""
+    with FlopCounterMode(display=False) as counter:
+        features = objective.encoder.train()(torch.rand(2, 3, size, size, device=device))
+        features.backward(torch.ones_like(features))
+    objective.encoder.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
 def whole_loop(objective, data, plan, device):
     """Seconds a step of the whole loop, and the share of it spent waiting for data."""
     rows = []
@@ -119,7 +146,7 @@ def measure(name, size, batch, device, precision, seconds, repeats):
     objective.to(device, memory_format=torch.channels_last)
     parameters = sum(parameter.numel() for parameter in objective.parameters())
     optimizer, rate, decay, _ = choose_pretraining(batch, 1000, parameters)
-    alone, loop, waits = [], [], []
+    alone, loop, waits, peaks = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
         pixels, aspects = synthetic_store(folder, max(2048, 4 * batch), size)
         data = TrainingData(pixels, aspects, np.arange(len(pixels)))
@@ -129,6 +156,7 @@ def measure(name, size, batch, device, precision, seconds, repeats):
             plan = Plan(steps, batch, optimizer, rate, decay, 1, 0, precision)
             per_step, wait = whole_loop(objective, data, plan, device)
             loop.append(per_step)
+            peaks.append(peak(device, precision, seconds / 6))
             waits.append(wait)
         views, reading = parts(objective, data, plan, device, 2)
     shares = [a / b for a, b in zip(alone, loop, strict=True)]
@@ -137,6 +165,8 @@ def measure(name, size, batch, device, precision, seconds, repeats):
         "encoder_alone_s": alone, "loop_s": loop, "share": statistics.median(shares),
         "share_min": min(shares), "share_max": max(shares), "waiting": max(waits),
         "images_per_second": batch / statistics.median(loop), "views_s": views, "reading_s": reading,
+        "peak_gflops": statistics.median(peaks) / 1e9,
+        "images_per_second_at_peak": statistics.median(peaks) / operations(objective, size, device),
     }  # fmt: skip
 
 
@@ -152,7 +182,8 @@ def main():
     precision, _ = choose_precision(device)
     results = []
     print(
-        f"{'network':<12} {'px':>4} {'batch':>5} {'images/s':>9} {'encoder alone':>22} {'views':>6} wait"
+        f"{'network':<12} {'px':>4} {'batch':>5} {'images/s':>9} {'at peak':>8} {'encoder alone':>20} "
+        f"{'views':>6} wait"
     )
     for name, size, batch in GPU_CASES if device.type == "cuda" else CPU_CASES:
         if options.only not in (None, name):
@@ -162,7 +193,8 @@ def main():
         loop = statistics.median(row["loop_s"])
         share = f"{row['share']:.1%} ({row['share_min']:.0%} to {row['share_max']:.0%})"
         print(
-            f"{name:<12} {size:>4} {batch:>5} {row['images_per_second']:>9.1f} {share:>22} "
+            f"{name:<12} {size:>4} {batch:>5} {row['images_per_second']:>9.1f} "
+            f"{row['images_per_second_at_peak']:>8.1f} {share:>20} "
             f"{row['views_s'] / loop:>6.1%} {row['waiting']:.2%}"
         )
         sys.stdout.flush()

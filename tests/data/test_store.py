@@ -253,8 +253,23 @@ def test_rows_of_a_file_that_was_cut_are_not_made_up(folder):
     reader = RowReader(pixels)
     os.truncate(pixels.filename, pixels.offset + 3 * 12 * 12 * 3)
     assert reader(np.array([2])).shape == (1, 12, 12, 3)
-    with pytest.raises(OSError, match="shorter"):
+    with pytest.raises(UserError, match="shorter") as raised:
         reader(np.array([3]))
+    assert "clfew cache --clear" in raised.value.hint
+
+
+def test_rows_come_from_the_mapping_where_the_store_was_cleared_before(folder):
+    pixels = open_store(open_source(str(folder)), 12).pixels
+    expected = np.array(pixels)
+    clear_stores()
+    assert np.array_equal(RowReader(pixels)(np.arange(6)), expected)
+
+
+def test_a_filesystem_may_give_less_at_a_time_than_asked_for(folder, monkeypatch):
+    pixels = open_store(open_source(str(folder)), 12).pixels
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, into, at: whole(file, [into[0][:7]], at))
+    assert np.array_equal(RowReader(pixels)(np.arange(6)), np.array(pixels))
 
 
 @pytest.mark.parametrize("part", [slice(1, None), slice(None, None, 2)])

@@ -81,6 +81,7 @@ def test_a_folder_that_cannot_be_learned_from(clfew, images, tmp_path, make, wor
         (["--precision", "fp61"], 2, ["fp61", "bf16"]),
         (["--device", "cuda"], 1, ["cuda", "--device cpu"]),
         (["--device", "gpu"], 1, ["gpu", "--device cpu"]),
+        (["--compile", "yes"], 2, ["--compile yes", "on"]),
         (["--resume", "runs/pretrain-1"], 2, ["--resume"]),
     ],
 )

@@ -7,6 +7,9 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -88,6 +91,27 @@ def test_an_unreadable_image_has_a_row_and_the_others_are_predicted(clfew, photo
     assert [row["path"] for row in rows] == names.split()
     assert [bool(row.get("error")) for row in rows] == [False, True, True, False]
     assert [bool(row["label"]) for row in rows] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("output", ["table", "json", "jsonl", "csv"])
+def test_where_no_image_can_be_read_each_has_a_row(clfew, photos, output):
+    (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    said = clfew("predict", "broken.png", "--format", output, cwd=photos)
+    assert said.rc == 1 and "Traceback" not in said.stderr
+    assert "broken.png" in said.stdout and re.search(r"^error: ", said.stderr, re.MULTILINE)
+
+
+def test_names_on_stdin_are_bytes(clfew, photos):
+    """Of another encoding, or separated by null bytes as `find -print0` does."""
+    name = b"\xe9t\xe9.png"
+    shutil.copy(photos / "few/x/000.png", os.fsencode(photos) + b"/" + name)
+    environment = clfew.env | {"PYTHONIOENCODING": "utf-8:strict"}  # As in most locales.
+    command = [Path(sys.executable).parent / "clfew", "predict", "-", "--format", "jsonl"]
+    named = name + b"\nfew/x/000.png\0few/x/001.png\0"
+    done = subprocess.run(command, cwd=photos, env=environment, capture_output=True, input=named)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert rows[0]["label"] in CLASSES and rows[1]["error"]
 
 
 def test_hundreds_of_images_keep_their_order(clfew, photos):

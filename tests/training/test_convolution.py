@@ -22,6 +22,7 @@ from clfew.training.convolution import MatrixWeightGradients, weight_gradient
         ((9, 8), (5, 3), (2, 1), (2, 0)),
         ((3, 3), (3, 3), (1, 1), (0, 0)),
         ((2, 2), (7, 7), (1, 1), (3, 3)),
+        ((2, 2), (1, 1), (4, 4), (1, 1)),  # It meets nothing but padding.
     ],
 )
 @pytest.mark.parametrize("gathered", [1, 10**9])
@@ -77,5 +78,5 @@ def test_what_is_not_float32_channels_last_without_groups_is_left_alone(monkeypa
         gradients(nn.Conv2d(many, 8, 3).double(), last.double())
         with torch.autocast("cpu", torch.bfloat16):
             gradients(nn.Conv2d(many, 8, 3), last)
-        with torch.no_grad():
-            nn.Conv2d(many, 8, 3).requires_grad_(False)(last)
+        frozen = nn.Conv2d(many, 8, 3).requires_grad_(False)
+        frozen(last.clone().requires_grad_()).sum().backward()

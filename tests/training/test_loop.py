@@ -28,10 +28,10 @@ def plan(steps=12, optimizer="adamw", batch=8, rate=0.01):
     return Plan(steps, batch, optimizer, rate, 1e-3, 2, 5, "fp32")
 
 
-def objective(weights=0):
+def objective(weights=0, encoder="resnet8-w8"):
     """SimCLR with dropout, so that everything random in a step takes part."""
     torch.manual_seed(weights)
-    network = SimCLR(Encoder("resnet8-w8", 12, [0.5] * 3, [0.25] * 3), Recipe())
+    network = SimCLR(Encoder(encoder, 12, [0.5] * 3, [0.25] * 3), Recipe())
     network.projector.insert(3, nn.Dropout(0.2))
     return network
 
@@ -71,23 +71,30 @@ def same_state(a, b):
     return all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-@pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw", "muon"])
-def test_a_stopped_and_resumed_run_is_bit_identical(data, tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "encoder"),
+    [
+        *((name, "resnet8-w8") for name in ("lars", "sgd", "adamw", "muon")),
+        ("muon", "resnet8-w64"),  # With channels enough for gradients of our own.
+    ],
+)
+def test_a_stopped_and_resumed_run_is_bit_identical(data, tmp_path, optimizer, encoder):
     rate = 0.5 if optimizer == "lars" else 0.01
-    whole, rows = objective(), []
+    whole, rows = objective(encoder=encoder), []
     train(whole, data, plan(optimizer=optimizer, rate=rate), CPU, rows.append)
     saving = Saving(tmp_path / "state", "clfew pretrain --resume here")
     before, after = [], []
     with pytest.raises(Stopped) as stopped:
-        train(objective(), data, plan(optimizer=optimizer, rate=rate), CPU, stop_at(5, before), saving)
+        begun = objective(encoder=encoder)
+        train(begun, data, plan(optimizer=optimizer, rate=rate), CPU, stop_at(5, before), saving)
     assert stopped.value.signal == signal.SIGTERM
     assert stopped.value.resume == "clfew pretrain --resume here"
-    resumed = objective(weights=99)  # All of it must come from the saved state.
+    resumed = objective(99, encoder)  # All of it must come from the saved state.
     train(resumed, data, plan(optimizer=optimizer, rate=rate), CPU, after.append, saving)
     assert [row["step"] for row in before + after] == list(range(1, 13))
     assert [row["loss"] for row in before + after] == [row["loss"] for row in rows]
     assert same_state(whole, resumed)
-    assert not same_state(whole, objective())
+    assert not same_state(whole, objective(encoder=encoder))
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_periodic_save(data, tmp_path, monkeypatch):
@@ -203,9 +210,23 @@ def test_the_learning_rate_of_a_name_is_scaled(data):
     assert moved[0] > 0.01 and 0 < moved[1] < 0.02 * moved[0]
 
 
-def test_the_trial_for_the_speed_leaves_no_trace(data):
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_trial_for_the_speed_leaves_no_trace(data, monkeypatch, fails):
     network = objective()
-    assert seconds_per_step(network, data, plan(), CPU, budget=0.1) > 0
+    if fails:
+        calls, step = [], loop._step
+
+        def second_fails(*args):
+            calls.append(1)
+            loss = step(*args)
+            return loss if len(calls) == 1 else 1 / 0
+
+        monkeypatch.setattr(loop, "_step", second_fails)
+        with pytest.raises(ZeroDivisionError):
+            seconds_per_step(network, data, plan(), CPU, budget=0.1)
+        monkeypatch.setattr(loop, "_step", step)
+    else:
+        assert seconds_per_step(network, data, plan(), CPU, budget=0.1) > 0
     assert same_state(network, objective())
     assert all(parameter.grad is None for parameter in network.parameters())
     after = objective()
