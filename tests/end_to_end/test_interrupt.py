@@ -1,8 +1,11 @@
 """Stopping and going on: nothing is lost, and the weights are those of a run never stopped."""
 
+import array
+import fcntl
 import json
 import signal
 import subprocess
+import termios
 import time
 
 import pytest
@@ -93,10 +96,14 @@ def test_a_stop_during_finetune_is_quiet_and_leaves_no_classifier(clfew, project
 
 def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
     process = clfew.popen("predict", "-", "--format", "jsonl", cwd=project, stdin=subprocess.PIPE)
-    # The command reads names ahead once it is up: it waits for more when it has taken all of these,
-    # which are more than a pipe holds.
-    process.stdin.write("image.jpg\n" * 20_000)
+    # The command reads names ahead once it is up, and waits for more when it has taken these.
+    process.stdin.write("image.jpg\n")
     process.stdin.flush()
+    left = array.array("i", [1])
+    while left[0]:
+        fcntl.ioctl(process.stdin, termios.FIONREAD, left)
+        time.sleep(0.05)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in stderr
