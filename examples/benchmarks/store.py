@@ -52,11 +52,11 @@ def plain(files, side, threads):
 def building(source_folder, side, repeats):
     from clfew.data.sources import open_source
     from clfew.data.store import open_store
-    from clfew.data.workers import cores
+    from clfew.data.workers import decoders
 
     source = open_source(str(source_folder))
     files = [source_folder / name for name in source.identities]
-    rows = {"clfew": [], "plain, 1 thread": [], f"plain, {cores()} threads": []}
+    rows = {"clfew": [], "plain, 1 thread": [], f"plain, {decoders()} threads": []}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
             os.environ["CLFEW_CACHE"] = cache
@@ -64,7 +64,7 @@ def building(source_folder, side, repeats):
             open_store(source, side)
             rows["clfew"].append(len(source) / (time.perf_counter() - started))
         rows["plain, 1 thread"].append(plain(files, side, 1))
-        rows[f"plain, {cores()} threads"].append(plain(files, side, cores()))
+        rows[f"plain, {decoders()} threads"].append(plain(files, side, decoders()))
     return {name: statistics.median(values) for name, values in rows.items()}
 
 
