@@ -3,7 +3,7 @@
     python examples/benchmarks/store.py DATA [--images 1000000] [--out FILE]
 
 DATA holds `photos` (512×384 JPEG) and `cifar10`. Prints
-1. images per second of building a store of `photos` (copied to a thousand) and of `cifar10`, beside
+1. images per second of building a store of `photos` (copied to four thousand) and of `cifar10`, beside
    Pillow's plain decoding (open, convert to RGB, resize), on one thread and on a thread a core;
 2. the time from a source's name to the first batch, for cifar10's 60,000 images, the store being there;
 3. resident memory and the time of a training step at 96 px with stores of 10,000 to a million images.
@@ -136,7 +136,7 @@ def main():
 
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
-        photos = copied(options.data / "photos", Path(scratch) / "photos", 10)
+        photos = copied(options.data / "photos", Path(scratch) / "photos", 40)
         for name, folder, side in (
             ("photos at 80 px", photos, 80),
             ("photos at 280 px", photos, 280),
