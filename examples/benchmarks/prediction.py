@@ -2,7 +2,7 @@
 
     python examples/benchmarks/prediction.py DATA [--repeats 3] [--out FILE]
 
-DATA holds `photos` (512×384 JPEG files, copied to a thousand) and `cifar10`. Each side runs in a process
+DATA holds `photos` (512×384 JPEG files, copied to some thousands) and `cifar10`. Each side runs in a process
 of its own, in turn; the clock runs from the first file to the last answer, without imports. The loop is
 what one would write: torchvision's ImageFolder, Resize, CenterCrop, ToTensor, Normalize, two workers,
 batches of 64, no gradients. Prints images per second and the peak of resident memory.
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 CASES = {
-    "photos, resnet8-w32, 64 px": ("photos", 10, "resnet8-w32", 64, 80),
+    "photos, resnet8-w32, 64 px": ("photos", 30, "resnet8-w32", 64, 80),
     "photos, resnet18, 224 px": ("photos", 2, "resnet18", 224, 280),
     "cifar10, resnet8-w32, 32 px": ("cifar10/test", 1, "resnet8-w32", 32, 32),
 }
