@@ -5,9 +5,11 @@ of small matrices per image (`resampling_matrix`, `blur_matrix`); brightness, co
 hue and greyscale are (nearly) affine in the colours, so together they are one 3×4 matrix per image
 (`colour_matrix`). A view costs two batched matrix products and two passes over the pixels.
 
-Two approximations follow, both measured in tests/test_augment.py: values are clipped to [0, 1]
-once at the end rather than after each colour operation, and hue is a rotation about the grey
-axis in YIQ instead of in HSV.
+Two approximations follow: values are clipped to [0, 1] once at the end rather than after each colour
+operation, and hue is a rotation about the grey axis in YIQ instead of in HSV. On real images, against
+torchvision's four operations with the same factors, the mean absolute difference is 0.001 without hue
+and 0.019 with it, where the jitter itself moves values by 0.110
+(examples/benchmarks/augmentation.py, which also shows what that does to accuracy).
 
 Shape suffixes: N images, S side of the stored image, R side of the result, P = R·R pixels.
 """

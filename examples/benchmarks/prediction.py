@@ -2,7 +2,7 @@
 
     python examples/benchmarks/prediction.py DATA [--repeats 3] [--out FILE]
 
-DATA holds `photos` (512×384 JPEG files, copied to some thousands) and `cifar10`. Each side runs in a process
+DATA holds `photos` (512×384 JPEG files, copied to thousands) and `cifar10`. Each side runs in a process
 of its own, in turn; the clock runs from the first file to the last answer, without imports. The loop is
 what one would write: torchvision's ImageFolder, Resize, CenterCrop, ToTensor, Normalize, two workers,
 batches of 64, no gradients. Prints images per second and the peak of resident memory.
