@@ -1,5 +1,6 @@
 """Commands that compute nothing start fast: they do not import torch."""
 
+import os
 import subprocess
 import sys
 
@@ -86,3 +87,20 @@ def test_a_command_that_computes_shows_up_here(clfew, artifact):
     # Otherwise the tests above could not fail.
     code, _, imported = clfew("embed", "missing-folder", "--from", artifact)
     assert code == 1 and "torch" in imported
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_give_their_core_away_unless_the_user_says_otherwise(own, expected):
+    program = (
+        "import os\nfrom clfew.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    inherited = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"],
+        env=inherited | own, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == expected, done.stderr
