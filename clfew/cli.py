@@ -45,6 +45,7 @@ def _options(
 
 @app.command(epilog="Example:  clfew pretrain ./unlabeled --minutes 10")
 def pretrain(
+    context: typer.Context,
     source: opt.Source = None,
     method: opt.Method = "simclr",
     encoder: opt.Encoder = "auto",
@@ -68,8 +69,12 @@ def pretrain(
 ) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
-        given = (source, size, epochs, minutes, batch, lr, out)
-        if any(value is not None for value in given) or compile != "auto":
+        given = {
+            name
+            for name in context.params
+            if (origin := context.get_parameter_source(name)) and origin.name == "COMMANDLINE"
+        }
+        if given - {"resume", "device", "threads"}:
             raise UsageError(
                 "--resume takes everything but --device and --threads from the run.",
                 f"leave out the rest: clfew pretrain --resume {resume}",
@@ -212,7 +217,13 @@ def cache(
     stores = list_stores()
     total = f"{sum(store.bytes for store in stores) / 2**20:,.1f} MiB"
     if clear:
-        clear_stores()
+        if left := clear_stores():
+            raise UserError(
+                f"{left[0]} cannot be removed, nor can {len(left) - 1} other stores."
+                if len(left) > 1
+                else f"{left[0]} cannot be removed.",
+                "check who owns it, or set CLFEW_CACHE to a folder of your own.",
+            )
         console.write_out(f"removed {len(stores)} stores, {total}\n")
         return
     rows = [

@@ -26,7 +26,7 @@ def _option(text: str, *names: str, metavar: str | None = None, least: float | N
 # In every command.
 Out = Annotated[Path | None, _option("Folder to write; must not exist yet.")]
 From = Annotated[str | None, _option("Run or artifact to work from.", "--from", metavar="RUN|FILE")]
-Seed = Annotated[int, _option("Seed of every random choice.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Device = Annotated[str, _option("auto, cpu, cuda, cuda:1, …")]
 Precision = Annotated[str, _option("auto, bf16 or fp32.")]
 Threads = Annotated[int | None, _option("CPU threads (default: all cores).", least=1)]

@@ -1,5 +1,6 @@
 """Run folders: where they are, what is in them, which one a command works from."""
 
+import contextlib
 import json
 import platform
 import shlex
@@ -32,9 +33,14 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, up to one that a crash or a full disk left half-written."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        rows = []
+        with contextlib.suppress(json.JSONDecodeError):
+            for line in lines:
+                rows.append(json.loads(line))
+        return rows
 
     def keep_metrics_until(self, step: int) -> None:
         """Forgets the rows after `step`: a resumed training writes them again."""

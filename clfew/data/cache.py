@@ -39,9 +39,16 @@ def list_stores() -> list[StoreListing]:
     return [listing for _, listing in sorted(stores, key=lambda pair: -pair[0])]
 
 
-def clear_stores() -> None:
-    """Removes every store, damaged ones too; one in use by a running clfew stays readable for it."""
+def clear_stores() -> list[Path]:
+    """Removes every store, damaged ones too; one in use by a running clfew stays readable for it.
+
+    Returns the folders that could not be removed.
+    """
+    left = []
     for name in ("store.json", "pixels.safetensors"):
         for file in cache_folder().glob(f"*/{name}"):
             if not file.parent.name.startswith("."):  # Still being built.
                 shutil.rmtree(file.parent, ignore_errors=True)
+                if file.parent.exists() and file.parent not in left:
+                    left.append(file.parent)
+    return left

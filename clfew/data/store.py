@@ -193,6 +193,7 @@ def _decode_all(
     """Fills the array file; returns the reason for each bad image by its index."""
     count = len(source)
     pixels, aspects, digests = _create_arrays(path, count, side)
+    _reserve(path)
     bad: dict[int, str] = {}
 
     for index, image in decode_ahead(range(count), source.content, side, decoders()):
@@ -206,6 +207,14 @@ def _decode_all(
     for array in (pixels, aspects, digests):
         array.flush()
     return bad
+
+
+def _reserve(path: Path) -> None:
+    """Takes the disk space of a sparse file now: written through a mapping, a disk that is full by then
+    would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def _layout(count: int, side: int) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:

@@ -144,7 +144,7 @@ def _step(
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     # Dropout and stochastic depth, in encoders that have them, resume exactly too.
-    torch.manual_seed(plan.seed * 1_000_003 + step)
+    torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
     bf16 = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=plan.precision == "bf16")
     # A compiled network has gradients of its own.
     gradients = contextlib.nullcontext() if plan.compile else MatrixWeightGradients()
@@ -162,7 +162,7 @@ def _finite(loss: Tensor, step: int) -> float:
     if not math.isfinite(value):
         raise UserError(
             f"The loss is {value} at step {step}: the training has diverged.",
-            "use a smaller --lr, or --precision fp32.",
+            "start a new run with a smaller --lr, or with --precision fp32.",
         )
     return value
 

@@ -1,3 +1,4 @@
+import errno
 import os
 import socket
 import subprocess
@@ -108,6 +109,17 @@ def test_too_little_space_is_a_user_error_before_anything_is_decoded(folder, cac
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no posix_fallocate on this system")
+def test_a_disk_that_others_filled_is_a_user_error_that_leaves_nothing(folder, cache, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="No space left"):
+        open_store(open_source(str(folder)), 12)
+    assert leftovers(cache) == []
+
+
 def test_a_cache_that_cannot_be_made_is_a_user_error(folder, cache, monkeypatch):
     (cache / "file").write_text("")
     monkeypatch.setenv("CLFEW_CACHE", str(cache / "file" / "below"))
@@ -190,6 +202,13 @@ def test_clearing_mends_a_store_without_a_readable_description(folder, cache, co
         description.write_text(content)
     clear_stores()
     assert len(open_store(source, 12).good) == 6
+
+
+def test_what_cannot_be_removed_is_said(folder, cache, monkeypatch):
+    open_store(open_source(str(folder)), 12)
+    monkeypatch.setattr("shutil.rmtree", lambda *arguments, **options: None)
+    (left,) = clear_stores()
+    assert left.parent == cache
 
 
 def test_stores_are_listed_and_cleared(folder, cache):

@@ -24,8 +24,15 @@ def test_what_is_there_is_never_overwritten(clfew, project, command):
 
 def test_a_finished_or_missing_run_is_not_resumed(clfew, project):
     assert "has finished" in clfew.refused("pretrain", "--resume", "runs/pretrain-1", cwd=project)
-    said = clfew.refused("pretrain", "--resume", "runs/pretrain-1", "--compile", "on", rc=2, cwd=project)
-    assert "--resume takes everything" in said
+    for given in (
+        ("--compile", "on"),
+        ("--precision", "fp32"),
+        ("--seed", 0),
+        ("--no-flip",),
+        ("images",),
+    ):
+        said = clfew.refused("pretrain", "--resume", "runs/pretrain-1", *given, rc=2, cwd=project)
+        assert "--resume takes everything" in said
     for folder in ("runs/pretrain-9", "runs/finetune-1", "unlabeled"):
         assert folder in clfew.refused("pretrain", "--resume", folder, cwd=project)
 

@@ -1,5 +1,6 @@
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,3 +234,7 @@ def test_the_trial_for_the_speed_leaves_no_trace(data, monkeypatch, fails):
     train(after, data, plan(steps=3), CPU)
     train(network, data, plan(steps=3), CPU)
     assert same_state(network, after)
+
+
+def test_the_largest_seed_trains(data):
+    train(objective(), data, replace(plan(steps=2), seed=2**63 - 1), CPU)
