@@ -123,6 +123,15 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
     return About(**content), shapes
 
 
+def is_artifact(path: Path) -> bool:
+    """Whether a file says that clfew wrote it; it may be damaged all the same."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return "clfew" in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def save_encoder(
     path: Path, encoder: "Encoder", projector: "Any", about: About, seen: np.ndarray
 ) -> None:

@@ -65,15 +65,18 @@ def random_views(
     recipe: Recipe,
     random: ImageRandom,
     views: int = 2,
+    first: int = 0,
 ) -> Tensor:
     """Random views of uint8 images: float32 in [0, 1], of shape (views·N, 3, size, size).
 
-    The first N results are the first view of each image, the next N the second.
+    The first N results are view `first` of each image, the next N the one after it: each number is
+    another draw.
     `aspects_N` holds each image's own width / height before it was stored as a square.
     """
     device = images_NxSxSx3.device
     side = images_NxSxSx3.shape[1]
-    drawn = np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 12) for view in range(views)])
+    numbers = range(first, first + views)
+    drawn = np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 12) for view in numbers])
     draws = to_device(drawn, device)
     u_crop, u = draws[:, : 2 * _CROP_ATTEMPTS + 2], draws[:, 2 * _CROP_ATTEMPTS + 2 :]
 

@@ -8,8 +8,12 @@ import torch
 from clfew.augment import Recipe
 from clfew.data.store import Store
 from clfew.errors import UserError
+from clfew.published import Expected
 
 CROP_AREA = 0.3
+
+PRETRAINED_LEAST, PRETRAINED_MOST_ON_CPU = 96, 128
+"""Pixels. Networks trained on large images see little in smaller ones; larger ones take a CPU too long."""
 
 
 def choose_size(
@@ -32,10 +36,32 @@ def choose_size(
     return resolved, f"the images are {native} px{limit}"
 
 
+def choose_pretrained_size(
+    size: int | None, native: int, expected: Expected, device: torch.device
+) -> tuple[int, str]:
+    """The side at which a pretrained encoder sees images: their own, enlarged to at least 96 pixels and
+    to no more than the encoder was trained at (128 on a CPU). Raises UserError for a size that an
+    encoder with one size does not take."""
+    if expected.fixed:
+        if size not in (None, expected.size):
+            raise UserError(
+                f"The pretrained encoder takes images of {expected.size} pixels only.",
+                f"leave out --size, or train it anew: --init scratch --size {size}.",
+            )
+        return expected.size, "the pretrained encoder's own"
+    if size is not None:
+        return size, "as asked for"
+    if expected.size < PRETRAINED_LEAST:
+        return expected.size or choose_size(None, native, device)[0], "as the weights were trained"
+    most = min(expected.size, PRETRAINED_MOST_ON_CPU) if device.type == "cpu" else expected.size
+    resolved = min(most, max(PRETRAINED_LEAST, math.ceil(native / 32) * 32))
+    return resolved, f"the images are {native} px, the pretrained encoder's {expected.size}"
+
+
 def stored_side(size: int, native: int) -> int:
     """Images are kept larger than the encoder sees them, by a quarter or up to half where that is
-    their own size, so that crops stay sharp."""
-    return max(size, native) if native <= 1.5 * size else math.ceil(1.25 * size)
+    their own size, so that crops stay sharp; smaller ones at their own size."""
+    return max(16, native) if native <= 1.5 * size else math.ceil(1.25 * size)
 
 
 def choose_encoder(name: str, size: int, images: int, device: torch.device) -> tuple[str, str]:

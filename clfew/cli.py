@@ -49,6 +49,7 @@ def pretrain(
     source: opt.Source = None,
     method: opt.Method = "simclr",
     encoder: opt.Encoder = "auto",
+    init: opt.Init = "auto",
     size: opt.Size = None,
     epochs: opt.Epochs = None,
     minutes: opt.Minutes = None,
@@ -90,7 +91,7 @@ def pretrain(
     run(
         source, method=method, encoder=encoder, size=size, epochs=epochs, minutes=minutes,
         batch=batch, optimizer=optimizer, lr=lr, temperature=temperature, loss=loss, flip=flip,
-        transductive=transductive, seed=seed, device=device, precision=precision,
+        transductive=transductive, init=init, seed=seed, device=device, precision=precision,
         compilation=compile, threads=threads, out=out,
     )  # fmt: skip
 

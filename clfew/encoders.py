@@ -1,7 +1,9 @@
 """Encoders: networks that turn an image into a feature vector.
 
 `resnetD-wW` (resnet8-w32, resnet14-w64, …) is a small ResNet for small images and small budgets;
-every other name is one of torchvision's classification networks without its classifier.
+`timm:NAME` is one of timm's networks; every other name is one of torchvision's classification networks
+without its classifier. Small images get those a stem of their own, which published weights do not fit;
+`torchvision:NAME` is the network as published at every size.
 """
 
 import re
@@ -12,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clfew import timm_encoders
 from clfew.errors import UserError
 
 SMALL_IMAGE = 64
 """Up to this size a torchvision network gets a 3×3 stem without max-pool (SimCLR, appendix B.9)."""
 
-_SMALL_RESNET = re.compile(r"resnet(\d+)-w(\d+)")
+AS_PUBLISHED = "torchvision:"
 
+_SMALL_RESNET = re.compile(r"resnet(\d+)-w(\d+)")
 
 _REGISTERED: dict[str, Callable[[int], nn.Module]] = {}
 
@@ -41,7 +45,7 @@ class Encoder(nn.Module):
     def __init__(self, name: str, size: int, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.name, self.size = name, size
-        self.backbone = _build_backbone(name, size)
+        self.backbone = build_backbone(name, size)
         # Not among the weights: an artifact keeps them in its description.
         for key, values in (("mean", mean), ("std", std)):
             channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
@@ -50,6 +54,20 @@ class Encoder(nn.Module):
 
     def forward(self, images_NxCxSxS: Tensor) -> Tensor:
         return self.backbone((images_NxCxSxS - self.mean) / self.std).flatten(1)
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Lets every BatchNorm below `module` use the statistics it has and leave them as they are."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
+def freeze_first(module: nn.Module, share: float) -> None:
+    """Keeps the first `share` of the weight tensors, in the order of the network, as they are."""
+    parameters = list(module.parameters())
+    for parameter in parameters[: round(share * len(parameters))]:
+        parameter.requires_grad_(False)
 
 
 class _Block(nn.Module):
@@ -104,13 +122,26 @@ def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
-def _build_backbone(name: str, size: int) -> nn.Module:
+def build_backbone(name: str, size: int) -> nn.Module:
     if name in _REGISTERED:
         return _REGISTERED[name](size)
     small = _SMALL_RESNET.fullmatch(name)
     if small:
         return _small_resnet(name, int(small[1]), int(small[2]), size)
-    return _torchvision_backbone(name, size)
+    if name.startswith(timm_encoders.PREFIX):
+        return timm_encoders.build(name, size)
+    network = _torchvision_backbone(name.removeprefix(AS_PUBLISHED), size)
+    if size <= SMALL_IMAGE and not name.startswith(AS_PUBLISHED):
+        _small_image_stem(network)
+    return network
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether this names one of torchvision's networks, with or without the prefix."""
+    import torchvision
+
+    bare = name.removeprefix(AS_PUBLISHED)
+    return bare in torchvision.models.list_models(module=torchvision.models)
 
 
 def _torchvision_backbone(name: str, size: int) -> nn.Module:
@@ -139,8 +170,6 @@ def _torchvision_backbone(name: str, size: int) -> nn.Module:
             "choose another size (--size 224 suits every network) or another encoder.",
         ) from None
     _remove_classifier(network)
-    if size <= SMALL_IMAGE:
-        _small_image_stem(network)
     return network
 
 

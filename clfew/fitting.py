@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clfew.augment import Recipe, random_views
 from clfew.classifier import Classifier, build_neck, neck_width
-from clfew.encoders import Encoder
+from clfew.encoders import Encoder, freeze_statistics
 from clfew.features import apply_to_store
 from clfew.probes import folds, knn_head, linear_head
 from clfew.propagation import neighbour_graph, propagated_shares, propagation_head
@@ -88,9 +88,7 @@ class FineTuning(nn.Module):
     def train(self, mode: bool = True) -> "FineTuning":
         super().train(mode)
         if self.freeze_statistics:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            freeze_statistics(self)
         return self
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

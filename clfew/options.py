@@ -34,7 +34,15 @@ Output = Annotated[Format, _option("Of the result on stdout.", "--format")]
 RowOutput = Annotated[RowFormat, _option("Of the rows on stdout.", "--format")]
 
 # Of training.
-Encoder = Annotated[str, _option("auto, resnet8-w32 and the like, or any torchvision network.")]
+Encoder = Annotated[str, _option("auto, resnet8-w32 and the like, any torchvision network, or timm:NAME.")]
+Init = Annotated[
+    str,
+    _option(
+        "Weights to start from: auto (pretrained ones that are on this machine), imagenet, scratch, "
+        "a run, or a file.",
+        metavar="auto|imagenet|scratch|RUN|FILE",
+    ),
+]
 Size = Annotated[int | None, typer.Option(min=8, max=1024, help="Side of the images (default: auto).")]
 Batch = Annotated[int | None, _option("Images a step (default: auto).", least=2)]
 Epochs = Annotated[float | None, _option("Passes over the images.", least=1e-9)]

@@ -1,22 +1,22 @@
 """`clfew pretrain`: learn an encoder from images without labels."""
 
-import functools
 import shlex
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import clfew
 from clfew import console
-from clfew.artifacts import About, save_encoder
+from clfew.artifacts import About, load_encoder, save_encoder
 from clfew.augment import Recipe
 from clfew.choices import (
     choose_batch,
     choose_encoder,
+    choose_pretrained_size,
     choose_recipe,
     choose_size,
     normalisation,
@@ -26,17 +26,27 @@ from clfew.classifier import neck_width
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import test_indices
 from clfew.data.store import Store, open_store, typical_side
-from clfew.encoders import Encoder
+from clfew.drift import report_drift
+from clfew.encoders import Encoder, freeze_first
 from clfew.errors import UsageError, UserError
 from clfew.files import write_csv
+from clfew.initial import SCRATCH, find_initial, load_initial
 from clfew.methods import METHODS
 from clfew.methods.simclr import SimCLR
-from clfew.runs import Run, check_new, command_line, from_option, new_run, read_config
+from clfew.runs import START, Run, check_new, command_line, from_option, new_run, read_config
 from clfew.training.batch import TrainingData
-from clfew.training.compilation import check_compile, choose_compile
+from clfew.training.budget import Budget, plan_within
+from clfew.training.compilation import check_compile
 from clfew.training.device import choose_device, choose_precision, set_threads
-from clfew.training.loop import Saving, seconds_per_step, train
-from clfew.training.optim import OPTIMIZERS, choose_pretraining
+from clfew.training.loop import Saving, train
+from clfew.training.optim import (
+    ENCODER_RATE,
+    KEPT_SHARE,
+    OPTIMIZERS,
+    OptimizerChoice,
+    choose_pretraining,
+    gentle_pretraining,
+)
 from clfew.training.plan import Plan
 from clfew.training.state import saved_step
 
@@ -45,7 +55,7 @@ DEFAULT_EPOCHS = 100.0
 DEFAULT_MINUTES = 10.0
 """Without --epochs and --minutes a run takes 100 epochs, but no longer than this."""
 
-_HOW = ("loss", "temperature", "recipe", "plan", "epochs")
+_HOW = ("init", "loss", "temperature", "recipe", "plan", "epochs", "drift")
 _FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
 
 
@@ -64,6 +74,7 @@ def pretrain(
     loss: str = "nt-xent",
     flip: bool = True,
     transductive: bool = False,
+    init: str = "auto",
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -75,7 +86,8 @@ def pretrain(
 
     source: folder, CSV or hf:NAME. encoder: "auto" or a name (see `clfew.encoders`). size: side in
     pixels of what the encoder sees. epochs or minutes: the budget. transductive: learn from the
-    images of the test split too. Raises UserError; Stopped after a signal.
+    images of the test split too. init: the weights to start from (see `clfew.initial`). Raises
+    UserError; Stopped after a signal.
     """
     check_new(out)
     set_threads(threads)
@@ -83,9 +95,13 @@ def pretrain(
     chosen_device, why_device = choose_device(device)
     check_compile(compilation, chosen_device)
     chosen_precision, why_precision = choose_precision(chosen_device, precision)
+    initial, why_init = find_initial(init, encoder, chosen_device)
     opened = open_source(source)
     native = typical_side(opened)
-    resolved_size, why_size = choose_size(size, native, chosen_device, many=True)
+    if initial is None:
+        resolved_size, why_size = choose_size(size, native, chosen_device, many=True)
+    else:
+        resolved_size, why_size = choose_pretrained_size(size, native, initial.expected, chosen_device)
     side = stored_side(resolved_size, native)
     store = stored(opened, side)
     indices = _pretraining_images(opened, store, transductive, seed)
@@ -94,9 +110,13 @@ def pretrain(
             f"{source} has {len(indices)} images to learn from, and pretraining needs {FEWEST_IMAGES}.",
             "add images: unlabelled ones will do.",
         )
-    name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
     resolved_batch, why_batch = choose_batch(batch, len(indices), chosen_device)
-    mean, std = normalisation(store, indices)
+    if initial is None:
+        name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
+        mean, std = normalisation(store, indices)
+    else:
+        name, why_encoder = initial.encoder, "whose weights it starts from"
+        mean, std = initial.expected.mean, initial.expected.std
     recipe, why_recipe = choose_recipe(resolved_size, store, indices, flip)
     config: dict[str, Any] = {
         "command": "pretrain", "command_line": command_line(),
@@ -104,10 +124,12 @@ def pretrain(
         "images": len(indices), "transductive": transductive, "split_seed": seed,
         "method": method, "loss": loss, "temperature": temperature, "recipe": asdict(recipe),
         "encoder": name, "size": resolved_size, "side": side, "mean": mean, "std": std,
+        "init": SCRATCH if initial is None else initial.what,
         "device": str(chosen_device), "threads": torch.get_num_threads(),
     }  # fmt: skip
     console.say(f"images     {len(indices):,} of {len(opened):,} in {source}")
     for label, value, why in (
+        ("start", "scratch" if initial is None else initial.what, why_init),
         ("size", f"{resolved_size} px", why_size), ("encoder", name, why_encoder),
         ("batch", resolved_batch, why_batch), ("views", f"colour strength {recipe.jitter}", why_recipe),
         ("device", chosen_device, why_device),
@@ -115,22 +137,19 @@ def pretrain(
     ):  # fmt: skip
         console.say(f"{label:<10} {value} ({why})")
     objective = _build(config, seed)
+    if initial is not None:
+        load_initial(initial, objective.encoder)
     data = TrainingData(store.pixels, store.aspects, indices)
     plan = _plan(
-        objective,
-        data,
-        chosen_device,
-        epochs,
-        minutes,
-        resolved_batch,
-        optimizer,
-        lr,
-        seed,
-        chosen_precision,
-        compilation,
-    )
+        objective, data, chosen_device, Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES),
+        batch=resolved_batch, optimizer=optimizer, lr=lr, seed=seed, precision=chosen_precision,
+        compilation=compilation,
+    )  # fmt: skip
     per_epoch = plan.steps_per_epoch(len(indices))
     run = new_run("pretrain", out)
+    if initial is not None:  # To resume from, and to compare with.
+        about = _about(config, objective, "", 0)
+        save_encoder(run.folder / START, objective.encoder, nn.Sequential(), about, store.digests[:0])
     run.write_config(
         config | {"plan": asdict(plan), "epochs": plan.steps / per_epoch, "minutes": minutes}
     )
@@ -161,6 +180,9 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
     store = stored(opened, config["side"])
     indices = _pretraining_images(opened, store, config["transductive"], config["split_seed"])
     objective = _build(config, plan.seed)
+    if config["init"] != SCRATCH:
+        start = load_encoder(folder / START)[0]
+        objective.encoder.load_state_dict(start.state_dict())
     data = TrainingData(store.pixels, store.aspects, indices)
     run = Run(folder)
     run.keep_metrics_until(saved_step(folder / "state"))
@@ -202,15 +224,15 @@ def _train(
             )
             update(row["step"], plan.steps, note)
 
-        train(objective, data, plan, device, log, saving)
-    about = About(
-        kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
-        mean=config["mean"], std=config["std"], dim=objective.encoder.dim,
-        method=config["method"], flip=config["recipe"]["flip"], neck=neck_width(objective.projector),
-        clfew_version=clfew.__version__,
-        training={"pretrain": {"command": config["command_line"]} | {k: config[k] for k in _HOW}},
-        data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
-    )  # fmt: skip
+        rate = ENCODER_RATE if objective.gentle else 1.0
+        train(
+            objective, data, plan, device, log, saving,
+            lr_scale=lambda name: rate if name.startswith("encoder.") else 1.0,
+        )  # fmt: skip
+    start = run.folder / START
+    if config["init"] != SCRATCH:
+        config["drift"] = report_drift(start, objective.encoder, data, device, plan.precision)
+    about = _about(config, objective, config["method"], neck_width(objective.projector))
     artifact = run.folder / "encoder.safetensors"
     save_encoder(artifact, objective.encoder, objective.projector, about, store.digests[data.indices])
     saving.discard()
@@ -221,55 +243,42 @@ def _train(
     return run.folder
 
 
+def _about(config: dict[str, Any], objective: SimCLR, method: str, neck: int) -> About:
+    how = {name: config[name] for name in _HOW if name in config}
+    return About(
+        kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
+        mean=config["mean"], std=config["std"], dim=objective.encoder.dim,
+        method=method, flip=config["recipe"]["flip"], neck=neck, clfew_version=clfew.__version__,
+        training={"pretrain": {"command": config["command_line"]} | how},
+        data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
+    )  # fmt: skip
+
+
 def _build(config: dict[str, Any], seed: int) -> SimCLR:
     torch.manual_seed(seed)
     encoder = Encoder(config["encoder"], config["size"], config["mean"], config["std"])
+    gentle = config["init"] != SCRATCH
+    if gentle:
+        freeze_first(encoder, KEPT_SHARE)
     return METHODS[config["method"]](
-        encoder, Recipe(**config["recipe"]), config["temperature"], config["loss"]
+        encoder, Recipe(**config["recipe"]), config["temperature"], config["loss"], gentle
     )
 
 
 def _plan(
-    objective: SimCLR, data: TrainingData, device: torch.device, epochs: float | None,
-    minutes: float | None, batch: int, optimizer: str, lr: float | None, seed: int, precision: str,
-    compilation: str,
+    objective: SimCLR, data: TrainingData, device: torch.device, budget: Budget, *, batch: int,
+    optimizer: str, **settings: Any,
 ) -> Plan:  # fmt: skip
-    per_epoch = max(1, len(data) // batch)
-    steps = round((epochs or DEFAULT_EPOCHS) * per_epoch)
-    budget = 60 * (minutes or DEFAULT_MINUTES)
     size = sum(parameter.numel() for parameter in objective.parameters())
-    started = time.monotonic()
 
-    @functools.cache
-    def step_seconds(compile: bool) -> float:
-        likely, rate, decay, _ = choose_pretraining(batch, steps, size, optimizer)
-        trial = Plan(100, batch, likely, rate, decay, 1, seed, precision, compile)
-        return seconds_per_step(objective, data, trial, device, budget)
+    def choose(steps: int) -> OptimizerChoice:
+        if objective.gentle:
+            return gentle_pretraining(optimizer)
+        return choose_pretraining(batch, steps, size, optimizer)
 
-    if epochs is None and compilation != "on":
-        fitting = max(1, int(budget * 0.95 / step_seconds(False)))
-        steps = fitting if minutes else min(steps, fitting)
-    compile, why_compile = choose_compile(compilation, device, steps, step_seconds)
-    if epochs is None:
-        # The trial of a compiled network takes more than its twentieth of the budget.
-        left = min(0.95 * budget, budget - (time.monotonic() - started))
-        if compile and left < 0.5 * budget:
-            raise UserError(
-                f"Compiling takes more than half of the {budget / 60:g} minutes.",
-                "do without: --compile off; or give more --minutes.",
-            )
-        fitting = max(1, int(left / step_seconds(compile)))
-        steps = fitting if minutes else min(round(DEFAULT_EPOCHS * per_epoch), fitting)
-        console.say(
-            f"budget     {budget / 60:g} minutes are {fitting / per_epoch:.4g} epochs at this speed"
-            + ("" if minutes else f"; the default is {DEFAULT_EPOCHS:g} epochs or what fits in them")
-        )
-    steps = max(1, steps)
-    chosen, rate, decay, why = choose_pretraining(batch, steps, size, optimizer)
-    console.say(f"optimizer  {chosen}, learning rate {lr or rate:.3g} ({why})")
-    console.say(f"compile    {'on' if compile else 'off'} ({why_compile})")
-    warmup = max(1, min(10 * per_epoch, steps // 10))
-    return Plan(steps, batch, chosen, lr or rate, decay, warmup, seed, precision, compile)
+    return plan_within(
+        budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings
+    )
 
 
 def _pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:

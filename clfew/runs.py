@@ -15,6 +15,8 @@ from clfew.files import write_json, write_text
 
 RUNS = Path("runs")
 ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
+START = "start.safetensors"
+"""In a pretraining run: the pretrained encoder it started from, an artifact like the one it made."""
 
 
 class Run:

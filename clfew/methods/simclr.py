@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clfew.augment import Recipe, random_views
-from clfew.encoders import Encoder
+from clfew.encoders import Encoder, freeze_statistics
 from clfew.training.batch import Batch
 
 
@@ -57,15 +57,23 @@ class SimCLR(nn.Module):
     temperature: 0.1 to 0.5 (SimCLR, table 5: 0.1 for ImageNet and large batches, 0.5 for long runs
         on small images); 0.2 is between them for short ones.
     loss: "nt-xent" or "dcl" (see `nt_xent`).
+    gentle: the encoder starts from weights worth keeping: its BatchNorm keeps the statistics it has.
     """
 
     def __init__(
-        self, encoder: Encoder, recipe: Recipe, temperature: float = 0.2, loss: str = "nt-xent"
-    ) -> None:
+        self, encoder: Encoder, recipe: Recipe, temperature: float = 0.2, loss: str = "nt-xent",
+        gentle: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.encoder, self.recipe = encoder, recipe
+        self.encoder, self.recipe, self.gentle = encoder, recipe, gentle
         self.temperature, self.decoupled = temperature, loss == "dcl"
         self.projector = projector(encoder.dim, min(2 * encoder.dim, 2048), 128)
+
+    def train(self, mode: bool = True) -> "SimCLR":
+        super().train(mode)
+        if self.gentle:
+            freeze_statistics(self.encoder)
+        return self
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         views_2BxCxSxS = random_views(

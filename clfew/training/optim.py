@@ -7,18 +7,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+OptimizerChoice = tuple[str, float, float, str]
+"""Name, peak learning rate, weight decay, and the reason in a few words."""
+
 OPTIMIZERS = ("lars", "sgd", "adamw", "muon")
 LARGE_BATCH = 1024
 SMALL_NETWORK = 2_000_000
 """Parameters. In larger networks on a CPU, Muon's matrix products cost more than they bring."""
+KEPT_SHARE, ENCODER_RATE = 0.5, 0.1
+"""Of pretrained weights: the share of the layers, from the image on, that stays as it is, and the
+learning rate of the others in shares of a new layer's."""
+
 SHORT_RUN_STEPS = 10_000
 """50 epochs of CIFAR-10 in batches of 256."""
 
 
 def choose_pretraining(
     batch: int, steps: int, parameters: int, name: str = "auto"
-) -> tuple[str, float, float, str]:
-    """Optimizer, learning rate, weight decay for SimCLR, and the reason in a few words.
+) -> OptimizerChoice:
+    """What SimCLR trains random weights with.
 
     LARS with 0.075·√batch for large batches (SimCLR, appendix B.1; weight decay of SimCLRv2), Muon
     for small networks; in larger ones SGD with 0.06·batch/256 for long runs, AdamW for short ones.
@@ -40,6 +47,14 @@ def choose_pretraining(
         "muon": (0.03, 0.0),
     }[name]
     return name, rate, decay, reason
+
+
+def gentle_pretraining(name: str = "auto") -> OptimizerChoice:
+    """What SimCLR trains pretrained weights with: the projector at this rate, the encoder at
+    ENCODER_RATE of it."""
+    chosen = "adamw" if name == "auto" else name
+    rate, decay = {"lars": (0.1, 1e-4), "sgd": (0.03, 1e-4), "adamw": (1e-3, 1e-4), "muon": (3e-3, 0.0)}[chosen]
+    return chosen, rate, decay, "small steps, to keep what the weights know" if name == "auto" else "as asked for"
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
