@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KINDS = ("encoder", "classifier")
 _OTHER_VERSION = "was it made by another version of clfew?"
 MODES = ("full", "linear", "knn", "propagate")
+"""How `finetune` makes a classifier."""
+
+DISTILLED = "distilled"
+"""The mode of a classifier that `distill` made."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class About:
     of what the encoder sees. side: side at which images are stored before that. mean, std: of the
     three channels, for images in [0, 1]. dim: features. method: how the encoder was pretrained
     ("simclr"), "" from scratch. flip: whether mirror images mean the same. neck: width of the
-    projector layer kept below the classifier, 0 for none. classes and mode: of a classifier.
+    projector layer kept below the classifier, 0 for none. classes and mode: of a classifier. temperature:
+    what its logits are divided by.
     training: resolved settings, by step ("pretrain", "finetune"). data: source, fingerprint and the
     seed of the test split, by step likewise.
     """
@@ -58,6 +63,7 @@ class About:
     neck: int = 0
     classes: list[str] = field(default_factory=list)
     mode: str = ""
+    temperature: float = 1.0
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -70,7 +76,7 @@ def _problem(about: dict[str, Any]) -> str:
     kinds: dict[str, type] = {
         "kind": str, "encoder": str, "size": int, "side": int, "mean": list, "std": list, "dim": int,
         "method": str, "flip": bool, "clfew_version": str, "neck": int, "classes": list, "mode": str,
-        "training": dict, "data": dict, "format_version": int,
+        "temperature": float, "training": dict, "data": dict, "format_version": int,
     }  # fmt: skip
     if set(about) != set(kinds):
         return f"its fields differ: {', '.join(sorted(set(about) ^ set(kinds)))}"
@@ -88,10 +94,14 @@ def _problem(about: dict[str, Any]) -> str:
     if len(set(about["classes"])) != len(about["classes"]):
         return "it names a class twice"
     is_classifier = about["kind"] == "classifier"
-    if about["kind"] not in KINDS or (about["mode"] not in MODES if is_classifier else about["mode"]):
+    if about["kind"] not in KINDS or (
+        about["mode"] not in (*MODES, DISTILLED) if is_classifier else about["mode"]
+    ):
         return f"its kind is {about['kind']!r} with mode {about['mode']!r}"
     if is_classifier != (len(about["classes"]) >= 2):
         return f"an {about['kind']} with {len(about['classes'])} classes"
+    if not 0 < about["temperature"] < math.inf:
+        return "its temperature is no positive number"
     if not (4 <= about["size"] <= 4096 and 4 <= about["side"] <= 8192):
         return "its image size is out of range"
     if not (1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20):
@@ -117,6 +127,8 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
         content = json.loads(metadata["clfew"])
     except (KeyError, ValueError, RecursionError):
         raise UserError(f"{path} is a safetensors file, but not one that clfew wrote.", hint) from None
+    if isinstance(content, dict) and content.get("format_version") == 1:
+        content |= {"format_version": FORMAT_VERSION, "temperature": 1.0}  # What version 2 added.
     problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
     if problem:
         raise UserError(f"{path} cannot be used: {problem}.", _OTHER_VERSION)

@@ -58,14 +58,23 @@ def neck_width(neck: nn.Sequential) -> int:
 
 
 class Classifier(nn.Module):
-    """Images in [0, 1], (N, 3, size, size), to logits (N, C)."""
+    """Images in [0, 1], (N, 3, size, size), to logits (N, C).
+
+    temperature: what the head's logits are divided by, so that their softmax can be believed (see
+    `clfew.calibration`).
+    """
 
     def __init__(self, encoder: Encoder, neck: nn.Sequential, head: nn.Module) -> None:
         super().__init__()
         self.encoder, self.neck, self.head = encoder, neck, head
+        self.temperature = 1.0
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.neck(self.encoder(images)))
+        return self.from_features(self.encoder(images))
+
+    def from_features(self, features_NxD: Tensor) -> Tensor:
+        """Logits from the encoder's features."""
+        return self.head(self.neck(features_NxD)) / self.temperature
 
     @classmethod
     def build(cls, about: About, bank: int) -> "Classifier":
@@ -79,4 +88,6 @@ class Classifier(nn.Module):
         if about.mode == "knn":
             labels = torch.zeros(bank, dtype=torch.int64)
             head = NeighbourHead(torch.zeros(bank, width), labels, classes)
-        return cls(encoder, build_neck(encoder.dim, about.neck), head)
+        classifier = cls(encoder, build_neck(encoder.dim, about.neck), head)
+        classifier.temperature = about.temperature
+        return classifier

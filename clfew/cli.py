@@ -101,6 +101,7 @@ def finetune(
     labels: opt.Labels,
     source: opt.Labelled = None,
     origin: opt.From = None,
+    init: opt.Init = "auto",
     mode: opt.Mode = "auto",
     repeat: opt.Repeat = 1,
     encoder: opt.Encoder = "auto",
@@ -124,7 +125,7 @@ def finetune(
     from clfew.finetune import finetune as run
 
     folder, result = run(
-        source, labels=labels, origin=origin, mode=mode, repeat=repeat, encoder=encoder, size=size,
+        source, labels=labels, origin=origin, init=init, mode=mode, repeat=repeat, encoder=encoder, size=size,
         epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed, device=device, precision=precision,
         threads=threads, out=out,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def distillation_loss(student_BxC: Tensor, teacher_BxC: Tensor, temperature: flo
     """
     softened = torch.softmax(teacher_BxC.clamp(min=1e-8).log() / temperature, dim=1)
     scores = torch.log_softmax(student_BxC.float() / temperature, dim=1)
-    return -temperature**2 * (softened * scores).sum(dim=1)
+    return -(temperature**2) * (softened * scores).sum(dim=1)
 
 
 def class_thresholds(confidence: Tensor, shares_C: Tensor) -> Tensor:
@@ -85,7 +85,9 @@ class Distillation(nn.Module):
         assert batch.labels is not None
         # Streams of draws: view 0 is the weak one, view 1 the strong one.
         weak = random_views(batch.images, batch.aspects, size, self.weak, batch.random, first=0, views=1)
-        strong = random_views(batch.images, batch.aspects, size, self.strong, batch.random, first=1, views=1)
+        strong = random_views(
+            batch.images, batch.aspects, size, self.strong, batch.random, first=1, views=1
+        )
         weak_BxC, strong_BxC = self.student(torch.cat([weak, strong])).float().chunk(2)
         targets_BxC = self.targets[batch.labels]
         distilled = distillation_loss(weak_BxC, targets_BxC, self.temperature).mean()
@@ -93,7 +95,11 @@ class Distillation(nn.Module):
         certain = (confidence > threshold).float()
         consistent = (F.cross_entropy(strong_BxC, guess, reduction="none") * certain).mean()
         agreement = (guess == targets_BxC.argmax(1)).float().mean()
-        extras = {"confident": certain.mean(), "agreement": agreement, "threshold": self.confidence.clone()}
+        extras = {
+            "confident": certain.mean(),
+            "agreement": agreement,
+            "threshold": self.confidence.clone(),
+        }
         return distilled + consistent, extras
 
     @torch.no_grad()

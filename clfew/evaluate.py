@@ -15,7 +15,7 @@ from clfew.data.store import Store
 from clfew.errors import UserError
 from clfew.features import apply_to_store
 from clfew.files import write_csv, write_json
-from clfew.metrics import classification_report
+from clfew.metrics import classification_report, expected_calibration_error
 from clfew.pretrain import stored
 from clfew.report import ReportDetails, write_report
 from clfew.runs import Run, check_new, find_artifact, new_run, read_config
@@ -52,10 +52,14 @@ def evaluate(
     features = apply_to_store(classifier.encoder, about.size, *arrays, device_, precision_)
     classifier.cpu()
     with torch.no_grad():
-        logits = classifier.head(classifier.neck(torch.from_numpy(features)))
+        logits = classifier.from_features(torch.from_numpy(features))
     probabilities = torch.softmax(logits, dim=1).numpy()
+    uncalibrated = torch.softmax(logits * classifier.temperature, dim=1).numpy()
     labels, digests = opened.labels[test], store.digests[test]
     report = classification_report(probabilities, labels, about.classes)
+    hits = uncalibrated.argmax(1) == labels
+    report["temperature"] = classifier.temperature
+    report["ece_uncalibrated"] = expected_calibration_error(uncalibrated.max(1), hits)
     for step in ("pretraining", "finetuning"):
         report[f"seen_in_{step}"] = int(np.isin(digests, seen[step]).sum())
     report |= {

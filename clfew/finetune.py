@@ -11,6 +11,7 @@ import torch
 import clfew
 from clfew import console
 from clfew.artifacts import MODES, About, read_about, save_classifier
+from clfew.calibration import fit_temperature
 from clfew.classifier import Classifier, neck_width
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import (
@@ -22,15 +23,18 @@ from clfew.data.splits import (
     test_indices,
 )
 from clfew.data.store import Store
+from clfew.drift import alarm
 from clfew.errors import UsageError, UserError
 from clfew.features import apply_to_store
 from clfew.files import write_csv, write_json
-from clfew.fitting import FullSettings, Task, fit, predict_store
+from clfew.fitting import FullSettings, Task, fit, pool_logits, predict_store
+from clfew.initial import AUTO
 from clfew.metrics import mean_interval, wilson_interval
-from clfew.origin import SCRATCH, Origin, from_artifact, from_scratch, other_images
+from clfew.origin import Origin, find_start, open_start, other_images
 from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
-from clfew.runs import Run, check_new, command_line, find_artifact, from_option, new_run, newest
+from clfew.runs import Run, check_new, command_line, from_option, new_run
+from clfew.selection import Decision, decide
 from clfew.training.device import choose_device, choose_precision, set_threads
 
 
@@ -39,6 +43,7 @@ def finetune(
     *,
     labels: str,
     origin: str | None = None,
+    init: str = AUTO,
     mode: str = "auto",
     repeat: int = 1,
     encoder: str = "auto",
@@ -56,9 +61,10 @@ def finetune(
     """Fine-tunes on a few labels; returns the run folder and its result.
 
     source: folder, CSV or hf:NAME; None finds one (see `find_source`). labels: see `parse_labels`.
-    origin: a run or artifact, "scratch", or None for the newest pretraining run. repeat: number of
-    label draws; the classifier that is kept is the first one's. encoder, size: of a network from
-    scratch. flip: whether mirror images mean the same; None is as in pretraining. The result holds
+    origin: a run or artifact, "scratch", or None for the newest pretraining run. init: other weights to
+    start from (see `clfew.initial`); "auto" takes those on this machine where there is no run. repeat:
+    number of label draws; the classifier that is kept is the first one's. encoder, size: of a network
+    that does not come from a run. flip: whether mirror images mean the same; None is as in pretraining. The result holds
     `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and for each of `draws` its
     accuracy and what was decided. Raises UserError; Stopped after a signal.
     """
@@ -69,14 +75,13 @@ def finetune(
     set_threads(threads)
     chosen_device, _ = choose_device(device)
     chosen_precision, _ = choose_precision(chosen_device, precision)
-    artifact = _starting_artifact(origin)
-    described = read_about(artifact)[0] if artifact else None
+    found = find_start(origin, init, encoder, chosen_device)
+    described = read_about(found.artifact)[0] if found.artifact else None
     name = find_source(source, described, spec)
-    opened, named = _with_labels(open_source(name), spec, described if origin != SCRATCH else None)
-    if origin == SCRATCH or artifact is None:
-        begin = from_scratch(opened, described, encoder, size, flip, chosen_device, seed)
-    else:
-        begin = from_artifact(artifact, flip)
+    same_classes = None if found.is_scratch else described
+    opened, named = _with_labels(open_source(name), spec, same_classes)
+    begins = open_start(found, opened, encoder, size, flip, chosen_device, seed, compare=mode == "auto")
+    begin = begins[0]
     split_seed = begin.about.data.get("pretrain", {}).get("split_seed", seed)
     if named is None:
         require_testable(opened)
@@ -93,19 +98,21 @@ def finetune(
         f"source     {name}: {len(opened.classes)} classes, {len(draws[0])} labels used of "
         f"{len(pool):,} images, {len(test):,} more held out for testing"
     )
-    features = _pool_features(begin, opened, store, pool, test, mode, chosen_device, chosen_precision)
-    task = Task(
-        store.pixels, store.aspects, pool, opened.labels, len(opened.classes), features,
-        chosen_device, chosen_precision,
-    )  # fmt: skip
+    candidates = []
+    for each in begins:
+        arguments = (each, opened, store, pool, test, mode, chosen_device, chosen_precision)
+        candidates.append((each, Task(
+            store.pixels, store.aspects, pool, opened.labels, len(opened.classes),
+            _pool_features(*arguments), chosen_device, chosen_precision,
+        )))  # fmt: skip
     run = new_run("finetune", out)
     settings = FullSettings(epochs, batch, lr)
     try:
-        results, kept = _fit_draws(begin, opened, task, draws, test, mode, seed, settings, run)
+        results, kept = _fit_draws(candidates, opened, draws, test, mode, seed, settings, run)
     except BaseException:
         shutil.rmtree(run.folder, ignore_errors=True)  # It holds nothing that could be gone on with.
         raise
-    classifier, decided, drawn = kept
+    begin, classifier, decided, drawn = kept
     used = {
         "source": opened.spec, "fingerprint": opened.fingerprint, "split_seed": split_seed,
         "labels": len(drawn), "label_file": str(spec.file.resolve()) if spec.file else None,
@@ -114,14 +121,14 @@ def finetune(
     how = {"command": command_line(), "labels": labels, "seed": seed, **decided}
     about = replace(
         begin.about, kind="classifier", classes=opened.classes, mode=decided["mode"],
-        neck=neck_width(classifier.neck), flip=begin.start.flip,
+        neck=neck_width(classifier.neck), flip=begin.start.flip, temperature=classifier.temperature,
         clfew_version=clfew.__version__,
         training={**begin.about.training, "finetune": how},
-        data={**({} if begin.artifact is None else begin.about.data), "finetune": used},
+        data={**({} if found.is_scratch else begin.about.data), "finetune": used},
     )  # fmt: skip
     result = _summary(results, len(test))
     config = {
-        "command": "finetune", "from": str(begin.artifact or SCRATCH), "mode": mode, "seed": seed,
+        "command": "finetune", "from": str(begin.artifact or found.words), "mode": mode, "seed": seed,
         "repeat": len(draws), **used, "labels": labels, "device": str(chosen_device),
         "precision": chosen_precision, "threads": torch.get_num_threads(), "about": asdict(about),
     }  # fmt: skip
@@ -145,16 +152,25 @@ def finetune(
 
 
 def _fit_draws(
-    begin: Origin, source: Source, task: Task, draws: list[np.ndarray], test: np.ndarray, mode: str,
-    seed: int, settings: FullSettings, run: Run,
-) -> tuple[list[dict[str, Any]], tuple[Classifier, dict[str, Any], np.ndarray]]:  # fmt: skip
-    """A row for each draw of the labels, and the first draw's classifier, decisions and images."""
+    candidates: list[tuple[Origin, Task]], source: Source, draws: list[np.ndarray], test: np.ndarray,
+    mode: str, seed: int, settings: FullSettings, run: Run,
+) -> tuple[list[dict[str, Any]], tuple[Origin, Classifier, dict[str, Any], np.ndarray]]:  # fmt: skip
+    """A row for each draw of the labels; and the first draw's start, classifier, decisions and images."""
     results, kept = [], []
     with console.progress_bar("finetune") as update:
         for number, drawn in enumerate(draws):
             update(number, len(draws), f"draw {number + 1} of {len(draws)}")
             log = run.log if number == 0 else lambda row: None
-            classifier, decided = fit(begin.start, task, drawn, mode, seed + number, settings, log)
+            begin, task, decision = _decide(candidates, mode, drawn, seed + number, settings)
+            classifier, extra = fit(
+                begin.start, task, drawn, decision.mode, seed + number, settings, log
+            )
+            decided = decision.as_row() | extra
+            if decision.accuracy is not None:
+                classifier.temperature = fit_temperature(
+                    pool_logits(classifier, task), decision.accuracy
+                )
+            decided["temperature"] = classifier.temperature
             accuracy = None
             if len(test):
                 hits = predict_store(classifier, task, test).argmax(1) == source.labels[test]
@@ -163,9 +179,33 @@ def _fit_draws(
                 {"seed": seed + number, "labels": len(drawn), "accuracy": accuracy, **decided}
             )
             if number == 0:
-                kept.append((classifier, decided, drawn))
+                kept.append((begin, classifier, decided, drawn))
         update(len(draws), len(draws))
     return results, kept[0]
+
+
+def _decide(
+    candidates: list[tuple[Origin, Task]], mode: str, drawn: np.ndarray, seed: int,
+    settings: FullSettings,
+) -> tuple[Origin, Task, Decision]:  # fmt: skip
+    """The start and the mode that do best in cross-validation on the labels drawn. Where that is not
+    possible, the pretrained encoder, unless its drift raised the alarm."""
+    choices = [
+        (begin, task, decide(mode, begin.start, task, drawn, seed, settings))
+        for begin, task in candidates
+    ]
+    first = choices[0]
+    if len(choices) == 1:
+        return first
+    before = choices[1]
+    if first[2].accuracy is None or before[2].accuracy is None:
+        drifted = first[0].about.training.get("pretrain", {}).get("drift")
+        return before if drifted and alarm(drifted) else first
+    worse = before[2].accuracy > first[2].accuracy
+    chosen, other = (before, first) if worse else (first, before)
+    name = "the weights that pretraining started from" if worse else "the pretrained encoder"
+    reason = f"{chosen[2].reason}; {name}: {chosen[2].accuracy:.2f} against {other[2].accuracy:.2f}"
+    return chosen[0], chosen[1], replace(chosen[2], reason=reason)
 
 
 def find_source(named: str | None, about: About | None, spec: LabelSpec | None = None) -> str:
@@ -190,13 +230,6 @@ def find_source(named: str | None, about: About | None, spec: LabelSpec | None =
             hint,
         )
     return before
-
-
-def _starting_artifact(origin: str | None) -> Path | None:
-    if origin == SCRATCH:
-        return newest("pretrain")
-    hint = "pretrain first: clfew pretrain FOLDER; or do without: clfew finetune --from scratch."
-    return find_artifact(origin, "pretrain", hint)
 
 
 def _with_labels(

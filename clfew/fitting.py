@@ -1,4 +1,4 @@
-"""From an encoder and a few labels to a classifier, in one of four modes or the best of them."""
+"""From an encoder and a few labels to a classifier, in one of four modes."""
 
 import copy
 from collections.abc import Callable
@@ -15,15 +15,11 @@ from clfew.augment import Recipe, random_views
 from clfew.classifier import Classifier, build_neck, neck_width
 from clfew.encoders import Encoder, freeze_statistics
 from clfew.features import apply_to_store
-from clfew.probes import folds, knn_head, linear_head
-from clfew.propagation import neighbour_graph, propagated_shares, propagation_head
+from clfew.probes import knn_head, linear_head
+from clfew.propagation import neighbour_graph, propagation_head
 from clfew.training.batch import Batch, TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan
-
-FINE_TUNE_FROM = 10
-"""Labels a class from which `auto` also tries to fine-tune: with fewer, its gain over a linear probe
-is smaller than cross-validation can see, and its cost is not."""
 
 FROZEN_STATISTICS_BELOW = 10
 """Labels a class below which BatchNorm keeps its statistics: a few images give none worth having."""
@@ -106,67 +102,23 @@ def fit(
 ) -> tuple[Classifier, dict[str, Any]]:  # fmt: skip
     """A classifier from the labels of images `labelled` (a subset of `task.pool`).
 
-    mode: "full", "linear", "knn", "propagate" or "auto". Returns the classifier, in eval mode, and
-    what was decided: the mode, why, and its settings. `start` is not changed.
+    mode: "full", "linear", "knn" or "propagate". Returns the classifier, in eval mode, and the settings
+    that were chosen. `start` is not changed.
     """
-    chosen: dict[str, Any] = {"mode": mode}
-    if mode == "auto":
-        chosen = choose_mode(start, task, labelled, seed, settings)
-    if chosen["mode"] == "full":
-        classifier, plan = _fit_full(start, task, labelled, seed, settings, log)
-        return classifier, chosen | plan
-    head, extra = _fit_probe(chosen["mode"], task, labelled, seed)
-    nothing = build_neck(start.encoder.dim, 0)
-    classifier = Classifier(copy.deepcopy(start.encoder), nothing, head)
-    return classifier.eval(), chosen | extra
-
-
-def choose_mode(
-    start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings
-) -> dict[str, Any]:
-    """The mode that does best in cross-validation on the labelled images, with its reason.
-
-    With one label in some class there is nothing to cross-validate with: then labels are
-    propagated, which at one label a class did better than a linear probe on Fashion-MNIST and no
-    worse on hand signs (held-out parts of their training splits; other images were not tried).
-    """
-    if not start.is_pretrained:
-        return {"mode": "full", "reason": "from scratch there are no features to probe"}
-    smallest = np.unique(task.labels[labelled], return_counts=True)[1].min()
-    splits = folds(task.labels[labelled], seed)
-    if not splits:
-        return {"mode": "propagate", "reason": "one label in some class: nothing to compare modes on"}
-    modes = (["full"] if smallest >= FINE_TUNE_FROM else []) + ["propagate", "linear", "knn"]
-    scores = {}
-    for mode in modes:
-        hits = [
-            _held_out_hits(mode, start, task, labelled[fitted], labelled[held_out], seed, settings)
-            for fitted, held_out in splits
-        ]
-        scores[mode] = round(float(np.concatenate(hits).mean()), 4)
-    best = max(modes, key=lambda mode: scores[mode])
-    listed = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
-    return {"mode": best, "reason": f"cross-validated: {listed}", "cross_validation": scores}
-
-
-def _held_out_hits(
-    mode: str, start: Start, task: Task, fitted: np.ndarray, held_out: np.ndarray, seed: int,
-    settings: FullSettings,
-) -> np.ndarray:  # fmt: skip
-    """1.0 for each image of `held_out` that a classifier fitted on `fitted` gets right, else 0.0."""
-    rows = np.searchsorted(task.pool, held_out)
     if mode == "full":
-        classifier, _ = _fit_full(start, task, fitted, seed, settings, lambda row: None)
-        scores = predict_store(classifier, task, held_out)
-    elif mode == "propagate":
-        known = np.searchsorted(task.pool, fitted)
-        scores = propagated_shares(task.graph, known, task.labels[fitted], task.classes)[rows]
-    else:
-        head, _ = _fit_probe(mode, task, fitted, seed)
-        assert task.features is not None
+        return fit_full(start, task, labelled, seed, settings, log)
+    head, extra = fit_probe(mode, task, labelled, seed)
+    nothing = build_neck(start.encoder.dim, 0)
+    return Classifier(copy.deepcopy(start.encoder), nothing, head).eval(), extra
+
+
+def pool_logits(classifier: Classifier, task: Task, most: int = 2000) -> np.ndarray:
+    """Logits, before any temperature, of images spread over the pool: at most `most` of them."""
+    spread = np.linspace(0, len(task.pool) - 1, min(most, len(task.pool))).astype(int)
+    if task.features is not None and not len(classifier.neck):
         with torch.no_grad():
-            scores = head(torch.from_numpy(task.features[rows])).numpy()
-    return (scores.argmax(1) == task.labels[held_out]).astype(np.float64)
+            return classifier.head(torch.from_numpy(task.features[spread])).numpy()
+    return predict_store(classifier, task, task.pool[spread]) * classifier.temperature
 
 
 def predict_store(classifier: Classifier, task: Task, indices: np.ndarray) -> np.ndarray:
@@ -176,7 +128,7 @@ def predict_store(classifier: Classifier, task: Task, indices: np.ndarray) -> np
     return apply_to_store(classifier, size, *arrays, task.device, task.precision)
 
 
-def _fit_probe(
+def fit_probe(
     mode: str, task: Task, labelled: np.ndarray, seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     assert task.features is not None
@@ -192,7 +144,7 @@ def _fit_probe(
     return propagated, {"images": len(task.features)}
 
 
-def _fit_full(
+def fit_full(
     start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings, log: Log
 ) -> tuple[Classifier, dict[str, Any]]:
     torch.manual_seed(seed)

@@ -98,7 +98,9 @@ def fitted_state(path: Path, tensors: dict[str, Tensor], network: nn.Module) -> 
     )
 
 
-def recognise(tensors: dict[str, Tensor], candidates: Iterable[str], build: Callable[[str], nn.Module]) -> str:
+def recognise(
+    tensors: dict[str, Tensor], candidates: Iterable[str], build: Callable[[str], nn.Module]
+) -> str:
     """The name of the first candidate network whose tensors are all there with their shapes, else "".
 
     build: makes the network of a name; on the meta device, so that no memory is taken.

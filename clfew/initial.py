@@ -108,21 +108,21 @@ def _published(name: str) -> Initial:
 
 def _from_path(path: Path, encoder: str) -> Initial:
     """A run of clfew, an artifact of clfew, or a file of weights from elsewhere."""
-    if path.is_dir():
-        inside = [path / name for name in ARTIFACTS.values() if (path / name).is_file()]
-        if not inside:
-            raise UserError(
-                f"The folder {path} holds no encoder to start from.",
-                "name a run of clfew such as runs/pretrain-1, or a file of weights.",
-            )
-        path = inside[0]
+    if path.is_dir() and own_artifact(path) is None:
+        raise UserError(
+            f"The folder {path} holds no encoder to start from.",
+            "name a run of clfew such as runs/pretrain-1, or a file of weights.",
+        )
+    path = own_artifact(path) or path
     if not path.is_file():
         raise UserError(
             f"There is no run or file {path}.",
             f"--init takes {SCRATCH}, {IMAGENET}, {AUTO}, a run or a file; {nearest_file(path)}",
         )
     if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path} is no file of weights by its name.", f"these are: {', '.join(SUFFIXES)}.")
+        raise UserError(
+            f"{path} is no file of weights by its name.", f"these are: {', '.join(SUFFIXES)}."
+        )
     if is_artifact(path):
         return _own(path, encoder)
     tensors = read_state(path)
@@ -139,12 +139,16 @@ def _from_path(path: Path, encoder: str) -> Initial:
     return Initial(full_name, f"the weights in {path}", str(path.resolve()), expected)
 
 
+def own_artifact(path: Path) -> Path | None:
+    """The artifact of clfew that a run or a file is, None for anything else."""
+    inside = [path / name for name in ARTIFACTS.values()] if path.is_dir() else [path]
+    return next((file for file in inside if file.is_file() and is_artifact(file)), None)
+
+
 def _own(path: Path, encoder: str) -> Initial:
     about, _ = read_about(path)
     if encoder not in ("auto", about.encoder):
-        raise UserError(
-            f"{path} is an encoder {about.encoder}, not {encoder}.", "leave out --encoder."
-        )
+        raise UserError(f"{path} is an encoder {about.encoder}, not {encoder}.", "leave out --encoder.")
     expected = Expected(about.mean, about.std, about.size, True)
     return Initial(about.encoder, f"the encoder in {path}", str(path.resolve()), expected)
 

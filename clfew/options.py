@@ -34,7 +34,9 @@ Output = Annotated[Format, _option("Of the result on stdout.", "--format")]
 RowOutput = Annotated[RowFormat, _option("Of the rows on stdout.", "--format")]
 
 # Of training.
-Encoder = Annotated[str, _option("auto, resnet8-w32 and the like, any torchvision network, or timm:NAME.")]
+Encoder = Annotated[
+    str, _option("auto, resnet8-w32 and the like, any torchvision network, or timm:NAME.")
+]
 Init = Annotated[
     str,
     _option(

@@ -7,15 +7,25 @@ import numpy as np
 import torch
 
 import clfew
-from clfew.artifacts import About, load_encoder
-from clfew.choices import choose_encoder, choose_size, normalisation, stored_side
+from clfew import console
+from clfew.artifacts import About, load_encoder, read_about
+from clfew.choices import (
+    choose_encoder,
+    choose_pretrained_size,
+    choose_size,
+    normalisation,
+    stored_side,
+)
 from clfew.classifier import build_neck
 from clfew.data.sources import Source
 from clfew.data.store import Store, open_store, typical_side
 from clfew.encoders import Encoder
+from clfew.errors import UsageError, UserError
 from clfew.fitting import Start
+from clfew.initial import AUTO, IMAGENET, SCRATCH, Initial, find_initial, load_initial, own_artifact
+from clfew.runs import START, find_artifact, newest
 
-SCRATCH = "scratch"
+_PRETRAIN_FIRST = "pretrain first: clfew pretrain FOLDER; or do without: clfew finetune --from scratch, or --init imagenet."
 
 
 @dataclass(frozen=True)
@@ -33,11 +43,83 @@ class Origin:
         return self.about.data.get("pretrain", {}).get("source")
 
 
+@dataclass(frozen=True)
+class Found:
+    """Where fine-tuning is to start, before anything is loaded: a file that clfew wrote (`artifact`; from
+    scratch it names the network), or weights from elsewhere (`initial`)."""
+
+    artifact: Path | None
+    initial: Initial | None
+    is_scratch: bool
+
+    @property
+    def words(self) -> str:
+        return SCRATCH if self.is_scratch or self.initial is None else self.initial.what
+
+
+def find_start(origin: str | None, init: str, encoder: str, device: torch.device) -> Found:
+    """What --from and --init name together. Raises UserError; UsageError where they name two starts."""
+    if origin is not None and init != AUTO:
+        raise UsageError("--from and --init both say where to start.", "give one of them.")
+    if SCRATCH in (origin, init):
+        return Found(newest("pretrain"), None, True)
+    if origin is not None:
+        return Found(find_artifact(origin, "pretrain", _PRETRAIN_FIRST), None, False)
+    if init == AUTO:
+        artifact = newest("pretrain") if encoder == "auto" else None
+        initial, why = (None, "") if artifact else find_initial(AUTO, encoder, device)
+        if artifact is None and initial is None:
+            find_artifact(None, "pretrain", _PRETRAIN_FIRST)  # Says that there is no run.
+            raise UserError(f"There is nothing to start {encoder} from: {why}.", _PRETRAIN_FIRST)
+        if initial is not None:
+            console.say(f"start      {initial.what}, not pretrained on your images ({why})")
+        return Found(artifact, initial, False)
+    if init != IMAGENET and (path := own_artifact(Path(init))):
+        return Found(path, None, False)
+    return Found(None, find_initial(init, encoder, device)[0], False)
+
+
+def open_start(
+    found: Found, source: Source, encoder: str, size: int | None, flip: bool | None,
+    device: torch.device, seed: int, compare: bool,
+) -> list[Origin]:  # fmt: skip
+    """The start, and where `compare` asks for it the pretrained weights that it was trained from too."""
+    if found.is_scratch:
+        about = read_about(found.artifact)[0] if found.artifact else None
+        return [from_scratch(source, about, encoder, size, flip, device, seed)]
+    if found.initial is not None:
+        return [from_initial(source, found.initial, size, flip, device)]
+    assert found.artifact is not None
+    origins = [from_artifact(found.artifact, flip)]
+    before = found.artifact.with_name(START)
+    if compare and before.is_file() and before != found.artifact:
+        origins.append(from_artifact(before, flip))
+    return origins
+
+
 def from_artifact(artifact: Path, flip: bool | None) -> Origin:
     """Raises UserError for a file that is no artifact of clfew."""
     encoder, neck, about, seen = load_encoder(artifact)
     start = Start(encoder, neck, True, about.flip if flip is None else flip)
     return Origin(start, about, seen, artifact)
+
+
+def from_initial(
+    source: Source, initial: Initial, size: int | None, flip: bool | None, device: torch.device
+) -> Origin:
+    """Published or foreign weights as they are. Raises UserError where they cannot be had."""
+    native = typical_side(source)
+    resolved, _ = choose_pretrained_size(size, native, initial.expected, device)
+    mean, std = initial.expected.mean, initial.expected.std
+    encoder = Encoder(initial.encoder, resolved, mean, std)
+    load_initial(initial, encoder)
+    about = About(
+        kind="encoder", encoder=initial.encoder, size=resolved, side=stored_side(resolved, native),
+        mean=mean, std=std, dim=encoder.dim, method="", flip=flip is not False,
+        clfew_version=clfew.__version__, training={"init": {"what": initial.what}},
+    )  # fmt: skip
+    start = Start(encoder, build_neck(encoder.dim, 0), True, about.flip)
+    return Origin(start, about, np.array([], dtype=np.uint64), None)
 
 
 def from_scratch(

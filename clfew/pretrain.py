@@ -276,9 +276,7 @@ def _plan(
             return gentle_pretraining(optimizer)
         return choose_pretraining(batch, steps, size, optimizer)
 
-    return plan_within(
-        budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings
-    )
+    return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)
 
 
 def _pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:

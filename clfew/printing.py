@@ -149,11 +149,18 @@ def print_report(report: dict[str, Any]) -> None:
         f"accuracy {_percent(report['accuracy'])}, 95 % interval {_percent(low)} to {_percent(high)}, "
         f"on {report['n']:,} images\n"
         f"balanced accuracy {_percent(report['balanced_accuracy'])}, "
-        f"expected calibration error {_percent(report['ece'])}\n"
+        f"expected calibration error {_percent(report['ece'])}{_before(report)}\n"
     )
     for step in ("pretraining", "finetuning"):
         if report[f"seen_in_{step}"]:
             console.write_out(f"{report[f'seen_in_{step}']:,} of these images were seen in {step}\n")
+
+
+def _before(report: dict[str, Any]) -> str:
+    """The calibration error without the temperature, where there is one."""
+    if report["temperature"] == 1:
+        return ""
+    return f", {_percent(report['ece_uncalibrated'])} before calibration"
 
 
 def _percent(share: float | None) -> str:

@@ -16,6 +16,7 @@ from clfew.training.loop import seconds_per_step
 from clfew.training.optim import OptimizerChoice
 from clfew.training.plan import Plan
 
+
 @dataclass(frozen=True)
 class Budget:
     """epochs or minutes, or neither: then `default_epochs`, but no longer than `default_minutes`."""
@@ -66,7 +67,11 @@ def plan_within(
         steps = fitting if minutes else min(longest, fitting)
         console.say(
             f"budget     {seconds / 60:g} minutes are {fitting / per_epoch:.4g} epochs at this speed"
-            + ("" if minutes else f"; the default is {budget.default_epochs:g} epochs or what fits in them")
+            + (
+                ""
+                if minutes
+                else f"; the default is {budget.default_epochs:g} epochs or what fits in them"
+            )
         )
     steps = max(1, steps)
     chosen, rate, decay, why = choose_optimizer(steps)

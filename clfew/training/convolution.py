@@ -5,8 +5,14 @@ of the weights runs at a tenth to a half of the processor's speed (torch 2.15, A
 130 GFLOP/s for 512 channels on 1×1 pixels, 38 for 256 on 2×2, 85 for 512 on 7×7), while gathering
 what each output pixel sees into the rows of a matrix and multiplying runs at 100 to 150.
 `examples/benchmarks/convolutions.py` shows it for a machine.
+
+The gradient of depthwise weights is slower still where the kernel is about as large as the image: 75 ms
+for 1152 channels, 5×5, on 3×3 pixels, of which the forward pass takes 1. All products of a pixel seen
+with a gradient that arrived, summed over the images, are one small matrix product a channel; each tap of
+the kernel is a sum of some of them.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +24,10 @@ from torch.overrides import TorchFunctionMode
 
 FEWEST_CHANNELS = 128
 """With fewer input channels the gathering costs more than the product gains."""
+MOST_PIXELS = 64
+"""Of what a depthwise convolution sees: the products grow with the square of it."""
+FEWEST_TAPS = 25
+"""oneDNN's 3×3 depthwise gradients are fast."""
 _GATHERED_BYTES = 32 * 2**20
 
 Pair = tuple[int, int]
@@ -26,8 +36,9 @@ Pair = tuple[int, int]
 class MatrixWeightGradients(TorchFunctionMode):
     """Inside this context, `conv2d` computes the gradients of suitable weights with `weight_gradient`.
 
-    Suitable are float32 channels-last images on a CPU with FEWEST_CHANNELS or more, without groups
-    and dilation. Everything else is left as it is.
+    Suitable are float32 channels-last images on a CPU with FEWEST_CHANNELS or more, without dilation,
+    and either without groups or, where kernels are large and images small, with one for each channel.
+    Everything else is left as it is.
     """
 
     def __torch_function__(
@@ -35,7 +46,8 @@ class MatrixWeightGradients(TorchFunctionMode):
     ) -> Any:
         if func is F.conv2d and not kwargs and _is_suitable(*args):
             images, weight, bias, stride, padding = args[:5]
-            return _Convolution.apply(images, weight, bias, stride, padding)
+            groups = args[6] if len(args) > 6 else 1
+            return _Convolution.apply(images, weight, bias, stride, padding, groups)
         return func(*args, **(kwargs or {}))
 
 
@@ -48,23 +60,30 @@ def _is_suitable(
         and images.device.type == "cpu"
         and images.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and groups == 1
+        and (groups == 1 or _is_slow_depthwise(images, weight, groups))
         and dilation == (1, 1)
         and isinstance(stride, tuple)
         and isinstance(padding, tuple)
-        and weight.shape[1] >= FEWEST_CHANNELS
+        and images.shape[1] >= FEWEST_CHANNELS
         and images.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _is_slow_depthwise(images: Tensor, weight: Tensor, groups: int) -> bool:
+    is_depthwise = groups == images.shape[1] == weight.shape[0]
+    taps, pixels = weight[0, 0].numel(), images[0, 0].numel()
+    return is_depthwise and taps >= FEWEST_TAPS and pixels <= MOST_PIXELS
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair
-    ) -> Tensor:
+        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair,
+        groups: int,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(images, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return F.conv2d(images, weight, bias, stride, padding)
+        ctx.stride, ctx.padding, ctx.groups = stride, padding, groups
+        return F.conv2d(images, weight, bias, stride, padding, 1, groups)
 
     @staticmethod
     @once_differentiable
@@ -73,13 +92,14 @@ class _Convolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         # Asked for the bias, oneDNN would compute the weights too.
         of_images, _, _ = torch.ops.aten.convolution_backward(
-            gradient, images, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1,
-            (ctx.needs_input_grad[0], False, False),
+            gradient, images, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0),
+            ctx.groups, (ctx.needs_input_grad[0], False, False),
         )  # fmt: skip
         of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         kernel = (weight.shape[2], weight.shape[3])
-        of_weight = weight_gradient(images, gradient, kernel, ctx.stride, ctx.padding)
-        return of_images, of_weight, of_bias, None, None
+        compute = weight_gradient if ctx.groups == 1 else depthwise_weight_gradient
+        of_weight = compute(images, gradient, kernel, ctx.stride, ctx.padding)
+        return of_images, of_weight, of_bias, None, None, None
 
 
 def weight_gradient(
@@ -116,6 +136,36 @@ def weight_gradient(
     result = images.new_zeros(outputs, *kernel, channels).permute(0, 3, 1, 2)
     result[:, :, rows.start : rows.stop, columns.start : columns.stop] = computed
     return result
+
+
+def depthwise_weight_gradient(
+    images: Tensor, gradient: Tensor, kernel: Pair, stride: Pair, padding: Pair
+) -> Tensor:
+    """The gradient of a depthwise convolution's weights, shape (C, 1, *kernel).
+
+    images: (N, C, H, W), what the convolution saw. gradient: (N, C, H', W'), of what it returned.
+    """
+    count, channels, height, width = images.shape
+    seen_CxPxN = images.permute(1, 2, 3, 0).reshape(channels, -1, count)
+    arrived_CxQxN = gradient.permute(1, 2, 3, 0).reshape(channels, -1, count)
+    products_CxPxQ = torch.bmm(seen_CxPxN, arrived_CxQxN.transpose(1, 2))
+    outputs = (gradient.shape[2], gradient.shape[3])
+    taps_PQxK = _taps((height, width), outputs, kernel, stride, padding)
+    return (products_CxPxQ.flatten(1) @ taps_PQxK).view(channels, 1, *kernel)
+
+
+@functools.cache
+def _taps(image: Pair, output: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """Which tap of the kernel joins a pixel of the image with one of the output: 0 or 1, of shape
+    (pixels · outputs, taps)."""
+    joins = []
+    for side in (0, 1):
+        seen = torch.arange(image[side])[:, None, None]
+        arrived = torch.arange(output[side])[None, :, None]
+        tap = torch.arange(kernel[side])
+        joins.append((seen == arrived * stride[side] + tap - padding[side]).float())
+    both = torch.einsum("hpi,wqj->hwpqij", *joins)
+    return both.reshape(image[0] * image[1] * output[0] * output[1], kernel[0] * kernel[1])
 
 
 def _touching(kernel: int, stride: int, padding: int, length: int, outputs: int) -> range:

@@ -22,9 +22,7 @@ SHORT_RUN_STEPS = 10_000
 """50 epochs of CIFAR-10 in batches of 256."""
 
 
-def choose_pretraining(
-    batch: int, steps: int, parameters: int, name: str = "auto"
-) -> OptimizerChoice:
+def choose_pretraining(batch: int, steps: int, parameters: int, name: str = "auto") -> OptimizerChoice:
     """What SimCLR trains random weights with.
 
     LARS with 0.075·√batch for large batches (SimCLR, appendix B.1; weight decay of SimCLRv2), Muon
@@ -53,8 +51,15 @@ def gentle_pretraining(name: str = "auto") -> OptimizerChoice:
     """What SimCLR trains pretrained weights with: the projector at this rate, the encoder at
     ENCODER_RATE of it."""
     chosen = "adamw" if name == "auto" else name
-    rate, decay = {"lars": (0.1, 1e-4), "sgd": (0.03, 1e-4), "adamw": (1e-3, 1e-4), "muon": (3e-3, 0.0)}[chosen]
-    return chosen, rate, decay, "small steps, to keep what the weights know" if name == "auto" else "as asked for"
+    rate, decay = {"lars": (0.1, 1e-4), "sgd": (0.03, 1e-4), "adamw": (1e-3, 1e-4), "muon": (3e-3, 0.0)}[
+        chosen
+    ]
+    return (
+        chosen,
+        rate,
+        decay,
+        "small steps, to keep what the weights know" if name == "auto" else "as asked for",
+    )
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:

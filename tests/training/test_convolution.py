@@ -8,7 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from clfew.training import convolution
-from clfew.training.convolution import MatrixWeightGradients, weight_gradient
+from clfew.training.convolution import (
+    MatrixWeightGradients,
+    depthwise_weight_gradient,
+    weight_gradient,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +43,45 @@ def test_weight_gradient_is_autograds(monkeypatch, side, kernel, stride, padding
     assert result.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "padding"),
+    [
+        ((3, 3), (5, 5), (1, 1), (2, 2)),
+        ((7, 6), (5, 5), (2, 2), (2, 2)),
+        ((5, 8), (5, 7), (2, 1), (0, 3)),
+        ((8, 8), (5, 5), (1, 1), (0, 0)),
+        ((1, 2), (7, 7), (1, 1), (3, 3)),
+    ],
+)
+def test_depthwise_weight_gradient_is_autograds(side, kernel, stride, padding):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(5, 4, *side, generator=generator)
+    weight = torch.randn(4, 1, *kernel, generator=generator, requires_grad=True)
+    output = F.conv2d(images, weight, None, stride, padding, 1, 4)
+    gradient = torch.randn(output.shape, generator=generator)
+    (expected,) = torch.autograd.grad(output, weight, gradient)
+    result = depthwise_weight_gradient(images, gradient, kernel, stride, padding)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_depthwise_network_has_the_same_gradients_inside_the_context(monkeypatch):
+    torch.manual_seed(0)
+    many = convolution.FEWEST_CHANNELS
+    module = nn.Sequential(nn.Conv2d(many, many, 5, 2, 2, groups=many), nn.Conv2d(many, 8, 1))
+    module = module.to(memory_format=torch.channels_last)
+    images = torch.randn(4, many, 7, 7).contiguous(memory_format=torch.channels_last)
+    expected = gradients(copy.deepcopy(module), images)
+    calls = []
+    original = convolution.depthwise_weight_gradient
+    counted = lambda *args: calls.append(1) or original(*args)  # noqa: E731
+    monkeypatch.setattr(convolution, "depthwise_weight_gradient", counted)
+    with MatrixWeightGradients():
+        result = gradients(module, images)
+    assert len(calls) == 1
+    for got, wanted in zip(result, expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 def network(channels):
     layers = [nn.Conv2d(3, channels, 3, 2, 1), nn.Conv2d(channels, 16, 3, 1, 1), nn.Conv2d(16, 8, 1)]
     return nn.Sequential(*layers).to(memory_format=torch.channels_last)
@@ -66,13 +109,15 @@ def test_networks_have_the_same_gradients_inside_the_context(monkeypatch, channe
 
 
 def test_what_is_not_float32_channels_last_without_groups_is_left_alone(monkeypatch):
-    monkeypatch.setattr(convolution, "weight_gradient", None)  # Calling it would fail.
+    for name in ("weight_gradient", "depthwise_weight_gradient"):  # Calling one would fail.
+        monkeypatch.setattr(convolution, name, None)
     many = convolution.FEWEST_CHANNELS
     images = torch.randn(2, many, 6, 6)
     last = images.contiguous(memory_format=torch.channels_last)
     with MatrixWeightGradients():
         gradients(nn.Conv2d(many, 8, 3), images)
         gradients(nn.Conv2d(many, many, 3, groups=many), last)
+        gradients(nn.Conv2d(many, many, 5, groups=many // 2), last)
         gradients(nn.Conv2d(many, 8, 3, dilation=2), last)
         gradients(nn.Conv2d(many, 8, 3, padding="same"), last)
         gradients(nn.Conv2d(many, 8, 3).double(), last.double())
