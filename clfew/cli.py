@@ -14,6 +14,7 @@ from clfew.data.files import expand
 from clfew.errors import Stopped, UsageError, UserError
 from clfew.printing import (
     describe_artifact,
+    print_distillation,
     print_finetuning,
     print_json,
     print_predictions,
@@ -133,6 +134,45 @@ def finetune(
         print_json({"run": str(folder), **result})
     else:
         print_finetuning(result)
+
+
+@app.command(epilog="Example:  clfew distill --minutes 5")
+def distill(
+    source: opt.Unlabelled = None,
+    origin: opt.From = None,
+    student: opt.Student = "same",
+    init: opt.Init = "auto",
+    size: opt.Size = None,
+    epochs: opt.Epochs = None,
+    minutes: opt.Minutes = None,
+    batch: opt.Batch = None,
+    lr: opt.Rate = None,
+    temperature: opt.Softness = 1.0,
+    use_labels: opt.UseLabels = True,
+    keep: opt.Keep = False,
+    output: opt.Output = opt.Format.table,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    threads: opt.Threads = None,
+    out: opt.Out = None,
+) -> None:
+    """Let the newest classifier teach a student on the unlabelled images.
+
+    The student is kept where held-out labels say that it is better. --student and --keep make a small
+    network from a large one.
+    """
+    from clfew.distill import distill as run
+
+    folder, result = run(
+        source, origin=origin, student=student, init=init, size=size, epochs=epochs, minutes=minutes,
+        batch=batch, lr=lr, temperature=temperature, use_labels=use_labels, keep=keep, seed=seed,
+        device=device, precision=precision, threads=threads, out=out,
+    )  # fmt: skip
+    if output is opt.Format.json:
+        print_json({"run": str(folder), **result})
+    else:
+        print_distillation(result)
 
 
 @app.command("eval", epilog="Example:  clfew eval ./test_images --format json")

@@ -29,13 +29,14 @@ Log = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Start:
-    """What fine-tuning starts from: an encoder, the projector's first layer, and whether it has
-    learned anything yet."""
+    """What fine-tuning starts from: an encoder, the projector's first layer, whether it has learned
+    anything yet, and whether its weights go back to published ones, which small steps should keep."""
 
     encoder: Encoder
     neck: nn.Sequential
     is_pretrained: bool
     flip: bool
+    is_published: bool = False
 
 
 @dataclass(frozen=True)

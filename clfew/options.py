@@ -84,6 +84,19 @@ Tested = Annotated[
     typer.Argument(help="Labelled images (default: the test split of what was fine-tuned on)."),
 ]
 
+# Of distillation.
+Unlabelled = Annotated[
+    str | None, typer.Argument(help="Unlabelled images (default: what was pretrained on).")
+]
+Student = Annotated[
+    str, _option("The student's encoder (default: the teacher's).", metavar="same|ENCODER")
+]
+Softness = Annotated[float, _option("Softens (above 1) or sharpens what the teacher says.", least=0.01)]
+UseLabels = Annotated[
+    bool, _option("Show labelled images with their labels.", "--use-labels/--no-labels")
+]
+Keep = Annotated[bool, _option("Keep the student even where nothing says it is better.", "--keep")]
+
 # Of prediction.
 Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]
 Top = Annotated[int, _option("Number of labels a row.", least=1)]

@@ -100,7 +100,9 @@ def open_start(
 def from_artifact(artifact: Path, flip: bool | None) -> Origin:
     """Raises UserError for a file that is no artifact of clfew."""
     encoder, neck, about, seen = load_encoder(artifact)
-    start = Start(encoder, neck, True, about.flip if flip is None else flip)
+    is_published = about.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
+    is_published |= "init" in about.training
+    start = Start(encoder, neck, True, about.flip if flip is None else flip, is_published)
     return Origin(start, about, seen, artifact)
 
 
@@ -116,9 +118,9 @@ def from_initial(
     about = About(
         kind="encoder", encoder=initial.encoder, size=resolved, side=stored_side(resolved, native),
         mean=mean, std=std, dim=encoder.dim, method="", flip=flip is not False,
-        clfew_version=clfew.__version__, training={"init": {"what": initial.what}},
+        clfew_version=clfew.__version__, training={"init": {"what": initial.what, "source": initial.source}},
     )  # fmt: skip
-    start = Start(encoder, build_neck(encoder.dim, 0), True, about.flip)
+    start = Start(encoder, build_neck(encoder.dim, 0), True, about.flip, is_published=True)
     return Origin(start, about, np.array([], dtype=np.uint64), None)
 
 

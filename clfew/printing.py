@@ -134,6 +134,24 @@ def print_finetuning(result: dict[str, Any]) -> None:
     )
 
 
+def print_distillation(result: dict[str, Any]) -> None:
+    """Teacher and student beside each other, and which one stays."""
+    verdict = result["verdict"]
+    total = verdict["held_out"]
+    rows = [
+        (
+            name,
+            f"{verdict[f'{name}_hits']} of {total}" if total else "–",
+            _percent(verdict[f"{name}_agreement"] if total else None),
+            _percent(result[name]),
+        )
+        for name in ("teacher", "student")
+    ]
+    console.print_table(("model", "held-out labels", "agreement", "test accuracy"), rows)
+    kept = "the student is kept" if result["kept"] else "the student is not kept"
+    console.write_out(f"{kept}: {result['reason']}\n")
+
+
 def print_report(report: dict[str, Any]) -> None:
     """What `clfew eval` found, on a screen."""
     low, high = report["ci95"]

@@ -15,6 +15,9 @@ from clfew.files import write_json, write_text
 
 RUNS = Path("runs")
 ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
+_MAKERS = {"pretrain": ("pretrain",), "finetune": ("finetune", "distill")}
+"""The commands whose runs hold an artifact of a kind."""
+
 START = "start.safetensors"
 """In a pretraining run: the pretrained encoder it started from, an artifact like the one it made."""
 
@@ -99,7 +102,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def newest(kind: str) -> Path | None:
     """The artifact of the newest finished run of a kind under ./runs."""
     name = ARTIFACTS[kind]
-    finished = [p.parent for p in RUNS.glob(f"*/{name}") if read_config(p.parent).get("command") == kind]
+    makers = _MAKERS[kind]
+    finished = [
+        p.parent for p in RUNS.glob(f"*/{name}") if read_config(p.parent).get("command") in makers
+    ]
     if not finished:
         return None
     return max(finished, key=lambda run: str(read_config(run).get("created"))) / name

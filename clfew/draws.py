@@ -1,0 +1,73 @@
+"""The draws of the labels, each with the start and the mode that suit it, fitted, calibrated and tested."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from clfew import console
+from clfew.calibration import fit_temperature
+from clfew.classifier import Classifier
+from clfew.data.sources import Source
+from clfew.drift import alarm
+from clfew.fitting import FullSettings, Task, fit, pool_logits, predict_store
+from clfew.origin import Origin
+from clfew.runs import Run
+from clfew.selection import Decision, decide
+
+
+def fit_draws(
+    candidates: list[tuple[Origin, Task]], source: Source, draws: list[np.ndarray], test: np.ndarray,
+    mode: str, seed: int, settings: FullSettings, run: Run,
+) -> tuple[list[dict[str, Any]], tuple[Origin, Classifier, dict[str, Any], np.ndarray]]:  # fmt: skip
+    """A row for each draw of the labels; and the first draw's start, classifier, decisions and images."""
+    results, kept = [], []
+    with console.progress_bar("finetune") as update:
+        for number, drawn in enumerate(draws):
+            update(number, len(draws), f"draw {number + 1} of {len(draws)}")
+            log = run.log if number == 0 else lambda row: None
+            begin, task, decision = _decide(candidates, mode, drawn, seed + number, settings)
+            classifier, extra = fit(
+                begin.start, task, drawn, decision.mode, seed + number, settings, log
+            )
+            decided = decision.as_row() | extra
+            if decision.accuracy is not None:
+                classifier.temperature = fit_temperature(
+                    pool_logits(classifier, task), decision.accuracy
+                )
+            decided["temperature"] = classifier.temperature
+            accuracy = None
+            if len(test):
+                hits = predict_store(classifier, task, test).argmax(1) == source.labels[test]
+                accuracy = float(hits.mean())
+            results.append(
+                {"seed": seed + number, "labels": len(drawn), "accuracy": accuracy, **decided}
+            )
+            if number == 0:
+                kept.append((begin, classifier, decided, drawn))
+        update(len(draws), len(draws))
+    return results, kept[0]
+
+
+def _decide(
+    candidates: list[tuple[Origin, Task]], mode: str, drawn: np.ndarray, seed: int,
+    settings: FullSettings,
+) -> tuple[Origin, Task, Decision]:  # fmt: skip
+    """The start and the mode that do best in cross-validation on the labels drawn. Where that is not
+    possible, the pretrained encoder, unless its drift raised the alarm."""
+    choices = [
+        (begin, task, decide(mode, begin.start, task, drawn, seed, settings))
+        for begin, task in candidates
+    ]
+    first = choices[0]
+    if len(choices) == 1:
+        return first
+    before = choices[1]
+    if first[2].accuracy is None or before[2].accuracy is None:
+        drifted = first[0].about.training.get("pretrain", {}).get("drift")
+        return before if drifted and alarm(drifted) else first
+    worse = before[2].accuracy > first[2].accuracy
+    chosen, other = (before, first) if worse else (first, before)
+    name = "the weights that pretraining started from" if worse else "the pretrained encoder"
+    reason = f"{chosen[2].reason}; {name}: {chosen[2].accuracy:.2f} against {other[2].accuracy:.2f}"
+    return chosen[0], chosen[1], replace(chosen[2], reason=reason)

@@ -1,0 +1,138 @@
+"""What fine-tuning and distillation learn from: the labelled source, its pool, and features of both."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clfew import console
+from clfew.artifacts import About
+from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
+from clfew.data.splits import LabelSpec, apply_label_csv, test_indices
+from clfew.data.store import Store
+from clfew.errors import UserError
+from clfew.features import apply_to_store
+from clfew.origin import Origin, other_images
+from clfew.pretrain import stored
+from clfew.propagation import MAX_IMAGES
+
+
+def find_source(named: str | None, about: About | None, spec: LabelSpec | None = None) -> str:
+    """The source by name, else ./labeled or ./labelled, else the source of the artifact `about`
+    where it has labels (or a label CSV gives it some). Raises UserError."""
+    if named is not None:
+        return named
+    for folder in LABELLED_FOLDERS:
+        if Path(folder).is_dir():
+            return folder
+    hint = "name one: a folder with a subfolder for each class, a CSV of path,label, or hf:NAME."
+    data = about.data if about else {}
+    before = (data.get("pretrain") or data.get("finetune") or {}).get("source")
+    if before is None:
+        raise UserError("No labelled images were named, and there is no folder ./labeled.", hint)
+    if spec is not None and spec.file is not None:
+        return before
+    if not open_source(before).is_labelled:
+        raise UserError(
+            f"No labelled images were named, there is no folder ./labeled, and {before}, "
+            "which was pretrained on, has no class folders.",
+            hint,
+        )
+    return before
+
+
+def with_labels(
+    source: Source, spec: LabelSpec, about: About | None
+) -> tuple[Source, np.ndarray | None]:
+    """The source with its labels, and the images a label CSV names. Checks the classes."""
+    named = None
+    if spec.file is not None:
+        source, named = apply_label_csv(source, spec.file)
+    if not source.is_labelled:
+        raise UserError(
+            f"{source.spec} has no labels.",
+            "put each class into its own subfolder, or list path,label in a CSV: --labels FILE.csv",
+        )
+    if len(source.classes) < 2:
+        raise UserError(
+            f"{source.spec} has one class only, '{source.classes[0]}'.",
+            "a classifier needs two: put each class into its own subfolder.",
+        )
+    if about is not None and about.kind == "classifier" and about.classes != source.classes:
+        differ = sorted(set(about.classes) ^ set(source.classes))
+        raise UserError(
+            f"The classes differ from those of the classifier to start from ({', '.join(differ[:4])}).",
+            "start from the encoder instead, such as --from runs/pretrain-1.",
+        )
+    return source, named
+
+
+def outside(source: Source, named: np.ndarray, split_seed: int) -> np.ndarray:
+    """The test split beside a label CSV: none where the CSV holds all the labels there are."""
+    if (source.labels >= 0).sum() == len(named) and not (source.splits == "test").any():
+        return np.array([], dtype=np.int64)
+    return test_indices(source, split_seed)
+
+
+def readable(source: Source, named: np.ndarray, pool: np.ndarray, spec: LabelSpec) -> np.ndarray:
+    """The images of a label CSV, none of which may be tested on or unreadable."""
+    outside = np.setdiff1d(named, pool)
+    if len(outside):
+        raise UserError(
+            f"{spec.file} names {source.identities[outside[0]]}, which is in the test split or "
+            "cannot be read.",
+            "remove it from the list: what is tested on is never learned from.",
+        )
+    return np.sort(named)
+
+
+def pool_features(
+    origin: Origin, source: Source, store: Store, pool: np.ndarray, test: np.ndarray, mode: str,
+    device: torch.device, precision: str,
+) -> np.ndarray | None:  # fmt: skip
+    """Features of the pool and, where pretraining had another source, of its images; None where
+    nothing will read them."""
+    start = origin.start
+    if mode == "full" or (mode == "auto" and not start.is_pretrained):
+        return None
+
+    def read(of: Store, indices: np.ndarray) -> np.ndarray:
+        arrays = (of.pixels, of.aspects, indices)
+        return apply_to_store(start.encoder, origin.about.size, *arrays, device, precision)
+
+    features = read(store, pool)
+    spec = origin.pretraining_source
+    if spec is None or spec == source.spec:
+        return features
+    try:
+        others = open_source(spec)
+        decoded = stored(others, origin.about.side)
+    except UserError:
+        console.say(f"note       {spec}, which was pretrained on, cannot be read: going on without it")
+        return features
+    chosen = other_images(origin, others, decoded, store.digests[test], MAX_IMAGES)
+    return np.concatenate([features, read(decoded, chosen)]) if len(chosen) else features
+
+
+def merged(first: Source, second: Source) -> Source:
+    """The images of both, the first one's first, with its labels and none of the second one's."""
+    count = len(first)
+    return Source(
+        spec=f"{first.spec} + {second.spec}",
+        identities=[*first.identities, *(f"{second.spec}/{name}" for name in second.identities)],
+        labels=np.concatenate([first.labels, np.full(len(second), -1)]),
+        classes=first.classes,
+        splits=np.concatenate([first.splits, second.splits]),
+        content=lambda i: first.content(i) if i < count else second.content(i - count),
+        fingerprint=f"{first.fingerprint} {second.fingerprint}",
+        ignored=first.ignored + second.ignored,
+    )
+
+
+def bounded(pool: np.ndarray, always: np.ndarray) -> np.ndarray:
+    """At most MAX_IMAGES of the pool, evenly spread, and those of `always`: more of them change little
+    and take their time."""
+    if len(pool) <= MAX_IMAGES:
+        return pool
+    spread = pool[np.linspace(0, len(pool) - 1, MAX_IMAGES).astype(int)]
+    return np.union1d(spread, always)

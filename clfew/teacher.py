@@ -1,0 +1,131 @@
+"""The classifier that teaches: what it is, which images it learned from, and what it was made from."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clfew.artifacts import DISTILLED, About, load_classifier
+from clfew.classifier import Classifier, build_neck
+from clfew.data.sources import Source, open_source
+from clfew.data.splits import apply_label_csv, test_indices
+from clfew.errors import UserError
+from clfew.fitting import Start
+from clfew.initial import SCRATCH, find_initial
+from clfew.labelling import merged
+from clfew.origin import from_artifact, from_initial, from_scratch
+from clfew.runs import read_config
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """classifier and about: of the artifact. seen: digests of what it has seen, by step. run: its folder.
+    mode: how it was made; of a distilled one too, nothing says what the next one could start from."""
+
+    classifier: Classifier
+    about: About
+    seen: dict[str, np.ndarray]
+    run: Path
+
+    @property
+    def can_be_refitted(self) -> bool:
+        """Whether the same can be made again from part of the labels, to hold out the others."""
+        return self.about.mode != DISTILLED
+
+
+@dataclass(frozen=True)
+class Images:
+    """What there is to learn from. source: the labelled source, with the unlabelled one's images after its
+    own where that is another. held_out: indices that are never learned from. labelled: those whose labels
+    the teacher was given, with the class of each in `labels`, -1 for all others."""
+
+    source: Source
+    held_out: np.ndarray
+    labelled: np.ndarray
+    labels: np.ndarray
+
+
+def open_teacher(artifact: Path) -> Teacher:
+    """Raises UserError for a file that is no classifier of clfew."""
+    classifier, about, seen = load_classifier(artifact)
+    return Teacher(classifier, about, seen, artifact.parent)
+
+
+def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
+    """The labelled images of a teacher and the unlabelled ones: those named, else what was pretrained on,
+    else the rest of the labelled source. Raises UserError."""
+    learned = teacher.about.data["finetune"]
+    source = open_source(learned["source"])
+    if learned["label_file"] and Path(learned["label_file"]).is_file():
+        source, _ = apply_label_csv(source, Path(learned["label_file"]))
+    seed = learned["split_seed"]
+    named, labelled = _drawn(teacher, source)
+    held_out = np.setdiff1d(test_indices(source, seed), named)
+    before = teacher.about.data.get("pretrain", {}).get("source")
+    spec = unlabelled or before or source.spec
+    other = open_source(spec)
+    if other.spec != source.spec:
+        count = len(source)
+        held_out = np.concatenate([held_out, count + test_indices(other, seed)])
+        source = merged(source, other)
+    labels = np.full(len(source), -1)
+    labels[named] = labelled
+    return Images(source, held_out, named, labels)
+
+
+def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -> tuple[Start, bool]:
+    """What the teacher was fitted from, and whether it has seen labels already.
+
+    A head on frozen features still has the encoder it was fitted on. A network that was trained whole has
+    not: its start is read from where it was.
+    """
+    about, classifier = teacher.about, teacher.classifier
+    is_published = (
+        "init" in about.training or about.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
+    )
+    own = Start(
+        classifier.encoder, build_neck(classifier.encoder.dim, 0), True, about.flip, is_published
+    )
+    if about.mode != "full":
+        return own, about.mode == DISTILLED
+    origin = str(read_config(teacher.run).get("from", ""))
+    if origin == SCRATCH:
+        about = _as_encoder(about)
+        return from_scratch(source, about, "auto", None, about.flip, device, seed).start, False
+    if Path(origin).is_file():
+        return from_artifact(Path(origin), about.flip).start, False
+    if "init" in about.training:
+        initial, _ = find_initial(about.training["init"]["source"], about.encoder, device)
+        assert initial is not None
+        return from_initial(source, initial, about.size, about.flip, device).start, False
+    return own, True
+
+
+def _as_encoder(about: About) -> About:
+    from dataclasses import replace
+
+    return replace(about, kind="encoder", classes=[], mode="", temperature=1.0)
+
+
+def _drawn(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Indices and classes of the images whose labels the teacher was given: labels.csv in its run."""
+    path = teacher.run / "labels.csv"
+    index = {name: i for i, name in enumerate(source.identities)}
+    known = {name: c for c, name in enumerate(teacher.about.classes)}
+    try:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [(index[row["path"]], known[row["label"]]) for row in csv.DictReader(file)]
+    except OSError:
+        raise UserError(
+            f"There is no {path}, which says whose labels the classifier was given.",
+            "name the run that finetune made, such as --from runs/finetune-1.",
+        ) from None
+    except KeyError as error:
+        raise UserError(
+            f"{path} names {error}, which {source.spec} does not have.",
+            "have the images been moved? Fine-tune again, then distill.",
+        ) from None
+    rows.sort()
+    return np.array([i for i, _ in rows]), np.array([c for _, c in rows])
