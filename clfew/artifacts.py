@@ -45,7 +45,7 @@ class About:
     three channels, for images in [0, 1]. dim: features. method: how the encoder was pretrained
     ("simclr"), "" from scratch. flip: whether mirror images mean the same. neck: width of the
     projector layer kept below the classifier, 0 for none. classes and mode: of a classifier. temperature:
-    what its logits are divided by.
+    what its logits are divided by. adapter: width of the linear layer after the network, 0 for none.
     training: resolved settings, by step ("pretrain", "finetune"). data: source, fingerprint and the
     seed of the test split, by step likewise.
     """
@@ -64,6 +64,7 @@ class About:
     classes: list[str] = field(default_factory=list)
     mode: str = ""
     temperature: float = 1.0
+    adapter: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -76,7 +77,7 @@ def _problem(about: dict[str, Any]) -> str:
     kinds: dict[str, type] = {
         "kind": str, "encoder": str, "size": int, "side": int, "mean": list, "std": list, "dim": int,
         "method": str, "flip": bool, "clfew_version": str, "neck": int, "classes": list, "mode": str,
-        "temperature": float, "training": dict, "data": dict, "format_version": int,
+        "temperature": float, "adapter": int, "training": dict, "data": dict, "format_version": int,
     }  # fmt: skip
     if set(about) != set(kinds):
         return f"its fields differ: {', '.join(sorted(set(about) ^ set(kinds)))}"
@@ -104,7 +105,9 @@ def _problem(about: dict[str, Any]) -> str:
         return "its temperature is no positive number"
     if not (4 <= about["size"] <= 4096 and 4 <= about["side"] <= 8192):
         return "its image size is out of range"
-    if not (1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20):
+    if not (
+        1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20 and 0 <= about["adapter"] <= 2**20
+    ):
         return "its number of features is out of range"
     return ""
 
@@ -128,7 +131,11 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
     except (KeyError, ValueError, RecursionError):
         raise UserError(f"{path} is a safetensors file, but not one that clfew wrote.", hint) from None
     if isinstance(content, dict) and content.get("format_version") == 1:
-        content |= {"format_version": FORMAT_VERSION, "temperature": 1.0}  # What version 2 added.
+        content |= {
+            "format_version": FORMAT_VERSION,
+            "temperature": 1.0,
+            "adapter": 0,
+        }  # What version 2 added.
     problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
     if problem:
         raise UserError(f"{path} cannot be used: {problem}.", _OTHER_VERSION)
@@ -169,12 +176,11 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
 
     Raises UserError.
     """
-    from clfew.classifier import build_neck
-    from clfew.encoders import Encoder
+    from clfew.classifier import build_neck, encoder_of
 
     about, _ = read_about(path)
     tensors = _load_tensors(path)
-    encoder = _built(path, lambda: Encoder(about.encoder, about.size, about.mean, about.std))
+    encoder = _built(path, lambda: encoder_of(about))
     _check_dim(path, about, encoder)
     part = "encoder" if about.kind == "encoder" else "classifier.encoder"
     _load_strictly(path, encoder, _below(tensors, part))

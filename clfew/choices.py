@@ -75,8 +75,11 @@ def choose_encoder(name: str, size: int, images: int, device: torch.device) -> t
     return "resnet8-w32", "small enough for many epochs on a CPU"
 
 
-def choose_batch(batch: int | None, images: int, device: torch.device) -> tuple[int, str]:
-    """At least a dozen steps an epoch, within 32 and 128 on a CPU, 512 on a GPU."""
+def choose_batch(
+    batch: int | None, images: int, device: torch.device, large: bool = False
+) -> tuple[int, str]:
+    """At least a dozen steps an epoch, within 32 and 128 on a CPU, 512 on a GPU. large: what is trained is
+    so small that a batch of 512 costs nothing."""
     if batch is not None:
         if batch > images:
             raise UserError(
@@ -84,6 +87,8 @@ def choose_batch(batch: int | None, images: int, device: torch.device) -> tuple[
                 f"use --batch {2 ** int(math.log2(images))}, or leave it out.",
             )
         return batch, "as asked for"
+    if large:
+        return min(images, 512), "features of views, not images"
     most = 512 if device.type == "cuda" else 128
     fitting = 2 ** int(math.log2(max(1, images / 12)))
     return min(images, max(32, min(most, fitting))), f"{images:,} images"

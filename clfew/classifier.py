@@ -57,6 +57,11 @@ def neck_width(neck: nn.Sequential) -> int:
     return first.out_features if isinstance(first, nn.Linear) else 0
 
 
+def encoder_of(about: About) -> Encoder:
+    """The encoder an artifact describes, its weights still to be loaded."""
+    return Encoder(about.encoder, about.size, about.mean, about.std, about.adapter)
+
+
 class Classifier(nn.Module):
     """Images in [0, 1], (N, 3, size, size), to logits (N, C).
 
@@ -82,7 +87,7 @@ class Classifier(nn.Module):
 
         bank: the number of labelled images that a k-nearest-neighbour head keeps.
         """
-        encoder = Encoder(about.encoder, about.size, about.mean, about.std)
+        encoder = encoder_of(about)
         classes, width = len(about.classes), about.neck or encoder.dim
         head: nn.Module = nn.Linear(width, classes)
         if about.mode == "knn":

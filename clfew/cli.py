@@ -61,6 +61,7 @@ def pretrain(
     loss: opt.Loss = "nt-xent",
     flip: opt.Flip = True,
     transductive: opt.Transductive = False,
+    adapt: opt.Adapt = "layer",
     resume: opt.Resume = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -92,7 +93,7 @@ def pretrain(
     run(
         source, method=method, encoder=encoder, size=size, epochs=epochs, minutes=minutes,
         batch=batch, optimizer=optimizer, lr=lr, temperature=temperature, loss=loss, flip=flip,
-        transductive=transductive, init=init, seed=seed, device=device, precision=precision,
+        transductive=transductive, init=init, adapt=adapt, seed=seed, device=device, precision=precision,
         compilation=compile, threads=threads, out=out,
     )  # fmt: skip
 
@@ -150,6 +151,7 @@ def distill(
     temperature: opt.Softness = 1.0,
     use_labels: opt.UseLabels = True,
     keep: opt.Keep = False,
+    adapt: opt.Adapt = "layer",
     output: opt.Output = opt.Format.table,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -166,7 +168,7 @@ def distill(
 
     folder, result = run(
         source, origin=origin, student=student, init=init, size=size, epochs=epochs, minutes=minutes,
-        batch=batch, lr=lr, temperature=temperature, use_labels=use_labels, keep=keep, seed=seed,
+        batch=batch, lr=lr, temperature=temperature, use_labels=use_labels, keep=keep, adapt=adapt, seed=seed,
         device=device, precision=precision, threads=threads, out=out,
     )  # fmt: skip
     if output is opt.Format.json:

@@ -10,6 +10,7 @@ import torch
 
 import clfew
 from clfew import console
+from clfew.adapter import LAYER, NETWORK, views_to_teach_with
 from clfew.artifacts import DISTILLED, About, save_classifier
 from clfew.augment import Recipe
 from clfew.calibration import believable, fit_temperature
@@ -17,14 +18,14 @@ from clfew.choices import choose_batch, choose_recipe
 from clfew.classifier import Classifier
 from clfew.data.sources import Source
 from clfew.data.store import Store
-from clfew.errors import UserError
-from clfew.features import apply_to_store
+from clfew.errors import UsageError, UserError
 from clfew.files import write_csv, write_json
 from clfew.fitting import Start, Task, pool_logits, predict_store
 from clfew.initial import AUTO, find_initial
-from clfew.labelling import bounded
+from clfew.labelling import bounded, store_features
 from clfew.origin import from_initial, from_scratch
 from clfew.pretrain import stored
+from clfew.propagation import MAX_IMAGES
 from clfew.runs import Run, check_new, command_line, find_artifact, from_option, new_run
 from clfew.students import (
     Lesson,
@@ -44,6 +45,9 @@ DEFAULT_EPOCHS, DEFAULT_MINUTES = 20.0, 10.0
 RATE, DECAY = 1e-3, 1e-4
 SAME = "same"
 
+TAUGHT_BY_LAYER = 8_000
+"""Images whose views' features are computed before a layer learns from them."""
+
 
 def distill(
     source: str | None = None,
@@ -59,6 +63,7 @@ def distill(
     temperature: float = 1.0,
     use_labels: bool = True,
     keep: bool = False,
+    adapt: str = LAYER,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -72,10 +77,12 @@ def distill(
     where the teacher started. init, size: of a student with another encoder. epochs or minutes: the budget,
     for the student and the two that are compared with their teachers. temperature: SimCLRv2's. use_labels:
     labelled images are shown with their labels. keep: keep the student even where nothing says that it is
-    better. The result has `kept`, `verdict` (see `students.Verdict`), and the accuracies of `teacher` and
+    better. adapt: as in `pretrain`, of a student that goes back to published weights. The result has `kept`, `verdict` (see `students.Verdict`), and the accuracies of `teacher` and
     `student` on the `test_images`, which decide nothing. Raises UserError; Stopped after a signal.
     """
     check_new(out)
+    if adapt not in (LAYER, NETWORK):
+        raise UsageError(f"--adapt {adapt} is not known.", f"choose {LAYER} or {NETWORK}.")
     set_threads(threads)
     chosen_device, _ = choose_device(device)
     chosen_precision, _ = choose_precision(chosen_device, precision)
@@ -83,21 +90,38 @@ def distill(
     teacher = open_teacher(artifact)
     images = open_images(teacher, source)
     base, has_seen_labels = base_of(teacher, images.source, chosen_device, seed)
+    can_compare = not has_seen_labels and _fewest(images) >= 2
+    if not can_compare and not keep:
+        raise UserError(
+            "Nothing could say whether the student is better than its teacher: "
+            + (
+                "the teacher is a student itself."
+                if has_seen_labels
+                else "some class has one label only."
+            ),
+            "label two images of every class, or take the student as it comes with --keep.",
+        )
     begin, about = _student_start(teacher, base, student, init, size, images.source, chosen_device, seed)
     store = stored(images.source, max(teacher.about.side, about.side))
-    pool, test = _usable(images, store, about)
+    by_layer = begin.is_published and adapt == LAYER
+    pool, test = _usable(images, store)
+    pool = bounded(pool, images.labelled, TAUGHT_BY_LAYER if by_layer else MAX_IMAGES)
     features = None
     if teacher.about.mode != "full":
-        arrays = (store.pixels, store.aspects, pool, chosen_device, chosen_precision)
-        features = apply_to_store(base.encoder, teacher.about.size, *arrays)
+        features = store_features(base.encoder, store, pool, chosen_device, chosen_precision)
     task = Task(
         store.pixels, store.aspects, pool, images.labels, len(about.classes), features, chosen_device,
         chosen_precision,
     )  # fmt: skip
-    strong, _ = choose_recipe(about.size, store, pool, about.flip)
+    strong, _ = choose_recipe(min(about.size, store.side), store, pool, about.flip)
+    views = None
+    if by_layer:
+        views = views_to_teach_with(
+            begin.encoder, store, pool, strong, seed, chosen_device, chosen_precision
+        )
     lesson = Lesson(
         base, teacher.about.mode, teacher.about.temperature, begin, task, _prior(images, about),
-        Recipe(crop_area=0.5, flip=about.flip, jitter=0, grey=0, blur=0), strong, temperature, use_labels,
+        Recipe(crop_area=0.5, flip=about.flip, jitter=0, grey=0, blur=0), strong, temperature, use_labels, views,
     )  # fmt: skip
     console.say(
         f"teacher    {artifact}: {teacher.about.mode}, {len(images.labelled)} labels\n"
@@ -107,7 +131,7 @@ def distill(
     try:
         classifier, verdict, plan = _teach(
             lesson, teacher, images, seed, lr, batch, Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES),
-            can_hold_out=not has_seen_labels, run=run,
+            can_compare, run,
         )  # fmt: skip
         result = _result(lesson, teacher, classifier, verdict, images.source, test, keep)
     except BaseException:
@@ -172,7 +196,7 @@ def _student_start(
     )
 
 
-def _usable(images: Images, store: Store, about: About) -> tuple[np.ndarray, np.ndarray]:
+def _usable(images: Images, store: Store) -> tuple[np.ndarray, np.ndarray]:
     """The pool to learn from, without copies of what is tested on; and the test images that have labels."""
     held_out = np.intersect1d(images.held_out, store.good)
     pool = np.setdiff1d(store.good, held_out)
@@ -184,7 +208,12 @@ def _usable(images: Images, store: Store, about: About) -> tuple[np.ndarray, np.
             "is it damaged, or a copy of a test image? Fine-tune again, then distill.",
         )
     test = held_out[images.source.labels[held_out] >= 0]
-    return bounded(pool, images.labelled), test
+    return pool, test
+
+
+def _fewest(images: Images) -> int:
+    """Labels of the class that has the fewest."""
+    return int(np.unique(images.labels[images.labelled], return_counts=True)[1].min())
 
 
 def _prior(images: Images, about: About) -> np.ndarray:
@@ -195,15 +224,14 @@ def _prior(images: Images, about: About) -> np.ndarray:
 
 def _teach(
     lesson: Lesson, teacher: Teacher, images: Images, seed: int, lr: float | None, batch: int | None,
-    budget: Budget, can_hold_out: bool, run: Run,
+    budget: Budget, can_compare: bool, run: Run,
 ) -> tuple[Classifier, Verdict, Plan]:  # fmt: skip
     """The student of all labels, and what two of half of them say. The budget is for all three."""
     task, labelled = lesson.task, images.labelled
-    smallest = np.bincount(task.labels[labelled])
-    students = 3 if can_hold_out and smallest[smallest > 0].min() >= 2 else 1
+    students = 3 if can_compare else 1
     objective = build_student(lesson, soft_targets(lesson, teacher.classifier, labelled), seed)
     data = lesson_data(lesson, labelled)
-    resolved_batch, _ = choose_batch(batch, len(data), task.device)
+    resolved_batch, _ = choose_batch(batch, len(data), task.device, lesson.views is not None)
     each = replace(
         budget,
         minutes=None if budget.minutes is None else budget.minutes / students,

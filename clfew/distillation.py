@@ -16,6 +16,7 @@ from clfew.augment import Recipe, random_views
 from clfew.classifier import Classifier
 from clfew.encoders import freeze_statistics
 from clfew.training.batch import Batch
+from clfew.training.device import to_device
 
 MOMENTUM = 0.99
 """Of the running confidence and class shares. FreeMatch takes 0.999 for a million steps; a student here
@@ -52,7 +53,8 @@ class Distillation(nn.Module):
 
     batch.labels holds each image's row of `targets_MxC`, the teacher's probabilities (for a labelled image
     its label). prior_C: the shares of the classes that are expected. weak, strong: how the two views are
-    made. The teacher answers once for each image, not for each of its views: its targets are computed
+    made. Where batch.images is not images but features of the student's backbone, (B, V, D), the first
+    of an image's views is the weak one, and one of the others, drawn, the strong one. The teacher answers once for each image, not for each of its views: its targets are computed
     before the training begins.
     """
 
@@ -81,14 +83,8 @@ class Distillation(nn.Module):
         return self
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        size = self.student.encoder.size
         assert batch.labels is not None
-        # Streams of draws: view 0 is the weak one, view 1 the strong one.
-        weak = random_views(batch.images, batch.aspects, size, self.weak, batch.random, first=0, views=1)
-        strong = random_views(
-            batch.images, batch.aspects, size, self.strong, batch.random, first=1, views=1
-        )
-        weak_BxC, strong_BxC = self.student(torch.cat([weak, strong])).float().chunk(2)
+        weak_BxC, strong_BxC = self._logits(batch).float().chunk(2)
         targets_BxC = self.targets[batch.labels]
         distilled = distillation_loss(weak_BxC, targets_BxC, self.temperature).mean()
         confidence, guess, threshold = self._pseudo_labels(weak_BxC.detach())
@@ -101,6 +97,20 @@ class Distillation(nn.Module):
             "threshold": self.confidence.clone(),
         }
         return distilled + consistent, extras
+
+    def _logits(self, batch: Batch) -> Tensor:
+        """The student's logits for the weak views and then for the strong ones: (2B, C)."""
+        if batch.images.ndim == 3:
+            features_BxVxD = batch.images.float()
+            draw = to_device(batch.random.uniform(1, 1), features_BxVxD.device)[:, 0]
+            other = 1 + (draw * (features_BxVxD.shape[1] - 1)).long()
+            rows = torch.arange(len(other), device=other.device)
+            both = torch.cat([features_BxVxD[:, 0], features_BxVxD[rows, other]])
+            return self.student.from_features(self.student.encoder.adapt(both))
+        size, arrays = self.student.encoder.size, (batch.images, batch.aspects)
+        weak = random_views(*arrays, size, self.weak, batch.random, views=1)
+        strong = random_views(*arrays, size, self.strong, batch.random, views=1, first=1)
+        return self.student(torch.cat([weak, strong]))
 
     @torch.no_grad()
     def _pseudo_labels(self, weak_BxC: Tensor) -> tuple[Tensor, Tensor, Tensor]:

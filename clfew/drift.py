@@ -13,7 +13,6 @@ from clfew import console
 from clfew.artifacts import load_encoder
 from clfew.encoders import Encoder
 from clfew.features import apply_to_store
-from clfew.training.batch import TrainingData
 
 IMAGES = 1000
 """So many images, spread over the data, are compared."""
@@ -22,8 +21,9 @@ NEIGHBOURS = 10
 FEWEST_KEPT = 0.15
 """Of an image's ten nearest neighbours, the share below which the alarm is raised."""
 
-LEAST_RANK = 0.3
-"""Of the effective rank before, the share below which the alarm is raised."""
+LEAST_RANK = 0.05
+"""Of the effective rank before, the share below which the alarm is raised: collapse, not the choice of
+fewer directions, which an adapter makes."""
 
 
 def neighbours_kept(before_NxD: np.ndarray, after_NxD: np.ndarray) -> float:
@@ -71,15 +71,15 @@ def _nearest(features_NxD: np.ndarray) -> np.ndarray:
 
 
 def report_drift(
-    start: Path, encoder: Encoder, data: TrainingData, device: torch.device, precision: str
-) -> dict[str, float]:
+    start: Path, encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray,
+    device: torch.device, precision: str,
+) -> dict[str, float]:  # fmt: skip
     """The drift of `encoder` from the artifact `start`, said on stderr, with an alarm where it is due."""
-    spread = np.linspace(0, len(data) - 1, min(IMAGES, len(data))).astype(int)
+    spread = indices[np.linspace(0, len(indices) - 1, min(IMAGES, len(indices))).astype(int)]
     before, after = (
-        apply_to_store(network, encoder.size, data.pixels, data.aspects, data.indices[spread], device,
-                       precision)
+        apply_to_store(network, encoder.size, pixels, aspects, spread, device, precision)
         for network in (load_encoder(start)[0], encoder)
-    )  # fmt: skip
+    )
     found = drift(before, after)
     console.say(
         f"drift      {found['neighbours_kept']:.0%} of the nearest neighbours are what they were, "

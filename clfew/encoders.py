@@ -36,13 +36,16 @@ def register_encoder(name: str, build: Callable[[int], nn.Module]) -> None:
 class Encoder(nn.Module):
     """A backbone with its input normalisation.
 
-    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim).
+    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim). adapter: width
+    of a linear layer after the backbone (see `clfew.adapter`), 0 for none.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, size: int, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self, name: str, size: int, mean: list[float], std: list[float], adapter: int = 0
+    ) -> None:
         super().__init__()
         self.name, self.size = name, size
         self.backbone = build_backbone(name, size)
@@ -51,8 +54,20 @@ class Encoder(nn.Module):
             channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(key, channels, persistent=False)
         self.dim = _feature_dim(self.backbone, name, size)
+        self.adapter: nn.Linear | None = None
+        if adapter:
+            self.adapter = nn.Linear(self.dim, adapter)
+            self.dim = adapter
 
     def forward(self, images_NxCxSxS: Tensor) -> Tensor:
+        return self.adapt(self.backbone_features(images_NxCxSxS))
+
+    def adapt(self, features_NxD: Tensor) -> Tensor:
+        """Features as they are given, from those of the backbone."""
+        return features_NxD if self.adapter is None else self.adapter(features_NxD)
+
+    def backbone_features(self, images_NxCxSxS: Tensor) -> Tensor:
+        """Features before the adapter."""
         return self.backbone((images_NxCxSxS - self.mean) / self.std).flatten(1)
 
 

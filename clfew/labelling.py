@@ -10,8 +10,9 @@ from clfew.artifacts import About
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import LabelSpec, apply_label_csv, test_indices
 from clfew.data.store import Store
+from clfew.encoders import Encoder
 from clfew.errors import UserError
-from clfew.features import apply_to_store
+from clfew.features import apply_to_store, remembered
 from clfew.origin import Origin, other_images
 from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
@@ -97,8 +98,7 @@ def pool_features(
         return None
 
     def read(of: Store, indices: np.ndarray) -> np.ndarray:
-        arrays = (of.pixels, of.aspects, indices)
-        return apply_to_store(start.encoder, origin.about.size, *arrays, device, precision)
+        return store_features(start.encoder, of, indices, device, precision)
 
     features = read(store, pool)
     spec = origin.pretraining_source
@@ -112,6 +112,17 @@ def pool_features(
         return features
     chosen = other_images(origin, others, decoded, store.digests[test], MAX_IMAGES)
     return np.concatenate([features, read(decoded, chosen)]) if len(chosen) else features
+
+
+def store_features(
+    encoder: Encoder, store: Store, indices: np.ndarray, device: torch.device, precision: str
+) -> np.ndarray:
+    """Features of images of a store, float32; not computed again for the same images and weights."""
+    arrays = (store.pixels, store.aspects, indices, device, precision)
+    return remembered(
+        encoder, store.pixels, indices, lambda: apply_to_store(encoder, encoder.size, *arrays),
+        encoder.size, device, precision,
+    )  # fmt: skip
 
 
 def merged(first: Source, second: Source) -> Source:
@@ -129,10 +140,10 @@ def merged(first: Source, second: Source) -> Source:
     )
 
 
-def bounded(pool: np.ndarray, always: np.ndarray) -> np.ndarray:
-    """At most MAX_IMAGES of the pool, evenly spread, and those of `always`: more of them change little
+def bounded(pool: np.ndarray, always: np.ndarray, most: int = MAX_IMAGES) -> np.ndarray:
+    """At most `most` images of the pool, evenly spread, and those of `always`: more of them change little
     and take their time."""
-    if len(pool) <= MAX_IMAGES:
+    if len(pool) <= most:
         return pool
-    spread = pool[np.linspace(0, len(pool) - 1, MAX_IMAGES).astype(int)]
+    spread = pool[np.linspace(0, len(pool) - 1, most).astype(int)]
     return np.union1d(spread, always)

@@ -66,6 +66,13 @@ Temperature = Annotated[float, _option("Of the contrastive loss.", least=0.01)]
 Loss = Annotated[str, _option("nt-xent, or dcl (decoupled, for small batches).")]
 Flip = Annotated[bool, _option("--no-flip where mirror images differ.", "--flip/--no-flip")]
 Transductive = Annotated[bool, _option("Learn from the test split's images too.", "--transductive")]
+Adapt = Annotated[
+    str,
+    _option(
+        "What pretrained weights learn with: a linear layer after them, or the network.",
+        metavar="layer|network",
+    ),
+]
 Resume = Annotated[Path | None, _option("Go on with an interrupted run.", metavar="RUN")]
 
 # Of fine-tuning and testing.

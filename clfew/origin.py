@@ -132,7 +132,10 @@ def from_scratch(
     its training, else one chosen as pretraining would."""
     nothing_seen = np.array([], dtype=np.uint64)
     if pretrained is not None and encoder == "auto" and size is None:
-        about = replace(pretrained, kind="encoder", method="", training={}, mode="", classes=[])
+        about = replace(
+            pretrained, kind="encoder", method="", training={}, mode="", classes=[], adapter=0,
+            temperature=1.0,
+        )  # fmt: skip
     else:
         native = typical_side(source)
         resolved, _ = choose_size(size, native, device)

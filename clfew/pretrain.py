@@ -11,6 +11,7 @@ from torch import nn
 
 import clfew
 from clfew import console
+from clfew.adapter import LAYER, NETWORK, WIDTH, Adapter, adapter_optimizer
 from clfew.artifacts import About, load_encoder, save_encoder
 from clfew.augment import Recipe
 from clfew.choices import (
@@ -55,7 +56,7 @@ DEFAULT_EPOCHS = 100.0
 DEFAULT_MINUTES = 10.0
 """Without --epochs and --minutes a run takes 100 epochs, but no longer than this."""
 
-_HOW = ("init", "loss", "temperature", "recipe", "plan", "epochs", "drift")
+_HOW = ("init", "adapt", "loss", "temperature", "recipe", "plan", "epochs", "drift")
 _FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
 
 
@@ -75,6 +76,7 @@ def pretrain(
     flip: bool = True,
     transductive: bool = False,
     init: str = "auto",
+    adapt: str = LAYER,
     seed: int = 0,
     device: str = "auto",
     precision: str = "auto",
@@ -86,12 +88,13 @@ def pretrain(
 
     source: folder, CSV or hf:NAME. encoder: "auto" or a name (see `clfew.encoders`). size: side in
     pixels of what the encoder sees. epochs or minutes: the budget. transductive: learn from the
-    images of the test split too. init: the weights to start from (see `clfew.initial`). Raises
-    UserError; Stopped after a signal.
+    images of the test split too. init: the weights to start from (see `clfew.initial`). adapt: what
+    pretrained weights learn with, "layer" (see `clfew.adapter`) or "network". Raises UserError; Stopped
+    after a signal.
     """
     check_new(out)
     set_threads(threads)
-    _check_settings(method, optimizer, loss, epochs, minutes)
+    _check_settings(method, optimizer, loss, adapt, epochs, minutes)
     chosen_device, why_device = choose_device(device)
     check_compile(compilation, chosen_device)
     chosen_precision, why_precision = choose_precision(chosen_device, precision)
@@ -110,14 +113,13 @@ def pretrain(
             f"{source} has {len(indices)} images to learn from, and pretraining needs {FEWEST_IMAGES}.",
             "add images: unlabelled ones will do.",
         )
-    resolved_batch, why_batch = choose_batch(batch, len(indices), chosen_device)
     if initial is None:
         name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
         mean, std = normalisation(store, indices)
     else:
         name, why_encoder = initial.encoder, "whose weights it starts from"
         mean, std = initial.expected.mean, initial.expected.std
-    recipe, why_recipe = choose_recipe(resolved_size, store, indices, flip)
+    recipe, why_recipe = choose_recipe(min(resolved_size, native), store, indices, flip)
     config: dict[str, Any] = {
         "command": "pretrain", "command_line": command_line(),
         "source": opened.spec, "fingerprint": opened.fingerprint,
@@ -125,37 +127,45 @@ def pretrain(
         "method": method, "loss": loss, "temperature": temperature, "recipe": asdict(recipe),
         "encoder": name, "size": resolved_size, "side": side, "mean": mean, "std": std,
         "init": SCRATCH if initial is None else initial.what,
+        "adapt": NETWORK if initial is None else adapt,
         "device": str(chosen_device), "threads": torch.get_num_threads(),
     }  # fmt: skip
     console.say(f"images     {len(indices):,} of {len(opened):,} in {source}")
     for label, value, why in (
         ("start", "scratch" if initial is None else initial.what, why_init),
         ("size", f"{resolved_size} px", why_size), ("encoder", name, why_encoder),
-        ("batch", resolved_batch, why_batch), ("views", f"colour strength {recipe.jitter}", why_recipe),
+        ("views", f"colour strength {recipe.jitter}", why_recipe),
         ("device", chosen_device, why_device),
         ("precision", chosen_precision, why_precision),
     ):  # fmt: skip
         console.say(f"{label:<10} {value} ({why})")
-    objective = _build(config, seed)
+    start = None
     if initial is not None:
-        load_initial(initial, objective.encoder)
-    data = TrainingData(store.pixels, store.aspects, indices)
+        start = Encoder(name, resolved_size, mean, std)
+        load_initial(initial, start)
+    objective = _build(config, seed, start)
+    budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
+    data, left = _learned_from(
+        objective, config, store, indices, chosen_device, chosen_precision, budget
+    )
+    resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)
+    console.say(f"batch      {resolved_batch} ({why_batch})")
     plan = _plan(
-        objective, data, chosen_device, Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES),
-        batch=resolved_batch, optimizer=optimizer, lr=lr, seed=seed, precision=chosen_precision,
-        compilation=compilation,
+        objective, data, chosen_device, left, batch=resolved_batch, optimizer=optimizer, lr=lr, seed=seed,
+        precision=chosen_precision, compilation=compilation,
     )  # fmt: skip
-    per_epoch = plan.steps_per_epoch(len(indices))
+    config["viewed"] = len(data)
+    per_epoch = plan.steps_per_epoch(len(data))
     run = new_run("pretrain", out)
-    if initial is not None:  # To resume from, and to compare with.
-        about = _about(config, objective, "", 0)
-        save_encoder(run.folder / START, objective.encoder, nn.Sequential(), about, store.digests[:0])
+    if start is not None:  # To resume from, and to compare with.
+        about = _about(config, start, "", 0)
+        save_encoder(run.folder / START, start, nn.Sequential(), about, store.digests[:0])
     run.write_config(
         config | {"plan": asdict(plan), "epochs": plan.steps / per_epoch, "minutes": minutes}
     )
     if store.bad:
         write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
-    return _train(run, objective, data, plan, chosen_device, opened, store)
+    return _train(run, objective, data, plan, chosen_device, opened, store, indices)
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
@@ -179,14 +189,12 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
         )
     store = stored(opened, config["side"])
     indices = _pretraining_images(opened, store, config["transductive"], config["split_seed"])
-    objective = _build(config, plan.seed)
-    if config["init"] != SCRATCH:
-        start = load_encoder(folder / START)[0]
-        objective.encoder.load_state_dict(start.state_dict())
-    data = TrainingData(store.pixels, store.aspects, indices)
+    start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
+    objective = _build(config, plan.seed, start)
+    data, _ = _learned_from(objective, config, store, indices, chosen_device, plan.precision)
     run = Run(folder)
     run.keep_metrics_until(saved_step(folder / "state"))
-    return _train(run, objective, data, plan, chosen_device, opened, store)
+    return _train(run, objective, data, plan, chosen_device, opened, store, indices)
 
 
 def stored(source: Source, side: int) -> Store:
@@ -205,8 +213,8 @@ def stored(source: Source, side: int) -> Store:
 
 
 def _train(
-    run: Run, objective: SimCLR, data: TrainingData, plan: Plan, device: torch.device,
-    source: Source, store: Store,
+    run: Run, objective: SimCLR | Adapter, data: TrainingData, plan: Plan, device: torch.device,
+    source: Source, store: Store, indices: np.ndarray,
 ) -> Path:  # fmt: skip
     config = read_config(run.folder)
     saving = Saving(run.folder / "state", f"clfew pretrain --resume {shlex.quote(str(run.folder))}")
@@ -224,17 +232,18 @@ def _train(
             )
             update(row["step"], plan.steps, note)
 
-        rate = ENCODER_RATE if objective.gentle else 1.0
+        rate = ENCODER_RATE if isinstance(objective, SimCLR) and objective.gentle else 1.0
         train(
             objective, data, plan, device, log, saving,
             lr_scale=lambda name: rate if name.startswith("encoder.") else 1.0,
         )  # fmt: skip
     start = run.folder / START
     if config["init"] != SCRATCH:
-        config["drift"] = report_drift(start, objective.encoder, data, device, plan.precision)
-    about = _about(config, objective, config["method"], neck_width(objective.projector))
+        arrays = (store.pixels, store.aspects, indices)
+        config["drift"] = report_drift(start, objective.encoder, *arrays, device, plan.precision)
+    about = _about(config, objective.encoder, config["method"], neck_width(objective.projector))
     artifact = run.folder / "encoder.safetensors"
-    save_encoder(artifact, objective.encoder, objective.projector, about, store.digests[data.indices])
+    save_encoder(artifact, objective.encoder, objective.projector, about, store.digests[indices])
     saving.discard()
     console.say(f"saved      {artifact}")
     has_labels = source.is_labelled or any(Path(name).is_dir() for name in LABELLED_FOLDERS)
@@ -243,35 +252,57 @@ def _train(
     return run.folder
 
 
-def _about(config: dict[str, Any], objective: SimCLR, method: str, neck: int) -> About:
+def _about(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> About:
     how = {name: config[name] for name in _HOW if name in config}
     return About(
         kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
-        mean=config["mean"], std=config["std"], dim=objective.encoder.dim,
-        method=method, flip=config["recipe"]["flip"], neck=neck, clfew_version=clfew.__version__,
+        mean=config["mean"], std=config["std"], dim=encoder.dim, method=method,
+        flip=config["recipe"]["flip"], neck=neck, clfew_version=clfew.__version__,
+        adapter=0 if encoder.adapter is None else encoder.dim,
         training={"pretrain": {"command": config["command_line"]} | how},
         data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
     )  # fmt: skip
 
 
-def _build(config: dict[str, Any], seed: int) -> SimCLR:
+def _build(config: dict[str, Any], seed: int, start: Encoder | None) -> "SimCLR | Adapter":
+    """What is trained, from random weights or those of `start`."""
     torch.manual_seed(seed)
-    encoder = Encoder(config["encoder"], config["size"], config["mean"], config["std"])
-    gentle = config["init"] != SCRATCH
-    if gentle:
+    adapter = WIDTH if config["adapt"] == LAYER else 0
+    encoder = Encoder(config["encoder"], config["size"], config["mean"], config["std"], adapter)
+    if start is not None:
+        encoder.backbone.load_state_dict(start.backbone.state_dict())
+    if adapter:
+        return Adapter(encoder, config["temperature"], config["loss"] == "dcl")
+    if start is not None:
         freeze_first(encoder, KEPT_SHARE)
     return METHODS[config["method"]](
-        encoder, Recipe(**config["recipe"]), config["temperature"], config["loss"], gentle
+        encoder, Recipe(**config["recipe"]), config["temperature"], config["loss"], start is not None
     )
 
 
+def _learned_from(
+    objective: SimCLR | Adapter, config: dict[str, Any], store: Store, indices: np.ndarray,
+    device: torch.device, precision: str, budget: Budget | None = None,
+) -> tuple[TrainingData, Budget]:  # fmt: skip
+    """The images, or for an adapter the features of their views; and what is left of the budget."""
+    budget = budget or Budget(None, None, DEFAULT_EPOCHS, DEFAULT_MINUTES)
+    if isinstance(objective, SimCLR):
+        return TrainingData(store.pixels, store.aspects, indices), budget
+    return objective.prepare(
+        store, indices, Recipe(**config["recipe"]), config["split_seed"], device, precision, budget,
+        config.get("viewed"),
+    )  # fmt: skip
+
+
 def _plan(
-    objective: SimCLR, data: TrainingData, device: torch.device, budget: Budget, *, batch: int,
-    optimizer: str, **settings: Any,
+    objective: SimCLR | Adapter, data: TrainingData, device: torch.device, budget: Budget, *,
+    batch: int, optimizer: str, **settings: Any,
 ) -> Plan:  # fmt: skip
     size = sum(parameter.numel() for parameter in objective.parameters())
 
     def choose(steps: int) -> OptimizerChoice:
+        if isinstance(objective, Adapter):
+            return adapter_optimizer(optimizer)
         if objective.gentle:
             return gentle_pretraining(optimizer)
         return choose_pretraining(batch, steps, size, optimizer)
@@ -287,12 +318,13 @@ def _pretraining_images(source: Source, store: Store, transductive: bool, seed: 
 
 
 def _check_settings(
-    method: str, optimizer: str, loss: str, epochs: float | None, minutes: float | None
+    method: str, optimizer: str, loss: str, adapt: str, epochs: float | None, minutes: float | None
 ) -> None:
     for option, value, allowed in (
         ("--method", method, list(METHODS)),
         ("--optimizer", optimizer, ["auto", *OPTIMIZERS]),
         ("--loss", loss, ["nt-xent", "dcl"]),
+        ("--adapt", adapt, [LAYER, NETWORK]),
     ):
         if value not in allowed:
             raise UsageError(f"{option} {value} is not known.", f"choose {', '.join(allowed)}.")

@@ -39,7 +39,9 @@ class Lesson:
     teacher: what the teacher was fitted from, in `mode`, with its `temperature`. student: what students
     start from. task: the images; its features are of the teacher's encoder. prior_C: expected shares of
     the classes. weak, strong: the two views. softness: SimCLRv2's temperature. shows_labels: labelled
-    images are shown with their labels, besides what the teacher says of all.
+    images are shown with their labels, besides what the teacher says of all. views: float16 (M, 1 + V, D),
+    of each image of the pool what the student's backbone says of its evaluation view and of V random ones:
+    then the backbone stays as it is. None: the whole network learns.
     """
 
     teacher: Start
@@ -52,6 +54,7 @@ class Lesson:
     strong: Recipe
     softness: float
     shows_labels: bool
+    views: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ def build_student(lesson: Lesson, targets_MxC: np.ndarray, seed: int) -> Distill
             (features - mean) / std, targets_MxC.argmax(1), _HEAD_STRENGTH, task.classes, mean, std,
             weights_N=targets_MxC.max(1),
         )  # fmt: skip
-    if start.is_published:
+    if lesson.views is not None:
+        encoder.backbone.requires_grad_(False)
+    elif start.is_published:
         freeze_first(encoder, KEPT_SHARE)
     student = Classifier(encoder, build_neck(encoder.dim, 0), head)
     return Distillation(
@@ -134,6 +139,8 @@ def lesson_data(lesson: Lesson, labelled_L: np.ndarray) -> TrainingData:
         known = np.searchsorted(task.pool, labelled_L)
         times = max(1, round(LABELLED_SHARE * len(rows) / len(known)))
         rows = np.concatenate([rows, np.tile(known, times - 1)])
+    if lesson.views is not None:
+        return TrainingData(lesson.views, np.ones(len(lesson.views), np.float32), rows, rows)
     return TrainingData(task.pixels, task.aspects, task.pool[rows], rows)
 
 

@@ -60,6 +60,8 @@ class SimCLR(nn.Module):
     gentle: the encoder starts from weights worth keeping: its BatchNorm keeps the statistics it has.
     """
 
+    large_batches = False
+
     def __init__(
         self, encoder: Encoder, recipe: Recipe, temperature: float = 0.2, loss: str = "nt-xent",
         gentle: bool = False,

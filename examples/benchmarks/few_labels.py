@@ -1,0 +1,204 @@
+"""Accuracy from 1, 2, 5, 10 and 50 labels a class, beside what else could be done with them.
+
+    python examples/benchmarks/few_labels.py DATA [--runs FOLDER] [--minutes M] [--only SET ...]
+
+DATA holds cifar10/, aerial/, sign-digits/ and fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/.
+Needs clfew[lite]. Five draws of the labels, the same for all methods; the test split chooses nothing. What
+is finished is not run again. Ends with the table and results/few_labels.png; --table only shows them.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from common import Results
+
+from clfew.data.sources import open_source
+from clfew.data.splits import draw_labels, parse_labels, test_indices
+from clfew.data.store import open_store
+from clfew.distill import distill
+from clfew.errors import UserError
+from clfew.finetune import finetune
+from clfew.files import write_bytes
+from clfew.label_efficiency import draw_label_efficiency
+from clfew.pretrain import pretrain
+from clfew.probes import linear_head
+
+HERE = Path(__file__).parent / "results"
+DRAWS = 5
+BUDGETS = (1, 2, 5, 10, 50)
+METHODS = {
+    "raw-pixels": "logistic regression on raw pixels",
+    "scratch": "small network from scratch",
+    "frozen": "frozen ImageNet features, logistic regression",
+    "simclr": "SimCLR from scratch, finetune",
+    "simclr+distill": "… and distill",
+    "pretrained": "SimCLR from the pretrained start, finetune",
+    "pretrained+distill": "… and distill ",
+}
+
+
+@dataclass(frozen=True)
+class Set:
+    """size: pixels that the pretrained network sees. small: that networks from scratch see. minutes: of
+    pretraining, from scratch and from the pretrained start."""
+
+    size: int
+    small: int
+    minutes: tuple[float, float]
+    flip: bool = True
+
+
+SETS = {
+    "aerial": Set(128, 64, (3, 2)),
+    "cifar10": Set(96, 24, (4, 7)),
+    "sign-digits": Set(96, 64, (3, 2), flip=False),  # A mirrored hand is another sign.
+    "fashion-mnist-6k": Set(64, 24, (2, 2)),
+}
+
+
+class Bench:
+    def __init__(self, name, data, runs, results):
+        self.name, self.set, self.results = name, SETS[name], results
+        self.source, self.runs = str(data / name), runs / name
+
+    def pretrained(self, kind):
+        """The folder of the pretraining run, "simclr" from scratch or "pretrained"; made if not there."""
+        folder, scratch = self.runs / kind, kind == "simclr"
+        if not (folder / "encoder.safetensors").exists():
+            options = {"minutes": self.set.minutes[not scratch], "flip": self.set.flip, "out": folder}
+            if scratch:
+                pretrain(self.source, init="scratch", size=self.set.small, **options)
+            else:
+                pretrain(self.source, init="imagenet", size=self.set.size, **options)
+        return str(folder)
+
+    def cell(self, method, budget, draw):
+        key = f"{self.name} {method} {budget} {draw}"
+        return self.results.get(key, lambda: self.measure(method, budget, draw))
+
+    def measure(self, method, budget, draw):
+        """The test accuracy, and what was decided on the way to it."""
+        if method == "raw-pixels":
+            return {"accuracy": self.raw_pixels(budget, draw)}
+        if method.endswith("+distill"):
+            return self.distilled(method.removesuffix("+distill"), budget, draw)
+        common = {"labels": f"{budget}/class", "seed": draw, "flip": self.set.flip}
+        if method == "scratch":
+            start = {"origin": "scratch", "encoder": "resnet8-w32", "size": min(self.set.small, 32)}
+            _, result = finetune(self.source, **common, **start, out=self.folder(method, budget, draw))
+        elif method == "frozen":
+            start = {"init": "imagenet", "size": self.set.size, "mode": "linear"}
+            _, result = finetune(self.source, **common, **start, out=self.folder(method, budget, draw))
+        else:
+            out = self.folder(method, budget, draw)
+            _, result = finetune(self.source, **common, origin=self.pretrained(method), out=out)
+        row = result["draws"][0]
+        return {k: row[k] for k in ("accuracy", "mode", "reason", "temperature") if k in row}
+
+    def distilled(self, start, budget, draw):
+        """The student's accuracy where it was kept, else the teacher's."""
+        before = self.cell(start, budget, draw)
+        teacher = self.folder(start, budget, draw, make=False)
+        try:
+            _, result = distill(
+                origin=str(teacher), minutes=0.6, seed=draw,
+                out=self.folder(f"{start}+distill", budget, draw),
+            )  # fmt: skip
+        except UserError as error:  # One label a class: nothing can be compared, the teacher stays.
+            return {"accuracy": before["accuracy"], "kept": False, "reason": error.message}
+        accuracy = result["student"] if result["kept"] else result["teacher"]
+        names = ("kept", "reason", "teacher", "student")
+        return {"accuracy": accuracy} | {name: result[name] for name in names}
+
+    def folder(self, method, budget, draw, make=True):
+        """Where a run is written; what a stopped one left is taken away."""
+        folder = self.runs / f"{method}-{budget}-{draw}"
+        if make and folder.exists():
+            import shutil
+
+            shutil.rmtree(folder)
+        return folder
+
+    def raw_pixels(self, budget, draw):
+        source = open_source(self.source)
+        store = open_store(source, 32)
+        test = test_indices(source, 0)
+        pool = np.setdiff1d(store.good, test)
+        drawn = draw_labels(source, pool, parse_labels(f"{budget}/class"), draw)
+        seen = np.union1d(drawn, pool[:: max(1, len(pool) // 5000)])
+        inputs = store.pixels[seen].reshape(len(seen), -1).astype(np.float32) / 255
+        rows = np.searchsorted(seen, drawn)
+        head, _ = linear_head(inputs, rows, source.labels[drawn], len(source.classes), draw)
+        weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
+        logits = store.pixels[test].reshape(len(test), -1).astype(np.float32) / 255 @ weight.T + bias
+        return float((logits.argmax(1) == source.labels[test]).mean())
+
+
+def plan():
+    """All cells, what is cheap and what has a target first."""
+    first = [(s, m, b) for b in (1, 5, 2) for m in ("frozen", "pretrained") for s in SETS]
+    cheap = [(s, "raw-pixels", b) for b in BUDGETS for s in SETS]
+    order = [
+        (s, m, b)
+        for m in ("simclr", "pretrained", "frozen", "pretrained+distill", "simclr+distill", "scratch")
+        for b in BUDGETS
+        for s in SETS
+    ]
+    return list(dict.fromkeys([*cheap, *first, *order]))
+
+
+def table(results):
+    """Markdown: a row for each set and method, mean ± spread of the draws in each budget."""
+    lines = ["| images | method | " + " | ".join(f"{b} a class" for b in BUDGETS) + " |"]
+    lines.append("|---|---|" + "---|" * len(BUDGETS))
+    for name in SETS:
+        for method, title in METHODS.items():
+            cells = []
+            for budget in BUDGETS:
+                found = accuracies(results, name, method, budget)
+                spread = f" ± {100 * np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+                cells.append(f"{100 * np.mean(found):.1f}{spread}" if len(found) == DRAWS else "–")
+            lines.append(f"| {name} | {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def accuracies(results, name, method, budget):
+    keys = [f"{name} {method} {budget} {draw}" for draw in range(DRAWS)]
+    return [results.done[key]["accuracy"] for key in keys if key in results.done]
+
+
+def picture(results, name):
+    rows = [
+        {"labels": budget, "method": method, "mean": float(np.mean(found)),
+         "std": float(np.std(found, ddof=1)), "draws": found}
+        for method in METHODS for budget in BUDGETS
+        if len(found := accuracies(results, name, method, budget)) == DRAWS
+    ]  # fmt: skip
+    shown = {m: t.strip() for m, t in METHODS.items() if any(r["method"] == m for r in rows)}
+    return draw_label_efficiency(rows, shown) if rows else None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/few_labels"))
+    parser.add_argument("--only", nargs="*", default=list(SETS))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    results = Results(HERE / "few_labels.json")
+    benches = {name: Bench(name, arguments.data, arguments.runs, results) for name in SETS}
+    for name, method, budget in [] if arguments.table else plan():
+        if name in arguments.only:
+            found = [benches[name].cell(method, budget, draw)["accuracy"] for draw in range(DRAWS)]
+            print(f"{name} {method} {budget}: {np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}", flush=True)
+    for name in SETS:
+        if drawn := picture(results, name):
+            write_bytes(HERE / f"few_labels-{name}.png", drawn)
+    print(table(results), file=sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
