@@ -5,7 +5,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-_STYLES = (("#8a8f98", "s", ":"), ("#c98a3d", "^", "--"), ("#2459b8", "o", "-"))
+_STYLES = (
+    ("#8a8f98", "s", ":"), ("#c98a3d", "^", "--"), ("#2459b8", "o", "-"), ("#7b4fa3", "v", "--"),
+    ("#7b4fa3", "D", "-"), ("#1d8a6b", "P", "--"), ("#1d8a6b", "X", "-"),
+)  # fmt: skip
 
 
 def draw_label_efficiency(rows: list[dict[str, Any]], titles: dict[str, str]) -> bytes:
