@@ -130,7 +130,7 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
         content = json.loads(metadata["clfew"])
     except (KeyError, ValueError, RecursionError):
         raise UserError(f"{path} is a safetensors file, but not one that clfew wrote.", hint) from None
-    if isinstance(content, dict) and content.get("format_version") == 1:
+    if isinstance(content, dict) and repr(content.get("format_version")) == "1":
         content |= {
             "format_version": FORMAT_VERSION,
             "temperature": 1.0,
@@ -211,8 +211,7 @@ def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarra
             f"make a classifier from it: clfew finetune --from {path} --labels 1%",
         )
     tensors = _load_tensors(path)
-    bank = shapes.get("classifier.head.features", (0,))[0]
-    classifier = _built(path, lambda: Classifier.build(about, bank))
+    classifier = _built(path, lambda: Classifier.build(about, shapes))
     _check_dim(path, about, classifier.encoder)
     _load_strictly(path, classifier, _below(tensors, "classifier"))
     seen = {step: _seen(path, tensors, step) for step in ("pretraining", "finetuning")}

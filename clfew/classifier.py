@@ -44,6 +44,20 @@ class NeighbourHead(nn.Module):
         return (votes_NxC / votes_NxC.sum(1, keepdim=True) + 1e-4).log()
 
 
+class UnitHead(nn.Linear):
+    """A linear layer on features whose mean is taken away and whose length is made 1: with a handful of
+    labels, the direction of a feature vector says more of its class than its length."""
+
+    centre: Tensor
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__(dim, classes)
+        self.register_buffer("centre", torch.zeros(dim))
+
+    def forward(self, features_NxD: Tensor) -> Tensor:
+        return super().forward(F.normalize(features_NxD - self.centre, dim=1))
+
+
 def build_neck(dim: int, width: int) -> nn.Sequential:
     """The projector's first layer, from which SimCLRv2 fine-tunes (section 3); empty for width 0."""
     if width == 0:
@@ -82,15 +96,17 @@ class Classifier(nn.Module):
         return self.head(self.neck(features_NxD)) / self.temperature
 
     @classmethod
-    def build(cls, about: About, bank: int) -> "Classifier":
-        """The network an artifact describes, its weights still to be loaded.
-
-        bank: the number of labelled images that a k-nearest-neighbour head keeps.
+    def build(cls, about: About, shapes: dict[str, tuple[int, ...]]) -> "Classifier":
+        """The network an artifact describes, its weights still to be loaded; `shapes` of its tensors tell
+        one linear head from another, and how many images a k-nearest-neighbour head keeps.
         """
         encoder = encoder_of(about)
         classes, width = len(about.classes), about.neck or encoder.dim
         head: nn.Module = nn.Linear(width, classes)
-        if about.mode == "knn":
+        if "classifier.head.centre" in shapes:
+            head = UnitHead(width, classes)
+        elif about.mode == "knn":
+            bank = shapes.get("classifier.head.features", (0,))[0]
             labels = torch.zeros(bank, dtype=torch.int64)
             head = NeighbourHead(torch.zeros(bank, width), labels, classes)
         classifier = cls(encoder, build_neck(encoder.dim, about.neck), head)

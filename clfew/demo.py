@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from clfew import console
 from clfew.artifacts import read_about
@@ -46,7 +47,9 @@ def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -
         zipfile.ZipFile(packed).extractall(images)
     console.say(f"1 of 4     pretrain: SimCLR on 5,000 images without their labels, {minutes:g} minutes")
     common: dict[str, Any] = {"device": device, "threads": threads}
-    pretrained = pretrain(str(images), minutes=minutes, out=folder / "pretrain", **common)
+    pretrained = pretrain(
+        str(images), init="scratch", minutes=minutes, out=folder / "pretrain", **common
+    )
     console.say(f"2 of 4     finetune: few labels, {DRAWS} draws of them, beside two baselines")
     rows = _compare(images, folder, pretrained, common)
     console.say("3 of 4     eval: on 1,000 images that nothing was learned from")
@@ -102,8 +105,8 @@ def _raw_pixels(images: Path, budget: str, side: int) -> list[float]:
         drawn = draw_labels(source, pool, parse_labels(budget), seed)
         rows, classes = np.searchsorted(pool, drawn), len(source.classes)
         head, _ = linear_head(inputs[pool], rows, source.labels[drawn], classes, seed)
-        weight, bias = head.weight.detach().numpy(), head.bias.detach().numpy()
-        predicted = (inputs[test] @ weight.T + bias).argmax(1)
+        with torch.no_grad():
+            predicted = head(torch.from_numpy(inputs[test])).argmax(1).numpy()
         accuracies.append(float((predicted == source.labels[test]).mean()))
     return accuracies
 

@@ -136,8 +136,7 @@ def fit_probe(
     rows = np.searchsorted(task.pool, labelled)
     labels = task.labels[labelled]
     if mode == "linear":
-        head, strength = linear_head(task.features, rows, labels, task.classes, seed)
-        return head, {"strength": strength}
+        return linear_head(task.features, rows, labels, task.classes, seed)
     if mode == "knn":
         neighbours = knn_head(task.features, rows, labels, task.classes)
         return neighbours, {"k": neighbours.k}

@@ -128,6 +128,34 @@ def test_an_encoder_can_be_taken_out_of_a_classifier(tmp_path):
     assert about.kind == "classifier" and len(seen) == 3
 
 
+def test_a_file_of_version_1_is_read_as_it_was_meant(encoder_file):
+    path, encoder, _ = encoder_file
+    rewrite(path, {"format_version": 1, "temperature": ..., "adapter": ...})
+    loaded, _, about, _ = load_encoder(path)
+    assert about == ABOUT and about.temperature == 1 and about.adapter == 0
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(loaded.eval()(images), encoder.eval()(images))
+
+
+@torch.no_grad()
+def test_temperature_and_adapter_come_back(tmp_path):
+    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std, adapter=5)
+    classifier = Classifier(trained(encoder), nn.Sequential(), nn.Linear(5, 3)).eval()
+    classifier.temperature = 2.5
+    about = replace(
+        ABOUT, kind="classifier", classes=CLASSES, mode="distilled", neck=0, dim=5, adapter=5,
+        temperature=2.5,
+    )  # fmt: skip
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(path, classifier, about, SEEN, SEEN[:1])
+    loaded, loaded_about, _ = load_classifier(path)
+    images = torch.rand(6, 3, 16, 16)
+    assert loaded_about == about and torch.equal(loaded(images), classifier(images))
+    features = classifier.encoder(images)
+    assert features.shape == (6, 5)
+    torch.testing.assert_close(loaded(images), classifier.head(features) / 2.5)
+
+
 def test_an_encoder_is_no_classifier(encoder_file):
     with pytest.raises(UserError, match="is an encoder, not a classifier") as error:
         load_classifier(encoder_file[0])
@@ -142,7 +170,8 @@ def test_the_description_is_read_with_shapes_alone(encoder_file):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 2}, {"format_version": True}, {"kind": "classifier"}, {"kind": "other"},
+        {"format_version": 3}, {"format_version": True}, {"temperature": 0.0}, {"temperature": 1},
+        {"temperature": float("nan")}, {"adapter": -1}, {"adapter": 8}, {"kind": "classifier"}, {"kind": "other"},
         {"encoder": "resnet8-w16"}, {"encoder": "resnet14-w8"}, {"encoder": "no such"}, {"encoder": 5},
         {"size": 3}, {"size": 10**6}, {"size": "16"}, {"size": 16.0}, {"side": 0}, {"side": 10**6},
         {"mean": [0.5, 0.5]}, {"mean": ["a", "b", "c"]}, {"std": None}, {"dim": 0}, {"dim": -32},
