@@ -3,8 +3,8 @@
 A few minutes of training on small images move a large pretrained network away from what it knows before
 they teach it anything (BatchNorm statistics first). What the network says of two views of one image
 differs in directions that do not matter for these images; a linear layer after the frozen network learns
-to leave them out, from views whose features are computed once. The weights that were started from stay as
-they are.
+to leave them out, from views whose features are computed once. The weights that were started from stay
+as they are.
 
 Shape suffixes: N images, V views of each, D features of the encoder, A adapted features, B images in the
 batch.
@@ -54,7 +54,8 @@ def adapter_optimizer(name: str = "auto") -> OptimizerChoice:
 
 
 class Adapter(nn.Module):
-    """SimCLR's loss on a linear layer over cached features (NT-Xent on its output; there is no projector).
+    """SimCLR's loss on a linear layer over cached features (NT-Xent on its output; there is no
+    projector).
 
     batch.images holds the features of V views of each image, (B, V, D): of these two are drawn.
     """
@@ -72,9 +73,9 @@ class Adapter(nn.Module):
         self, store: Store, indices: np.ndarray, recipe: Recipe, seed: int, device: torch.device,
         precision: str, budget: Budget, count: int | None = None,
     ) -> tuple[TrainingData, Budget]:  # fmt: skip
-        """The features of views to learn from, of MOST_IMAGES images or of those that a part of the budget
-        is enough for (or of `count`, for a resumed run); and what is left of the budget. Sets the layer to
-        where it starts."""
+        """The features of views to learn from, of MOST_IMAGES images or of those that a part of the
+        budget is enough for (or of `count`, for a resumed run); and what is left of the budget. Sets the
+        layer to where it starts."""
         order = indices[epoch_order(seed, 0, len(indices))]
         seconds = 60 * (budget.minutes or budget.default_minutes)
         limit = VIEWS_SHARE * seconds if budget.epochs is None and count is None else None
@@ -137,8 +138,8 @@ def views_to_teach_with(
     encoder: Encoder, store: Store, pool: np.ndarray, recipe: Recipe, seed: int, device: torch.device,
     precision: str,
 ) -> np.ndarray:  # fmt: skip
-    """Features before any adapter of the evaluation view and of V random views of each image of the pool:
-    float16, (M, 1 + V, D). Not computed again for the same images and weights."""
+    """Features before any adapter of the evaluation view and of V random views of each image of the
+    pool: float16, (M, 1 + V, D). Not computed again for the same images and weights."""
     backbone = copy.deepcopy(encoder)
     backbone.adapter = None
 
@@ -165,12 +166,12 @@ def views_to_teach_with(
 
 
 def whiten(layer: nn.Linear, features_NxVxD: np.ndarray, seed: int) -> None:
-    """Where the layer starts: features in which all differences between views of an image weigh the same,
-    and of those the directions in which images differ most.
+    """Where the layer starts: features in which all differences between views of an image weigh the
+    same, and of those the directions in which images differ most.
 
-    With W the covariance within images, x → Q P (W + 3 mean(W) I)^-1/2 (x - mean), where P takes the first
-    principal components and Q turns them at random, so that no feature stands for a direction of its own:
-    what comes after scales features one by one.
+    With W the covariance within images, x → Q P (W + 3 mean(W) I)^-1/2 (x - mean), where P takes the
+    first principal components and Q turns them at random, so that no feature stands for a direction of
+    its own: what comes after scales features one by one.
     """
     features = features_NxVxD.astype(np.float32)
     centres_NxD = features.mean(1)

@@ -13,7 +13,9 @@ from clfew.published import Expected
 CROP_AREA = 0.3
 
 PRETRAINED_LEAST, PRETRAINED_MOST_ON_CPU = 96, 128
-"""Pixels. Networks trained on large images see little in smaller ones; larger ones take a CPU too long."""
+"""Pixels. Networks trained on large images see little in smaller ones; larger ones take a CPU too
+long.
+"""
 
 
 def choose_size(
@@ -78,8 +80,8 @@ def choose_encoder(name: str, size: int, images: int, device: torch.device) -> t
 def choose_batch(
     batch: int | None, images: int, device: torch.device, large: bool = False
 ) -> tuple[int, str]:
-    """At least a dozen steps an epoch, within 32 and 128 on a CPU, 512 on a GPU. large: what is trained is
-    so small that a batch of 512 costs nothing."""
+    """At least a dozen steps an epoch, within 32 and 128 on a CPU, 512 on a GPU. large: what is trained
+    is so small that a batch of 512 costs nothing."""
     if batch is not None:
         if batch > images:
             raise UserError(

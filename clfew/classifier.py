@@ -97,8 +97,8 @@ class Classifier(nn.Module):
 
     @classmethod
     def build(cls, about: About, shapes: dict[str, tuple[int, ...]]) -> "Classifier":
-        """The network an artifact describes, its weights still to be loaded; `shapes` of its tensors tell
-        one linear head from another, and how many images a k-nearest-neighbour head keeps.
+        """The network an artifact describes, its weights still to be loaded; `shapes` of its tensors
+        tell one linear head from another, and how many images a k-nearest-neighbour head keeps.
         """
         encoder = encoder_of(about)
         classes, width = len(about.classes), about.neck or encoder.dim

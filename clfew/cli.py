@@ -127,7 +127,8 @@ def finetune(
     from clfew.finetune import finetune as run
 
     folder, result = run(
-        source, labels=labels, origin=origin, init=init, mode=mode, repeat=repeat, encoder=encoder, size=size,
+        source, labels=labels, origin=origin, init=init, mode=mode, repeat=repeat,
+        encoder=encoder, size=size,
         epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed, device=device, precision=precision,
         threads=threads, out=out,
     )  # fmt: skip
@@ -168,7 +169,8 @@ def distill(
 
     folder, result = run(
         source, origin=origin, student=student, init=init, size=size, epochs=epochs, minutes=minutes,
-        batch=batch, lr=lr, temperature=temperature, use_labels=use_labels, keep=keep, adapt=adapt, seed=seed,
+        batch=batch, lr=lr, temperature=temperature, use_labels=use_labels, keep=keep,
+        adapt=adapt, seed=seed,
         device=device, precision=precision, threads=threads, out=out,
     )  # fmt: skip
     if output is opt.Format.json:
@@ -223,6 +225,9 @@ def predict(
 def embed(
     source: Annotated[str, typer.Argument(help="Folder, CSV or hf:NAME.")],
     origin: opt.From = None,
+    init: opt.Init = "auto",
+    encoder: opt.Encoder = "auto",
+    size: opt.Size = None,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
     threads: opt.Threads = None,
@@ -232,8 +237,9 @@ def embed(
     from clfew.embed import embed as run
 
     folder, count, dim = run(
-        source, origin=origin, device=device, precision=precision, threads=threads, out=out
-    )
+        source, origin=origin, init=init, encoder=encoder, size=size, device=device,
+        precision=precision, threads=threads, out=out,
+    )  # fmt: skip
     console.write_out(f"{folder / 'features.safetensors'}  {count:,} × {dim} float32\n")
     console.write_out(f"{folder / 'paths.csv'}  the images in the same order\n")
 

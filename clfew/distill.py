@@ -72,12 +72,13 @@ def distill(
 ) -> tuple[Path, dict[str, Any]]:
     """Teaches a student on unlabelled images; returns the run folder and the result.
 
-    source: the unlabelled images; None takes those that were pretrained on. origin: the teacher, a run or
-    artifact, None for the newest classifier. student: an encoder's name, or "same" for the teacher's, from
-    where the teacher started. init, size: of a student with another encoder. epochs or minutes: the budget,
-    for the student and the two that are compared with their teachers. temperature: SimCLRv2's. use_labels:
-    labelled images are shown with their labels. keep: keep the student even where nothing says that it is
-    better. adapt: as in `pretrain`, of a student that goes back to published weights. The result has `kept`, `verdict` (see `students.Verdict`), and the accuracies of `teacher` and
+    source: the unlabelled images; None takes those that were pretrained on. origin: the teacher, a run
+    or artifact, None for the newest classifier. student: an encoder's name, or "same" for the teacher's,
+    from where the teacher started. init, size: of a student with another encoder. epochs or minutes: the
+    budget, for the student and the two that are compared with their teachers. temperature: SimCLRv2's.
+    use_labels: labelled images are shown with their labels. keep: keep the student even where nothing
+    says that it is better. adapt: as in `pretrain`, of a student that goes back to published weights.
+    The result has `kept`, `verdict` (see `students.Verdict`), and the accuracies of `teacher` and
     `student` on the `test_images`, which decide nothing. Raises UserError; Stopped after a signal.
     """
     check_new(out)
@@ -121,7 +122,9 @@ def distill(
         )
     lesson = Lesson(
         base, teacher.about.mode, teacher.about.temperature, begin, task, _prior(images, about),
-        Recipe(crop_area=0.5, flip=about.flip, jitter=0, grey=0, blur=0), strong, temperature, use_labels, views,
+        Recipe(crop_area=0.5, flip=about.flip, jitter=0, grey=0, blur=0), strong, temperature,
+        use_labels,
+        views,
     )  # fmt: skip
     console.say(
         f"teacher    {artifact}: {teacher.about.mode}, {len(images.labelled)} labels\n"
@@ -130,7 +133,8 @@ def distill(
     run = new_run("distill", out)
     try:
         classifier, verdict, plan = _teach(
-            lesson, teacher, images, seed, lr, batch, Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES),
+            lesson, teacher, images, seed, lr, batch,
+            Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES),
             can_compare, run,
         )  # fmt: skip
         result = _result(lesson, teacher, classifier, verdict, images.source, test, keep)
@@ -151,7 +155,8 @@ def distill(
         console.say(f"not kept   {result['reason']}; the teacher stays what it was")
         console.next_command(f"clfew eval{from_option(artifact, 'finetune')}")
         return run.folder, result
-    how = {"command": command_line(), "teacher": str(artifact), "epochs": plan.steps / plan.steps_per_epoch(len(pool)),
+    epochs_done = plan.steps / plan.steps_per_epoch(len(pool))
+    how = {"command": command_line(), "teacher": str(artifact), "epochs": epochs_done,
            "temperature": temperature, "use_labels": use_labels, **asdict(verdict)}  # fmt: skip
     about = replace(
         about, temperature=classifier.temperature, clfew_version=clfew.__version__,
@@ -197,7 +202,9 @@ def _student_start(
 
 
 def _usable(images: Images, store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """The pool to learn from, without copies of what is tested on; and the test images that have labels."""
+    """The pool to learn from, without copies of what is tested on; and the test images that have
+    labels.
+    """
     held_out = np.intersect1d(images.held_out, store.good)
     pool = np.setdiff1d(store.good, held_out)
     pool = pool[~np.isin(store.digests[pool], store.digests[held_out])]
@@ -254,7 +261,7 @@ def _teach(
     with console.progress_bar("compare") as update:
         verdict = cross_fit(lesson, labelled, plan, seed, update)
     student.temperature = fit_temperature(
-        pool_logits(student, task), believable(verdict.student_hits, verdict.held_out)
+        pool_logits(student, task, False), believable(verdict.student_hits, verdict.held_out)
     )
     return student, verdict, plan
 
@@ -273,8 +280,8 @@ def _result(
         reason = "no label could be held out to say whether the student is better"
     else:
         reason = (
-            f"of {verdict.held_out} held-out labels the students got {verdict.student_hits} right, their "
-            f"teachers {verdict.teacher_hits}; on other images two students agree in "
+            f"of {verdict.held_out} held-out labels the students got {verdict.student_hits} right, "
+            f"their teachers {verdict.teacher_hits}; on other images two students agree in "
             f"{verdict.student_agreement:.0%}, two teachers in {verdict.teacher_agreement:.0%}"
         )
     if keep and not verdict.is_better:

@@ -1,9 +1,9 @@
 """A teacher's classifier handed on to a student through the unlabelled images.
 
 SimCLRv2's third step (Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners,
-NeurIPS 2020, section 2, equation 2) on a weak view of each image, and FixMatch (Sohn et al., NeurIPS 2020,
-equations 3 and 4) on a strong one, with FreeMatch's thresholds (Wang et al., ICLR 2023, equations 6 to 8)
-and distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020, section 3.1).
+NeurIPS 2020, section 2, equation 2) on a weak view of each image, and FixMatch (Sohn et al., NeurIPS
+2020, equations 3 and 4) on a strong one, with FreeMatch's thresholds (Wang et al., ICLR 2023, equations
+6 to 8) and distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020, section 3.1).
 
 Shape suffixes: B images in the batch, M images to learn from, C classes.
 """
@@ -24,12 +24,12 @@ has hundreds."""
 
 
 def distillation_loss(student_BxC: Tensor, teacher_BxC: Tensor, temperature: float) -> Tensor:
-    """T² · cross-entropy of the teacher's softened probabilities and the student's (SimCLRv2, equation 2;
-    the factor T² keeps the gradient's size, Hinton et al., Distilling the Knowledge in a Neural Network,
-    section 2), one value an image.
+    """T² · cross-entropy of the teacher's softened probabilities and the student's (SimCLRv2, equation
+    2; the factor T² keeps the gradient's size, Hinton et al., Distilling the Knowledge in a Neural
+    Network, section 2), one value an image.
 
-    student_BxC: logits. teacher_BxC: probabilities at temperature 1; softened, p becomes p^(1/T) over its
-    sum. temperature: above 0.
+    student_BxC: logits. teacher_BxC: probabilities at temperature 1; softened, p becomes p^(1/T) over
+    its sum. temperature: above 0.
     """
     softened = torch.softmax(teacher_BxC.clamp(min=1e-8).log() / temperature, dim=1)
     scores = torch.log_softmax(student_BxC.float() / temperature, dim=1)
@@ -51,11 +51,12 @@ def aligned(probabilities_BxC: Tensor, shares_C: Tensor, prior_C: Tensor) -> Ten
 class Distillation(nn.Module):
     """Trains a student on two views of each image.
 
-    batch.labels holds each image's row of `targets_MxC`, the teacher's probabilities (for a labelled image
-    its label). prior_C: the shares of the classes that are expected. weak, strong: how the two views are
-    made. Where batch.images is not images but features of the student's backbone, (B, V, D), the first
-    of an image's views is the weak one, and one of the others, drawn, the strong one. The teacher answers once for each image, not for each of its views: its targets are computed
-    before the training begins.
+    batch.labels holds each image's row of `targets_MxC`, the teacher's probabilities (for a labelled
+    image its label). prior_C: the shares of the classes that are expected. weak, strong: how the two
+    views are made. Where batch.images is not images but features of the student's backbone, (B, V, D),
+    the first of an image's views is the weak one, and one of the others, drawn, the strong one. The
+    teacher answers once for each image, not for each of its views: its targets are computed before the
+    training begins.
     """
 
     targets: Tensor

@@ -1,4 +1,6 @@
-"""The draws of the labels, each with the start and the mode that suit it, fitted, calibrated and tested."""
+"""The draws of the labels, each with the start and the mode that suit it, fitted, calibrated and
+tested.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -20,7 +22,9 @@ def fit_draws(
     candidates: list[tuple[Origin, Task]], source: Source, draws: list[np.ndarray], test: np.ndarray,
     mode: str, seed: int, settings: FullSettings, run: Run,
 ) -> tuple[list[dict[str, Any]], tuple[Origin, Classifier, dict[str, Any], np.ndarray]]:  # fmt: skip
-    """A row for each draw of the labels; and the first draw's start, classifier, decisions and images."""
+    """A row for each draw of the labels; and the first draw's start, classifier, decisions and
+    images.
+    """
     results, kept = [], []
     with console.progress_bar("finetune") as update:
         for number, drawn in enumerate(draws):
@@ -33,7 +37,7 @@ def fit_draws(
             decided = decision.as_row() | extra
             if decision.accuracy is not None:
                 classifier.temperature = fit_temperature(
-                    pool_logits(classifier, task), decision.accuracy
+                    pool_logits(classifier, task, decision.mode != "full"), decision.accuracy
                 )
             decided["temperature"] = classifier.temperature
             accuracy = None

@@ -74,7 +74,9 @@ def report_drift(
     start: Path, encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray,
     device: torch.device, precision: str,
 ) -> dict[str, float]:  # fmt: skip
-    """The drift of `encoder` from the artifact `start`, said on stderr, with an alarm where it is due."""
+    """The drift of `encoder` from the artifact `start`, said on stderr, with an alarm where it is
+    due.
+    """
     spread = indices[np.linspace(0, len(indices) - 1, min(IMAGES, len(indices))).astype(int)]
     before, after = (
         apply_to_store(network, encoder.size, pixels, aspects, spread, device, precision)

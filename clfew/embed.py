@@ -1,17 +1,19 @@
 """`clfew embed`: the features of every image of a source, with their paths."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
 from clfew import console
-from clfew.artifacts import load_encoder
 from clfew.data.sources import open_source
 from clfew.errors import UserError
 from clfew.features import apply_to_files
 from clfew.files import write_bytes, write_csv
-from clfew.runs import check_new, find_artifact, new_run
+from clfew.initial import AUTO
+from clfew.origin import find_start, open_start
+from clfew.runs import check_new, new_run
 from clfew.training.device import choose_device, choose_precision, set_threads
 
 
@@ -19,6 +21,9 @@ def embed(
     source: str,
     *,
     origin: str | None = None,
+    init: str = AUTO,
+    encoder: str = "auto",
+    size: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -26,22 +31,27 @@ def embed(
 ) -> tuple[Path, int, int]:
     """Writes features.safetensors (tensor "features", float32, N×D) and paths.csv in the same order.
 
-    origin: a run or artifact (an encoder or a classifier), None for the newest pretraining run.
-    Returns the folder, N and D. Images that cannot be read are left out and listed in
-    bad_images.csv. Raises UserError.
+    origin: a run or artifact (an encoder or a classifier), None for the newest pretraining run. init,
+    encoder, size: weights that come from elsewhere (see `clfew.initial`); "auto" takes those on this
+    machine where there is no run. Returns the folder, N and D. Images that cannot be read are left out
+    and listed in bad_images.csv. Raises UserError.
     """
     check_new(out)
     set_threads(threads)
-    artifact = find_artifact(origin, "pretrain", "make an encoder first: clfew pretrain FOLDER")
-    encoder, _, about, _ = load_encoder(artifact)
     chosen, _ = choose_device(device)
     kind, _ = choose_precision(chosen, precision)
+    start = find_start(origin, init, encoder, chosen)
+    if start.is_scratch:
+        # Nobody asks for the newest run's network without its weights.
+        start = replace(start, artifact=None)
     opened = open_source(source)
+    begin = open_start(start, opened, encoder, size, None, chosen, seed=0, compare=False)[0]
+    network, about = begin.start.encoder, begin.about
     features: list[np.ndarray] = []
     paths: list[tuple[str]] = []
     bad: list[tuple[str, str]] = []
     outputs = apply_to_files(
-        encoder, about.size, about.side, range(len(opened)), opened.content, chosen, kind
+        network, about.size, about.side, range(len(opened)), opened.content, chosen, kind
     )
     with console.progress_bar("embed") as update:
         for indices, errors, found in outputs:
@@ -60,7 +70,9 @@ def embed(
             "open one in an image viewer: they may be damaged or of another format.",
         )
     run = new_run("embed", out)
-    run.write_config({"command": "embed", "from": str(artifact), "source": opened.spec})
+    run.write_config(
+        {"command": "embed", "from": str(begin.artifact or start.words), "source": opened.spec}
+    )
     matrix = np.concatenate(features)
     write_bytes(run.folder / "features.safetensors", safetensors.numpy.save({"features": matrix}))
     write_csv(run.folder / "paths.csv", ["path"], paths)

@@ -36,8 +36,8 @@ def register_encoder(name: str, build: Callable[[int], nn.Module]) -> None:
 class Encoder(nn.Module):
     """A backbone with its input normalisation.
 
-    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim). adapter: width
-    of a linear layer after the backbone (see `clfew.adapter`), 0 for none.
+    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim). adapter:
+    width of a linear layer after the backbone (see `clfew.adapter`), 0 for none.
     """
 
     mean: Tensor

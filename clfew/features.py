@@ -55,8 +55,9 @@ def remembered(
     network: nn.Module, pixels: np.ndarray, indices: np.ndarray, compute: Callable[[], np.ndarray],
     *what: object,
 ) -> np.ndarray:  # fmt: skip
-    """`compute()`, or what it gave for the same weights, images and settings (`what`) before, if that was
-    among the last few: fine-tuning on several draws in one process reads the same features each time."""
+    """`compute()`, or what it gave for the same weights, images and settings (`what`) before, if that
+    was among the last few: fine-tuning on several draws in one process reads the same features each
+    time."""
     digest = hashlib.blake2b(indices.tobytes(), digest_size=16)
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())

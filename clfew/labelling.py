@@ -141,8 +141,8 @@ def merged(first: Source, second: Source) -> Source:
 
 
 def bounded(pool: np.ndarray, always: np.ndarray, most: int = MAX_IMAGES) -> np.ndarray:
-    """At most `most` images of the pool, evenly spread, and those of `always`: more of them change little
-    and take their time."""
+    """At most `most` images of the pool, evenly spread, and those of `always`: more of them change
+    little and take their time."""
     if len(pool) <= most:
         return pool
     spread = pool[np.linspace(0, len(pool) - 1, most).astype(int)]

@@ -25,7 +25,10 @@ from clfew.fitting import Start
 from clfew.initial import AUTO, IMAGENET, SCRATCH, Initial, find_initial, load_initial, own_artifact
 from clfew.runs import START, find_artifact, newest
 
-_PRETRAIN_FIRST = "pretrain first: clfew pretrain FOLDER; or do without: clfew finetune --from scratch, or --init imagenet."
+_PRETRAIN_FIRST = (
+    "pretrain first: clfew pretrain FOLDER; or do without: clfew finetune --from scratch, or "
+    "--init imagenet."
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Found:
-    """Where fine-tuning is to start, before anything is loaded: a file that clfew wrote (`artifact`; from
-    scratch it names the network), or weights from elsewhere (`initial`)."""
+    """Where fine-tuning is to start, before anything is loaded: a file that clfew wrote (`artifact`;
+    from scratch it names the network), or weights from elsewhere (`initial`)."""
 
     artifact: Path | None
     initial: Initial | None
@@ -118,7 +121,8 @@ def from_initial(
     about = About(
         kind="encoder", encoder=initial.encoder, size=resolved, side=stored_side(resolved, native),
         mean=mean, std=std, dim=encoder.dim, method="", flip=flip is not False,
-        clfew_version=clfew.__version__, training={"init": {"what": initial.what, "source": initial.source}},
+        clfew_version=clfew.__version__,
+        training={"init": {"what": initial.what, "source": initial.source}},
     )  # fmt: skip
     start = Start(encoder, build_neck(encoder.dim, 0), True, about.flip, is_published=True)
     return Origin(start, about, np.array([], dtype=np.uint64), None)

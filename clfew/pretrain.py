@@ -151,8 +151,8 @@ def pretrain(
     resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)
     console.say(f"batch      {resolved_batch} ({why_batch})")
     plan = _plan(
-        objective, data, chosen_device, left, batch=resolved_batch, optimizer=optimizer, lr=lr, seed=seed,
-        precision=chosen_precision, compilation=compilation,
+        objective, data, chosen_device, left, batch=resolved_batch, optimizer=optimizer, lr=lr,
+        seed=seed, precision=chosen_precision, compilation=compilation,
     )  # fmt: skip
     config["viewed"] = len(data)
     per_epoch = plan.steps_per_epoch(len(data))

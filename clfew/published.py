@@ -138,7 +138,9 @@ def _in_hub_cache(settings: Any) -> bool:
 
 
 def _require_host(name: str, url: str) -> None:
-    """Raises UserError at once where a host cannot be reached: the hub's client would try for a minute."""
+    """Raises UserError at once where a host cannot be reached: the hub's client would try for a
+    minute.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         raise _not_fetched(name, OSError("HF_HUB_OFFLINE is set"))
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):

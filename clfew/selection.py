@@ -1,4 +1,6 @@
-"""Which mode makes the best classifier, and how often it is right: cross-validation on the few labels."""
+"""Which mode makes the best classifier, and how often it is right: cross-validation on the few
+labels.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -39,9 +39,9 @@ class Lesson:
     teacher: what the teacher was fitted from, in `mode`, with its `temperature`. student: what students
     start from. task: the images; its features are of the teacher's encoder. prior_C: expected shares of
     the classes. weak, strong: the two views. softness: SimCLRv2's temperature. shows_labels: labelled
-    images are shown with their labels, besides what the teacher says of all. views: float16 (M, 1 + V, D),
-    of each image of the pool what the student's backbone says of its evaluation view and of V random ones:
-    then the backbone stays as it is. None: the whole network learns.
+    images are shown with their labels, besides what the teacher says of all. views: float16 (M, 1 + V,
+    D), of each image of the pool what the student's backbone says of its evaluation view and of V random
+    ones: then the backbone stays as it is. None: the whole network learns.
     """
 
     teacher: Start
@@ -61,11 +61,11 @@ class Lesson:
 class Verdict:
     """What held-out labels and pool images say of students beside their teachers.
 
-    held_out: labels that neither a teacher nor its student had seen, 0 where there were none to hold out.
-    teacher_hits, student_hits: how many of these each got right. teacher_agreement, student_agreement:
-    the share of pool images on which two teachers, and two students, of different labels say the same;
-    two models that both are right agree, and models that err at random do not (Jiang et al., Assessing
-    Generalization of SGD via Disagreement, ICLR 2022).
+    held_out: labels that neither a teacher nor its student had seen, 0 where there were none to hold
+    out. teacher_hits, student_hits: how many of these each got right. teacher_agreement,
+    student_agreement: the share of pool images on which two teachers, and two students, of different
+    labels say the same; two models that both are right agree, and models that err at random do not
+    (Jiang et al., Assessing Generalization of SGD via Disagreement, ICLR 2022).
     """
 
     held_out: int
@@ -98,7 +98,9 @@ def soft_targets(lesson: Lesson, teacher: Classifier, labelled_L: np.ndarray) ->
 
 
 def to_prior(probabilities_MxC: np.ndarray, prior_C: np.ndarray, rounds: int = 10) -> np.ndarray:
-    """Probabilities scaled in turns so that rows sum to 1 and the classes have the shares of `prior_C`."""
+    """Probabilities scaled in turns so that rows sum to 1 and the classes have the shares of
+    `prior_C`.
+    """
     shares = probabilities_MxC + 1e-9
     for _ in range(rounds):
         shares = shares * (prior_C / shares.mean(0))
@@ -161,7 +163,8 @@ def cross_fit(
     lesson: Lesson, labelled_L: np.ndarray, plan: Plan, seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:  # fmt: skip
-    """Two teachers, each of half of the labels, and a student of each, tested on the other half's labels.
+    """Two teachers, each of half of the labels, and a student of each, tested on the other half's
+    labels.
 
     Where some class has one label nothing can be held out, and nothing is trained.
     """

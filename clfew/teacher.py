@@ -21,8 +21,9 @@ from clfew.runs import read_config
 
 @dataclass(frozen=True)
 class Teacher:
-    """classifier and about: of the artifact. seen: digests of what it has seen, by step. run: its folder.
-    mode: how it was made; of a distilled one too, nothing says what the next one could start from."""
+    """classifier and about: of the artifact. seen: digests of what it has seen, by step. run: its
+    folder. mode: how it was made; of a distilled one too, nothing says what the next one could start
+    from."""
 
     classifier: Classifier
     about: About
@@ -37,9 +38,9 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Images:
-    """What there is to learn from. source: the labelled source, with the unlabelled one's images after its
-    own where that is another. held_out: indices that are never learned from. labelled: those whose labels
-    the teacher was given, with the class of each in `labels`, -1 for all others."""
+    """What there is to learn from. source: the labelled source, with the unlabelled one's images after
+    its own where that is another. held_out: indices that are never learned from. labelled: those whose
+    labels the teacher was given, with the class of each in `labels`, -1 for all others."""
 
     source: Source
     held_out: np.ndarray
@@ -54,8 +55,8 @@ def open_teacher(artifact: Path) -> Teacher:
 
 
 def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
-    """The labelled images of a teacher and the unlabelled ones: those named, else what was pretrained on,
-    else the rest of the labelled source. Raises UserError."""
+    """The labelled images of a teacher and the unlabelled ones: those named, else what was pretrained
+    on, else the rest of the labelled source. Raises UserError."""
     learned = teacher.about.data["finetune"]
     source = open_source(learned["source"])
     if learned["label_file"] and Path(learned["label_file"]).is_file():
@@ -78,8 +79,8 @@ def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
 def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -> tuple[Start, bool]:
     """What the teacher was fitted from, and whether it has seen labels already.
 
-    A head on frozen features still has the encoder it was fitted on. A network that was trained whole has
-    not: its start is read from where it was.
+    A head on frozen features still has the encoder it was fitted on. A network that was trained whole
+    has not: its start is read from where it was.
     """
     about, classifier = teacher.about, teacher.classifier
     is_published = (

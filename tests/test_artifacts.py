@@ -171,7 +171,8 @@ def test_the_description_is_read_with_shapes_alone(encoder_file):
     "change",
     [
         {"format_version": 3}, {"format_version": True}, {"temperature": 0.0}, {"temperature": 1},
-        {"temperature": float("nan")}, {"adapter": -1}, {"adapter": 8}, {"kind": "classifier"}, {"kind": "other"},
+        {"temperature": float("nan")}, {"adapter": -1}, {"adapter": 8},
+        {"kind": "classifier"}, {"kind": "other"},
         {"encoder": "resnet8-w16"}, {"encoder": "resnet14-w8"}, {"encoder": "no such"}, {"encoder": 5},
         {"size": 3}, {"size": 10**6}, {"size": "16"}, {"size": 16.0}, {"side": 0}, {"side": 10**6},
         {"mean": [0.5, 0.5]}, {"mean": ["a", "b", "c"]}, {"std": None}, {"dim": 0}, {"dim": -32},

@@ -7,7 +7,9 @@ from clfew.metrics import expected_calibration_error
 
 
 def answers(count=4000, classes=5, scale=6.0, seed=0):
-    """Logits of a model that is right as often as its softmax says, and then made `scale` times as sure."""
+    """Logits of a model that is right as often as its softmax says, and then made `scale` times as
+    sure.
+    """
     random = np.random.default_rng(seed)
     logits = 1.5 * random.normal(size=(count, classes))
     shares = softmax(logits, axis=1)

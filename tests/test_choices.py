@@ -31,7 +31,16 @@ def test_images_are_seen_at_their_own_size_within_what_the_device_can_do(
 
 @pytest.mark.parametrize(
     ("size", "native", "side"),
-    [(32, 32, 32), (24, 32, 32), (24, 36, 36), (24, 37, 30), (64, 384, 80), (64, 20, 20), (96, 32, 32), (16, 3, 16)],
+    [
+        (32, 32, 32),
+        (24, 32, 32),
+        (24, 36, 36),
+        (24, 37, 30),
+        (64, 384, 80),
+        (64, 20, 20),
+        (96, 32, 32),
+        (16, 3, 16),
+    ],
 )
 def test_images_are_stored_as_they_are_or_a_quarter_larger_than_they_are_seen(size, native, side):
     assert stored_side(size, native) == side

@@ -58,7 +58,9 @@ def test_a_teacher_that_is_certain_gives_cross_entropy():
     student, _ = random_case()
     labels = torch.tensor([0, 1, 2, 3, 0, 1, 2])
     result = distillation_loss(student, F.one_hot(labels, 4).float(), 1.0)
-    torch.testing.assert_close(result, F.cross_entropy(student, labels, reduction="none"), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        result, F.cross_entropy(student, labels, reduction="none"), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_thresholds_are_freematchs_equation_8():

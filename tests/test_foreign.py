@@ -54,8 +54,15 @@ def file_of(layout, network):
     }[layout]
 
 
-LAYOUTS = ["torchvision", "lightly-train export", "data parallel", "lightly", "solo-learn", "byol",
-           "without counters"]  # fmt: skip
+LAYOUTS = [
+    "torchvision",
+    "lightly-train export",
+    "data parallel",
+    "lightly",
+    "solo-learn",
+    "byol",
+    "without counters",
+]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -83,7 +90,9 @@ def test_what_was_loaded_computes_the_same(tmp_path):
     encoder = Encoder(initial.encoder, 64, expected.mean, expected.std).eval()
     load_initial(initial, encoder)
     images = torch.rand(2, 3, 64, 64)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    )
     torch.testing.assert_close(encoder(images), network((images - mean) / std))
 
 
@@ -102,7 +111,10 @@ def test_the_stem_of_small_images_is_recognised(tmp_path):
     ("spoil", "said"),
     [
         (lambda s: s.pop("layer3.1.bn1.weight"), "layer3.1.bn1.weight is not in it"),
-        (lambda s: s.update({"conv1.weight": torch.zeros(64, 3, 5, 5)}), r"conv1.weight has shape \[64, 3, 5"),
+        (
+            lambda s: s.update({"conv1.weight": torch.zeros(64, 3, 5, 5)}),
+            r"conv1.weight has shape \[64, 3, 5",
+        ),
         (lambda s: s.update({"layer4.2.conv1.weight": torch.zeros(1)}), "layer4.2.conv1.weight besides"),
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("layer4")], "more are not in it"),
     ],
@@ -125,7 +137,9 @@ def test_a_deeper_network_of_the_same_kind_is_no_match(tmp_path):
     torch.save(torchvision.models.resnet34().state_dict(), path)
     assert find_initial(str(path), "auto", CPU)[0].encoder == "torchvision:resnet34"
     with pytest.raises(UserError, match="besides"):
-        fitted_state(path, read_state(path), Encoder("torchvision:resnet18", 64, [0.5] * 3, [0.2] * 3).backbone)
+        fitted_state(
+            path, read_state(path), Encoder("torchvision:resnet18", 64, [0.5] * 3, [0.2] * 3).backbone
+        )
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):
@@ -223,7 +237,9 @@ def test_the_package_of_lite0_computes_what_its_own_layout_says(tmp_path):
         return (x - mean) / (var + eps).sqrt() * weight + bias
 
     x = (images * 255 - 127) / 128
-    x = torch.nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 1)), raw["_conv_stem.weight"], stride=2)
+    x = torch.nn.functional.conv2d(
+        nn.functional.pad(x, (0, 1, 0, 1)), raw["_conv_stem.weight"], stride=2
+    )
     x = norm(x, "_bn0").clamp(0, 6)
     x = torch.nn.functional.conv2d(x, raw["_blocks.0._depthwise_conv.weight"], padding=1, groups=32)
     x = norm(x, "_blocks.0._bn1").clamp(0, 6)

@@ -87,7 +87,9 @@ def test_auto_never_fetches(monkeypatch):
         assert find_initial("auto", encoder, CPU)[0] is None
 
 
-@pytest.mark.parametrize("encoder", ["auto", "resnet18", "timm:resnet18", "timm:vit_small_patch14_dinov2"])
+@pytest.mark.parametrize(
+    "encoder", ["auto", "resnet18", "timm:resnet18", "timm:vit_small_patch14_dinov2"]
+)
 def test_imagenet_offline_is_one_sentence_and_a_hint(encoder):
     pytest.importorskip("timm", reason="needs pip install 'clfew[timm]', as the extra test does")
     found, _ = find_initial("imagenet", encoder, CPU)
@@ -172,7 +174,9 @@ def own(tmp_path):
     torch.manual_seed(0)
     encoder = Encoder("resnet8-w8", 16, [0.5] * 3, [0.2] * 3)
     about = About("encoder", "resnet8-w8", 16, 16, [0.5] * 3, [0.2] * 3, 32, "simclr", True, "0.1.0", 64)
-    save_encoder(run / "encoder.safetensors", encoder, projector(32, 64, 128), about, torch.arange(3).numpy())
+    save_encoder(
+        run / "encoder.safetensors", encoder, projector(32, 64, 128), about, torch.arange(3).numpy()
+    )
     return run, encoder
 
 

@@ -7,8 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.model_selection import cross_val_score
 
-from clfew import propagation
-from clfew.probes import FEW_LABELS_STRENGTH, STRENGTHS, folds, knn_head, linear_head
+from clfew import probes, propagation
+from clfew.classifier import UnitHead
+from clfew.probes import FEW_LABELS, STRENGTHS, folds, knn_head, linear_head
 from clfew.propagation import (
     ALPHA,
     balance,
@@ -32,14 +33,24 @@ def probabilities(head, features):
         return torch.softmax(head(torch.from_numpy(features)), dim=1).numpy()
 
 
+def scaled(features, scaling):
+    """All images, with and without labels, give mean and spread."""
+    centred = features - features.mean(0)
+    if scaling == "standardised":
+        return centred / features.std(0)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("scaling", ["standardised", "unit"])
 @pytest.mark.parametrize("classes", [2, 3, 5])
-def test_the_linear_head_is_scikit_learns_regression_on_standardised_features(classes):
+def test_the_linear_head_is_scikit_learns_regression_on_scaled_features(monkeypatch, classes, scaling):
+    monkeypatch.setattr(probes, "STRENGTHS", {scaling: STRENGTHS[scaling]})
     features, labels = clusters(classes=classes)
     labelled = np.arange(40)
-    head, strength = linear_head(features, labelled, labels[labelled], classes, 0)
-    # All images, with and without labels, give mean and spread.
-    inputs = (features - features.mean(0)) / features.std(0)
-    model = LogisticRegression(C=strength, max_iter=1000).fit(inputs[labelled], labels[labelled])
+    head, used = linear_head(features, labelled, labels[labelled], classes, 0)
+    assert used["scaling"] == scaling
+    inputs = scaled(features, scaling)
+    model = LogisticRegression(C=used["strength"], max_iter=1000).fit(inputs[labelled], labels[labelled])
     np.testing.assert_allclose(probabilities(head, features), model.predict_proba(inputs), atol=1e-4)
 
 
@@ -54,29 +65,34 @@ def test_a_class_without_labels_is_never_predicted(present):
     assert (shares[labelled].argmax(1) == labels[labelled]).mean() > 0.8
 
 
-def test_the_strength_is_the_one_that_cross_validation_prefers():
+def test_scaling_and_strength_are_what_cross_validation_prefers():
     for spread in (0.3, 4.0):
         features, labels = clusters(spread=spread, dim=10)
         labelled = np.arange(30)
-        _, strength = linear_head(features, labelled, labels[labelled], 3, 0)
-        inputs = ((features - features.mean(0)) / (features.std(0) + 1e-6))[labelled]
-        losses = [
-            -cross_val_score(
-                LogisticRegression(C=c, max_iter=1000), inputs, labels[labelled],
-                cv=folds(labels[labelled], 0), scoring="neg_log_loss",
+        _, used = linear_head(features, labelled, labels[labelled], 3, 0)
+        losses = {
+            (scaling, c): -cross_val_score(
+                LogisticRegression(C=c, max_iter=1000), scaled(features, scaling)[labelled],
+                labels[labelled], cv=folds(labels[labelled], 0), scoring="neg_log_loss",
             ).mean()
-            for c in STRENGTHS
-        ]  # fmt: skip
-        assert strength == STRENGTHS[int(np.argmin(losses))]
+            for scaling, strengths in STRENGTHS.items() for c in strengths
+        }  # fmt: skip
+        assert (used["scaling"], used["strength"]) == min(losses, key=losses.get)
 
 
-def test_noisy_features_get_a_stronger_penalty_and_few_labels_the_default():
-    chosen = []
-    for spread in (0.3, 4.0):
-        features, labels = clusters(spread=spread, dim=20)
-        chosen.append(linear_head(features, np.arange(60), labels[:60], 3, 0)[1])
-    assert chosen[0] > chosen[1]
-    assert linear_head(features, np.arange(8), labels[:8], 3, 0)[1] == FEW_LABELS_STRENGTH
+def test_few_labels_take_the_default():
+    features, labels = clusters(spread=4.0, dim=20)
+    head, used = linear_head(features, np.arange(8), labels[:8], 3, 0)
+    assert (used["scaling"], used["strength"]) == FEW_LABELS
+    assert isinstance(head, UnitHead)
+
+
+def test_a_unit_head_sees_directions_alone():
+    head = UnitHead(4, 3)
+    head.centre.copy_(torch.tensor([1.0, -2.0, 0.0, 3.0]))
+    features = torch.randn(5, 4)
+    longer = head.centre + 7 * (features - head.centre)
+    torch.testing.assert_close(head(features), head(longer))
 
 
 def test_folds_hold_every_class_on_both_sides():

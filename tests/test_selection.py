@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clfew import selection
+from clfew.calibration import believable
+from clfew.encoders import Encoder
+from clfew.fitting import FullSettings, Start, Task
+from clfew.selection import decide
+
+CPU = torch.device("cpu")
+
+
+def start_of(is_pretrained=True):
+    torch.manual_seed(0)
+    return Start(Encoder("resnet8-w8", 16, [0.5] * 3, [0.25] * 3), nn.Sequential(), is_pretrained, True)
+
+
+def task_of(pixels, images=60, noise=0.5):
+    """Features that tell the classes apart, more or less."""
+    stored, labels = pixels(images, 16, 3)
+    random = np.random.default_rng(0)
+    features = np.eye(3)[labels] @ random.normal(size=(3, 32)) + noise * random.normal(size=(images, 32))
+    pool = np.arange(images)
+    return Task(
+        stored, np.ones(images, np.float32), pool, labels, 3, features.astype(np.float32), CPU, "fp32"
+    )
+
+
+def test_auto_compares_heads_and_keeps_the_best(pixels):
+    task = task_of(pixels)
+    found = decide("auto", start_of(), task, np.arange(15), 0, FullSettings())
+    assert set(found.scores) == {"propagate", "linear", "knn"}
+    assert found.scores[found.mode] == max(found.scores.values())
+    assert found.accuracy == pytest.approx(believable(15 * found.scores[found.mode], 15), abs=1e-3)
+    assert "cross-validated" in found.reason and found.as_row()["cross_validation"] == found.scores
+
+
+def test_a_mode_that_was_asked_for_is_taken_and_its_accuracy_measured(pixels):
+    found = decide("knn", start_of(), task_of(pixels), np.arange(15), 0, FullSettings())
+    assert (found.mode, found.reason, set(found.scores)) == ("knn", "as asked for", {"knn"})
+    assert found.accuracy is not None
+
+
+def test_the_accuracy_is_of_labels_that_were_held_out(pixels):
+    """Of features that say nothing, cross-validation finds chance, not what was learned by heart."""
+    task = task_of(pixels, images=120, noise=100.0)
+    found = decide("linear", start_of(), task, np.arange(60), 0, FullSettings())
+    assert 0.1 < found.accuracy < 0.55
+
+
+def test_one_label_a_class_propagates_and_is_not_measured(pixels):
+    found = decide("auto", start_of(), task_of(pixels), np.arange(3), 0, FullSettings())
+    assert (found.mode, found.accuracy, found.scores) == ("propagate", None, {})
+
+
+def test_from_scratch_the_network_is_trained_whole(pixels, monkeypatch):
+    monkeypatch.setattr(selection, "_held_out_hits", lambda *arguments: np.array([1.0, 0.0]))
+    found = decide("auto", start_of(False), task_of(pixels), np.arange(6), 0, FullSettings())
+    assert found.mode == "full" and "no features" in found.reason and found.accuracy == 0.5
+
+
+@pytest.mark.parametrize(("labels", "tried"), [(27, False), (30, True)])
+def test_fine_tuning_is_tried_from_ten_labels_a_class(pixels, monkeypatch, labels, tried):
+    monkeypatch.setattr(selection, "_held_out_hits", lambda *arguments: np.ones(labels))
+    found = decide("auto", start_of(), task_of(pixels), np.arange(labels), 0, FullSettings())
+    assert ("full" in found.scores) is tried
+
+
+def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeypatch):
+    monkeypatch.setattr(selection, "_held_out_hits", lambda *arguments: np.ones(30))
+    monkeypatch.setattr(selection, "SMALL_NETWORK", 1000)
+    assert (
+        "full"
+        not in decide("auto", start_of(), task_of(pixels), np.arange(30), 0, FullSettings()).scores
+    )
