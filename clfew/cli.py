@@ -1,9 +1,5 @@
 """The commands: parse, call, print. Nothing here imports torch before a command needs it."""
 
-import errno
-import os
-import signal
-import sys
 from typing import Annotated, NoReturn
 
 import typer
@@ -11,7 +7,8 @@ import typer
 from clfew import __version__, console
 from clfew import options as opt
 from clfew.data.files import expand
-from clfew.errors import Stopped, UsageError, UserError
+from clfew.errors import UsageError, UserError
+from clfew.exits import run_and_exit
 from clfew.printing import (
     describe_artifact,
     print_distillation,
@@ -20,6 +17,7 @@ from clfew.printing import (
     print_predictions,
     print_report,
     print_settings,
+    print_stores,
 )
 from clfew.runs import find_artifact
 
@@ -276,11 +274,7 @@ def cache(
             )
         console.write_out(f"removed {len(stores)} stores, {total}\n")
         return
-    rows = [
-        (s.source, f"{s.images:,}", f"{s.side} px", f"{s.bytes / 2**20:,.1f} MiB", s.used)
-        for s in stores
-    ]
-    console.print_table(("source", "images", "side", "size", "last used"), rows)
+    print_stores(stores)
     console.write_out(f"{len(stores)} stores, {total}\n")
 
 
@@ -297,51 +291,9 @@ def demo(
     run(out, minutes=minutes, device=device, threads=threads)
 
 
-def _share_the_cores() -> None:
-    """Shortens how long OpenMP's threads spin while they wait; read when torch is imported.
-
-    By default they hold their core for milliseconds, so that two processes on the same cores, or one
-    beside anything busy, mostly wait for threads that do nothing. 5,000 rounds cost nothing alone and
-    make training beside another process 1.4 times as fast. The user's own settings go first.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-
-
 def main() -> NoReturn:
-    """The `clfew` command. Exit codes: 0 done, 1 the user can mend it, 2 wrong usage, 128 + signal."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    _share_the_cores()
-    try:
-        app()
-    except UserError as error:
-        console.show_error(error)
-        sys.exit(error.exit_code)
-    except Stopped as stopped:
-        if stopped.resume:
-            console.say("stopped; the state is saved. To go on:")
-            console.next_command(stopped.resume)
-        else:
-            console.say("stopped; nothing was saved")
-        sys.exit(128 + stopped.signal)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        console.show_error(UserError("A name is too long for this system.", "check the spelling."))
-        sys.exit(1)
-    except (RuntimeError, ImportError) as error:
-        is_mismatch = "torchvision::" in str(error) or isinstance(error, ImportError)
-        if not is_mismatch or "torchvision" not in str(error):
-            raise
-        mismatch = UserError(
-            f"torch and torchvision do not fit together ({str(error).splitlines()[0]}).",
-            "install both from the same place: pip install --force-reinstall torch torchvision",
-        )
-        console.show_error(mismatch)
-        sys.exit(1)
-    sys.exit(0)
+    """The `clfew` command."""
+    run_and_exit(app)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,8 @@ from torch import nn
 
 import clfew
 from clfew import console
-from clfew.adapter import LAYER, NETWORK, WIDTH, Adapter, adapter_optimizer
+from clfew.adapter import LAYER, NETWORK
 from clfew.artifacts import About, load_encoder, save_encoder
-from clfew.augment import Recipe
 from clfew.choices import (
     choose_batch,
     choose_encoder,
@@ -28,34 +27,34 @@ from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import test_indices
 from clfew.data.store import Store, open_store, typical_side
 from clfew.drift import report_drift
-from clfew.encoders import Encoder, freeze_first
+from clfew.encoders import Encoder
 from clfew.errors import UsageError, UserError
 from clfew.files import write_csv
 from clfew.initial import SCRATCH, find_initial, load_initial
 from clfew.methods import METHODS
 from clfew.methods.simclr import SimCLR
+from clfew.objectives import (
+    DEFAULT_EPOCHS,
+    DEFAULT_MINUTES,
+    Objective,
+    build_objective,
+    learned_from,
+    pretraining_plan,
+)
 from clfew.runs import START, Run, check_new, command_line, from_option, new_run, read_config
 from clfew.training.batch import TrainingData
-from clfew.training.budget import Budget, plan_within
+from clfew.training.budget import Budget
 from clfew.training.compilation import check_compile
 from clfew.training.device import choose_device, choose_precision, set_threads
 from clfew.training.loop import Saving, train
 from clfew.training.optim import (
     ENCODER_RATE,
-    KEPT_SHARE,
     OPTIMIZERS,
-    OptimizerChoice,
-    choose_pretraining,
-    gentle_pretraining,
 )
 from clfew.training.plan import Plan
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
-DEFAULT_EPOCHS = 100.0
-DEFAULT_MINUTES = 10.0
-"""Without --epochs and --minutes a run takes 100 epochs, but no longer than this."""
-
 _HOW = ("init", "adapt", "loss", "temperature", "recipe", "plan", "epochs", "drift")
 _FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
 
@@ -143,14 +142,12 @@ def pretrain(
     if initial is not None:
         start = Encoder(name, resolved_size, mean, std)
         load_initial(initial, start)
-    objective = _build(config, seed, start)
+    objective = build_objective(config, seed, start)
     budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
-    data, left = _learned_from(
-        objective, config, store, indices, chosen_device, chosen_precision, budget
-    )
+    data, left = learned_from(objective, config, store, indices, chosen_device, chosen_precision, budget)
     resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)
     console.say(f"batch      {resolved_batch} ({why_batch})")
-    plan = _plan(
+    plan = pretraining_plan(
         objective, data, chosen_device, left, batch=resolved_batch, optimizer=optimizer, lr=lr,
         seed=seed, precision=chosen_precision, compilation=compilation,
     )  # fmt: skip
@@ -190,8 +187,8 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
     store = stored(opened, config["side"])
     indices = _pretraining_images(opened, store, config["transductive"], config["split_seed"])
     start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
-    objective = _build(config, plan.seed, start)
-    data, _ = _learned_from(objective, config, store, indices, chosen_device, plan.precision)
+    objective = build_objective(config, plan.seed, start)
+    data, _ = learned_from(objective, config, store, indices, chosen_device, plan.precision)
     run = Run(folder)
     run.keep_metrics_until(saved_step(folder / "state"))
     return _train(run, objective, data, plan, chosen_device, opened, store, indices)
@@ -213,7 +210,7 @@ def stored(source: Source, side: int) -> Store:
 
 
 def _train(
-    run: Run, objective: SimCLR | Adapter, data: TrainingData, plan: Plan, device: torch.device,
+    run: Run, objective: Objective, data: TrainingData, plan: Plan, device: torch.device,
     source: Source, store: Store, indices: np.ndarray,
 ) -> Path:  # fmt: skip
     config = read_config(run.folder)
@@ -262,52 +259,6 @@ def _about(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> 
         training={"pretrain": {"command": config["command_line"]} | how},
         data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
     )  # fmt: skip
-
-
-def _build(config: dict[str, Any], seed: int, start: Encoder | None) -> "SimCLR | Adapter":
-    """What is trained, from random weights or those of `start`."""
-    torch.manual_seed(seed)
-    adapter = WIDTH if config["adapt"] == LAYER else 0
-    encoder = Encoder(config["encoder"], config["size"], config["mean"], config["std"], adapter)
-    if start is not None:
-        encoder.backbone.load_state_dict(start.backbone.state_dict())
-    if adapter:
-        return Adapter(encoder, config["temperature"], config["loss"] == "dcl")
-    if start is not None:
-        freeze_first(encoder, KEPT_SHARE)
-    return METHODS[config["method"]](
-        encoder, Recipe(**config["recipe"]), config["temperature"], config["loss"], start is not None
-    )
-
-
-def _learned_from(
-    objective: SimCLR | Adapter, config: dict[str, Any], store: Store, indices: np.ndarray,
-    device: torch.device, precision: str, budget: Budget | None = None,
-) -> tuple[TrainingData, Budget]:  # fmt: skip
-    """The images, or for an adapter the features of their views; and what is left of the budget."""
-    budget = budget or Budget(None, None, DEFAULT_EPOCHS, DEFAULT_MINUTES)
-    if isinstance(objective, SimCLR):
-        return TrainingData(store.pixels, store.aspects, indices), budget
-    return objective.prepare(
-        store, indices, Recipe(**config["recipe"]), config["split_seed"], device, precision, budget,
-        config.get("viewed"),
-    )  # fmt: skip
-
-
-def _plan(
-    objective: SimCLR | Adapter, data: TrainingData, device: torch.device, budget: Budget, *,
-    batch: int, optimizer: str, **settings: Any,
-) -> Plan:  # fmt: skip
-    size = sum(parameter.numel() for parameter in objective.parameters())
-
-    def choose(steps: int) -> OptimizerChoice:
-        if isinstance(objective, Adapter):
-            return adapter_optimizer(optimizer)
-        if objective.gentle:
-            return gentle_pretraining(optimizer)
-        return choose_pretraining(batch, steps, size, optimizer)
-
-    return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)
 
 
 def _pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from clfew.files import csv_line, csv_text
 from clfew.runs import ARTIFACTS, read_config
 
 if TYPE_CHECKING:
+    from clfew.data.cache import StoreListing
     from clfew.predict import Prediction
 
 
@@ -96,6 +97,15 @@ def _count(shape: tuple[int, ...]) -> int:
     for side in shape:
         product *= side
     return product
+
+
+def print_stores(stores: "list[StoreListing]") -> None:
+    """The table of `clfew cache`."""
+    rows = [
+        (s.source, f"{s.images:,}", f"{s.side} px", f"{s.bytes / 2**20:,.1f} MiB", s.used)
+        for s in stores
+    ]
+    console.print_table(("source", "images", "side", "size", "last used"), rows)
 
 
 def print_json(value: Any) -> None:
