@@ -12,10 +12,12 @@ from clfew.calibration import fit_temperature
 from clfew.classifier import Classifier
 from clfew.data.sources import Source
 from clfew.drift import alarm
+from clfew.files import write_csv
 from clfew.fitting import FullSettings, Task, fit, pool_logits, predict_store
 from clfew.origin import Origin
+from clfew.propagation import propagated_shares
 from clfew.runs import Run
-from clfew.selection import Decision, decide
+from clfew.selection import Decision, decide, held_out_accuracy
 
 
 def fit_draws(
@@ -35,9 +37,11 @@ def fit_draws(
                 begin.start, task, drawn, decision.mode, seed + number, settings, log
             )
             decided = decision.as_row() | extra
-            if decision.accuracy is not None:
+            arguments = (begin.start, task, drawn, seed + number, settings)
+            expected = held_out_accuracy(decision, *arguments)
+            if expected is not None:
                 classifier.temperature = fit_temperature(
-                    pool_logits(classifier, task, decision.mode != "full"), decision.accuracy
+                    pool_logits(classifier, task, decision.mode != "full"), expected
                 )
             decided["temperature"] = classifier.temperature
             accuracy = None
@@ -49,6 +53,8 @@ def fit_draws(
             )
             if number == 0:
                 kept.append((begin, classifier, decided, drawn))
+                if decision.mode == "propagate":
+                    _write_pool_labels(run, source, task, drawn)
         update(len(draws), len(draws))
     return results, kept[0]
 
@@ -75,3 +81,17 @@ def _decide(
     name = "the weights that pretraining started from" if worse else "the pretrained encoder"
     reason = f"{chosen[2].reason}; {name}: {chosen[2].accuracy:.2f} against {other[2].accuracy:.2f}"
     return chosen[0], chosen[1], replace(chosen[2], reason=reason)
+
+
+def _write_pool_labels(run: Run, source: Source, task: Task, drawn: np.ndarray) -> None:
+    """pool_labels.csv: what the labels spread to, for whoever wants labels for the images there are and
+    no classifier for others. share: of the likeliest class, not calibrated."""
+    rows = np.searchsorted(task.pool, drawn)
+    shares = propagated_shares(task.graph, rows, task.labels[drawn], task.classes)[: len(task.pool)]
+    write_csv(
+        run.folder / "pool_labels.csv", ["path", "label", "share"],
+        [
+            (source.identities[i], source.classes[c], f"{share:.4f}")
+            for i, c, share in zip(task.pool, shares.argmax(1), shares.max(1), strict=True)
+        ],
+    )  # fmt: skip

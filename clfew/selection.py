@@ -21,13 +21,11 @@ is smaller than cross-validation can see, and its cost is not."""
 FOLDS = {"full": 2}
 """Of a mode that trains a network for each fold; five for the others."""
 
-NOTHING_TO_COMPARE = "one label in some class: nothing to compare modes on"
-
 
 @dataclass(frozen=True)
 class Decision:
     """The mode to fit, and why. accuracy: the cross-validated share of hits of this mode on the labelled
-    images, None where one label in some class leaves nothing to hold out. scores: of each mode tried."""
+    images, where modes were compared. scores: of each mode tried."""
 
     mode: str
     reason: str
@@ -49,23 +47,37 @@ def decide(
     which at one label a class did better than a linear probe on Fashion-MNIST and no worse on hand signs
     (held-out parts of their training splits).
     """
-    smallest = int(np.unique(task.labels[labelled], return_counts=True)[1].min())
-    modes, reason = [mode], "as asked for"
-    if mode == "auto" and not start.is_pretrained:
-        modes, reason = ["full"], "from scratch there are no features to probe"
-    elif mode == "auto":
-        modes = ["propagate", "linear", "knn"]
-        if smallest >= FINE_TUNE_FROM and _is_cheap(start, task):
-            modes = ["full", *modes]
-    if smallest < 2:
-        return Decision(modes[0], NOTHING_TO_COMPARE if mode == "auto" and len(modes) > 1 else reason)
+    if mode != "auto":
+        return Decision(mode, "as asked for")
+    if not start.is_pretrained:
+        return Decision("full", "from scratch there are no features to probe")
+    if _fewest(task, labelled) < 2:
+        return Decision("propagate", "one label in some class: nothing to compare modes on")
+    modes = ["propagate", "linear", "knn"]
+    if _fewest(task, labelled) >= FINE_TUNE_FROM and _is_cheap(start, task):
+        modes = ["full", *modes]
     hits = {m: _held_out_hits(m, start, task, labelled, seed, settings) for m in modes}
     scores = {m: round(float(h.mean()), 4) for m, h in hits.items()}
     best = max(modes, key=lambda m: scores[m])
-    if len(modes) > 1:
-        reason = "cross-validated: " + ", ".join(f"{m} {score:.2f}" for m, score in scores.items())
-    accuracy = believable(float(hits[best].sum()), len(hits[best]))
-    return Decision(best, reason, accuracy, scores)
+    reason = "cross-validated: " + ", ".join(f"{m} {score:.2f}" for m, score in scores.items())
+    return Decision(best, reason, believable(float(hits[best].sum()), len(hits[best])), scores)
+
+
+def held_out_accuracy(
+    decision: Decision, start: Start, task: Task, labelled: np.ndarray, seed: int,
+    settings: FullSettings,
+) -> float | None:  # fmt: skip
+    """The cross-validated share of hits of the mode decided on, None where some class has one label and
+    nothing can be held out."""
+    if decision.accuracy is not None or _fewest(task, labelled) < 2:
+        return decision.accuracy
+    hits = _held_out_hits(decision.mode, start, task, labelled, seed, settings)
+    return believable(float(hits.sum()), len(hits))
+
+
+def _fewest(task: Task, labelled: np.ndarray) -> int:
+    """Labels of the class that has the fewest."""
+    return int(np.unique(task.labels[labelled], return_counts=True)[1].min())
 
 
 def _is_cheap(start: Start, task: Task) -> bool:

@@ -1,6 +1,6 @@
 """Read a classifier without clfew: only safetensors, torch and torchvision.
 
-    clfew pretrain ./unlabeled --encoder resnet18 --size 96
+    clfew pretrain ./unlabeled --encoder resnet18 --size 96 --init scratch
     clfew finetune --labels 1% --mode linear
     python examples/read_artifact.py runs/finetune-1/classifier.safetensors image.jpg
 
@@ -25,9 +25,10 @@ def main(artifact: str, image_file: str) -> None:
     for field in ("kind", "encoder", "size", "side", "mean", "std", "mode", "classes"):
         print(f"{field:<8} {about[field]}")
 
-    network = torchvision.models.get_model(about["encoder"])
+    name = about["encoder"].removeprefix("torchvision:")  # With the prefix: the stem as published.
+    network = torchvision.models.get_model(name)
     network.fc = torch.nn.Identity()
-    if about["size"] <= 64:
+    if about["size"] <= 64 and name == about["encoder"]:
         network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
         network.maxpool = torch.nn.Identity()
     prefix = "classifier.encoder.backbone."
@@ -43,7 +44,13 @@ def main(artifact: str, image_file: str) -> None:
     pixels = F.normalize(pixels, about["mean"], about["std"])
     with torch.no_grad():
         features = network(pixels[None])
+        if about["adapter"]:
+            layer = "classifier.encoder.adapter"
+            features = features @ tensors[f"{layer}.weight"].T + tensors[f"{layer}.bias"]
+        if "classifier.head.centre" in tensors:  # A head on directions.
+            features = torch.nn.functional.normalize(features - tensors["classifier.head.centre"])
         logits = features @ tensors["classifier.head.weight"].T + tensors["classifier.head.bias"]
+        logits /= about["temperature"]
     for name, share in zip(about["classes"], logits.softmax(1)[0].tolist(), strict=True):
         print(f"{share:6.1%}  {name}")
 

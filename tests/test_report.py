@@ -61,7 +61,8 @@ def example(
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     report = classification_report(probabilities.astype(np.float32), labels, classes)
     report |= {
-        "seen_in_pretraining": 0, "seen_in_finetuning": 0, "source": "photos", "mode": "full",
+        "temperature": 1.0, "ece_uncalibrated": report["ece"], "seen_in_pretraining": 0,
+        "seen_in_finetuning": 0, "source": "photos", "mode": "full",
         "split": "its own test split", "artifact": "runs/finetune-1/classifier.safetensors",
         "labels": changes.pop("labels_used", 40),
     }  # fmt: skip
@@ -160,6 +161,12 @@ def test_hostile_names_stay_text(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert "{{ 7 * 7 }}" in Tags(page).text
     assert not re.search("[\x00\x1b\u202e]", page)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_calibration_error_before_calibration_is_shown_where_there_was_one(tmp_path):
+    page = write(tmp_path, ["cat", "dog"], 20, temperature=2.0, ece_uncalibrated=0.321)
+    assert "ECE before calibration" in page and "32.1" in page
+    assert "before calibration" not in write(tmp_path, ["cat", "dog"], 20)
 
 
 @pytest.mark.parametrize("classes, images", [(2, 1), (2, 9), (2, 10), (20, 40), (300, 400)])

@@ -55,7 +55,7 @@ def main():
     folder = tempfile.mkdtemp()
     pretrain(
         options.images, encoder=options.encoder, size=options.size, batch=options.batch, epochs=1000,
-        compilation="off", transductive=True, out=Path(folder) / "run",
+        compilation="off", transductive=True, init="scratch", out=Path(folder) / "run",
     )  # fmt: skip
 
 

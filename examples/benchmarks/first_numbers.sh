@@ -19,7 +19,7 @@ few() {  # few NAME SOURCE LABELS ARGUMENTS...
 measure() {  # measure SET LABELS ARGUMENTS...
   local set=$1 labels=$2
   shift 2
-  [ -e "$out/$set/encoder.safetensors" ] || clfew pretrain "$data/$set" --minutes 5 --out "$out/$set" "$@"
+  [ -e "$out/$set/encoder.safetensors" ] || clfew pretrain "$data/$set" --init scratch --minutes 5 --out "$out/$set" "$@"
   for mode in linear full propagate auto; do
     few "$set-$mode" "$set" "$labels" --from "$out/$set" --mode "$mode"
   done

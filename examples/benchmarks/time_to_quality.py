@@ -45,7 +45,7 @@ BATCH = 128  # lightly-train's default.
 def train_clfew(images, minutes, folder):
     """Path of the artifact, and what was trained."""
     open_store(open_source(str(images)), 32)  # Built before the clock starts, as the trial is.
-    run = pretrain(str(images), minutes=minutes, out=folder / "run")
+    run = pretrain(str(images), init="scratch", minutes=minutes, out=folder / "run")
     config = json.loads((run / "config.json").read_text())
     rows = (run / "metrics.jsonl").read_text().splitlines()
     trained = {key: config[key] for key in ("encoder", "size", "epochs", "plan", "recipe")}
