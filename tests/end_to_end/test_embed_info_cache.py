@@ -52,7 +52,9 @@ def test_embed_leaves_out_what_cannot_be_read(clfew, project, images):
 
 def test_embed_before_any_pretraining_says_what_to_do(clfew, images, tmp_path):
     images(tmp_path / "images", classes=[""], each=2)
-    assert "clfew pretrain" in clfew.refused("embed", "images", cwd=tmp_path)
+    # Without a name, the weights that clfew[lite] brings would do.
+    said = clfew.refused("embed", "images", "--encoder", "resnet18", cwd=tmp_path)
+    assert "clfew pretrain" in said and "--init imagenet" in said
 
 
 def test_info_describes_files_and_runs_alike(clfew, project):
