@@ -22,7 +22,8 @@ _COPIED = 4096
 class Batch:
     """B images as stored, with what is needed to draw views of them.
 
-    images: uint8, (B, S, S, 3). aspects: float32, (B,), width / height before storing.
+    images: uint8, (B, S, S, 3), or whatever the data has in their place (features of views, for an
+    adapter). aspects: float32, (B,), width / height before storing.
     random: the draws of these images in this epoch. labels: int64, (B,), where the objective
     learns from labels. progress: share of the training done, in [0, 1].
     """
@@ -36,7 +37,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images a run learns from: rows `indices` of a store's arrays.
+    """The images a run learns from: rows `indices` of a store's arrays, or of an array of features.
 
     labels: int64, one for each of `indices`, where the objective learns from labels.
     """
@@ -83,11 +84,13 @@ class Batches:
         if self._device.type != "cuda":
             return None
         free, _ = torch.cuda.mem_get_info(self._device)
-        image_bytes = math.prod(self._data.pixels.shape[1:])
+        stored = self._data.pixels
+        image_bytes = math.prod(stored.shape[1:]) * stored.dtype.itemsize
         if image_bytes * len(self._data) > free // 2:
             return None
-        resident = torch.empty((len(self._data), *self._data.pixels.shape[1:]), dtype=torch.uint8,
-                               device=self._device)  # fmt: skip
+        kind = torch.from_numpy(np.empty(0, stored.dtype)).dtype
+        shape = (len(self._data), *stored.shape[1:])
+        resident = torch.empty(shape, dtype=kind, device=self._device)
         for start in range(0, len(self._data), _COPIED):
             rows = self._data.indices[start : start + _COPIED]
             resident[start : start + _COPIED] = to_device(self._read(rows), self._device)
