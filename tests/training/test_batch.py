@@ -18,7 +18,7 @@ class Pretended:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16])
 @pytest.mark.parametrize("free", [10**9, 100])
 def test_what_is_kept_on_a_gpu_is_what_is_read_each_time(monkeypatch, dtype, free):
-    """Images are bytes, features of views are not: either arrives as it is, from memory or the device."""
+    """Images are bytes, features of views are not: either arrives as it is, from both places."""
     random = np.random.default_rng(0)
     arrays = (255 * random.random((12, 3, 4))).astype(dtype)
     data = TrainingData(arrays, np.ones(12, np.float32), np.arange(1, 11), np.arange(10))
