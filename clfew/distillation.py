@@ -1,9 +1,9 @@
 """A teacher's classifier handed on to a student through the unlabelled images.
 
 SimCLRv2's third step (Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners,
-NeurIPS 2020, section 2, equation 2) on a weak view of each image, and FixMatch (Sohn et al., NeurIPS
-2020, equations 3 and 4) on a strong one, with FreeMatch's thresholds (Wang et al., ICLR 2023, equations
-6 to 8) and distribution alignment (Berthelot et al., ReMixMatch, ICLR 2020, section 3.1).
+NeurIPS 2020, section 2) on a weak view of each image, and FixMatch (Sohn et al., NeurIPS 2020) on a
+strong one, with the self-adaptive thresholds of FreeMatch (Wang et al., ICLR 2023) and the distribution
+alignment of ReMixMatch (Berthelot et al., ICLR 2020).
 
 Shape suffixes: B images in the batch, M images to learn from, C classes.
 """
@@ -24,9 +24,9 @@ has hundreds."""
 
 
 def distillation_loss(student_BxC: Tensor, teacher_BxC: Tensor, temperature: float) -> Tensor:
-    """T² · cross-entropy of the teacher's softened probabilities and the student's (SimCLRv2, equation
-    2; the factor T² keeps the gradient's size, Hinton et al., Distilling the Knowledge in a Neural
-    Network, section 2), one value an image.
+    """T² · cross-entropy of the teacher's softened probabilities and the student's (SimCLRv2,
+    section 2; the factor T² keeps the gradient's size, Hinton et al., Distilling the Knowledge in a
+    Neural Network, section 2), one value an image.
 
     student_BxC: logits. teacher_BxC: probabilities at temperature 1; softened, p becomes p^(1/T) over
     its sum. temperature: above 0.
@@ -38,7 +38,7 @@ def distillation_loss(student_BxC: Tensor, teacher_BxC: Tensor, temperature: flo
 
 def class_thresholds(confidence: Tensor, shares_C: Tensor) -> Tensor:
     """FreeMatch's self-adaptive thresholds: the running mean confidence, less for classes that are
-    predicted less often: τ(c) = τ · p(c) / max p (equation 8)."""
+    predicted less often: τ(c) = τ · p(c) / max p."""
     return confidence * shares_C / shares_C.max()
 
 

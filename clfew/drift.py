@@ -36,8 +36,8 @@ def neighbours_kept(before_NxD: np.ndarray, after_NxD: np.ndarray) -> float:
 
 
 def effective_rank(features_NxD: np.ndarray) -> float:
-    """The exponential of the entropy of the singular values (Garrido et al., RankMe, ICML 2023,
-    equation 1), after the mean is taken away: how many directions the features use."""
+    """The exponential of the entropy of the singular values (Garrido et al., RankMe, ICML
+    2023), after the mean is taken away: how many directions the features use."""
     values = np.linalg.svd(features_NxD - features_NxD.mean(0), compute_uv=False)
     shares = values / max(values.sum(), 1e-12) + 1e-7
     return float(np.exp(-(shares * np.log(shares)).sum()))

@@ -33,7 +33,7 @@ def random_case(images=7, classes=4, seed=0):
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
-def test_distillation_is_simclrv2s_equation_2(temperature):
+def test_distillation_is_simclrv2s_loss(temperature):
     student, teacher = random_case()
     expected = []
     for scores, shares in zip(student.tolist(), teacher.tolist(), strict=True):
@@ -63,7 +63,7 @@ def test_a_teacher_that_is_certain_gives_cross_entropy():
     )
 
 
-def test_thresholds_are_freematchs_equation_8():
+def test_thresholds_are_freematchs():
     shares = torch.tensor([0.5, 0.3, 0.2])
     expected = [0.9 * 0.5 / 0.5, 0.9 * 0.3 / 0.5, 0.9 * 0.2 / 0.5]
     torch.testing.assert_close(class_thresholds(torch.tensor(0.9), shares), torch.tensor(expected))
