@@ -13,7 +13,7 @@ from clfew.classifier import Classifier
 from clfew.data.sources import Source
 from clfew.drift import alarm
 from clfew.files import write_csv
-from clfew.fitting import FullSettings, Task, fit, pool_logits, predict_store
+from clfew.fitting import FullSettings, Start, Task, fit, pool_logits, predict_store
 from clfew.origin import Origin
 from clfew.propagation import propagated_shares
 from clfew.runs import Run
@@ -37,13 +37,9 @@ def fit_draws(
                 begin.start, task, drawn, decision.mode, seed + number, settings, log
             )
             decided = decision.as_row() | extra
-            arguments = (begin.start, task, drawn, seed + number, settings)
-            expected = held_out_accuracy(decision, *arguments)
-            if expected is not None:
-                classifier.temperature = fit_temperature(
-                    pool_logits(classifier, task, decision.mode != "full"), expected
-                )
-            decided["temperature"] = classifier.temperature
+            if number == 0:  # The one that is kept. Accuracy does not change with the temperature.
+                arguments = (begin.start, task, drawn, seed, settings)
+                decided["temperature"] = _calibrate(classifier, decision, *arguments)
             accuracy = None
             if len(test):
                 hits = predict_store(classifier, task, test).argmax(1) == source.labels[test]
@@ -81,6 +77,19 @@ def _decide(
     name = "the weights that pretraining started from" if worse else "the pretrained encoder"
     reason = f"{chosen[2].reason}; {name}: {chosen[2].accuracy:.2f} against {other[2].accuracy:.2f}"
     return chosen[0], chosen[1], replace(chosen[2], reason=reason)
+
+
+def _calibrate(
+    classifier: Classifier, decision: Decision, start: Start, task: Task, drawn: np.ndarray, seed: int,
+    settings: FullSettings,
+) -> float:  # fmt: skip
+    """Gives a classifier the temperature that cross-validation says, and returns it; 1 where one label
+    in some class leaves nothing to cross-validate with."""
+    expected = held_out_accuracy(decision, start, task, drawn, seed, settings)
+    if expected is not None:
+        logits = pool_logits(classifier, task, decision.mode != "full")
+        classifier.temperature = fit_temperature(logits, expected)
+    return classifier.temperature
 
 
 def _write_pool_labels(run: Run, source: Source, task: Task, drawn: np.ndarray) -> None:
