@@ -143,23 +143,11 @@ def views_to_teach_with(
     backbone = copy.deepcopy(encoder)
     backbone.adapter = None
 
-    def compute() -> np.ndarray:
-        plain = apply_to_store(
-            backbone, encoder.size, store.pixels, store.aspects, pool, device, precision
-        )
+    def compute(rows: np.ndarray) -> np.ndarray:
+        arrays = (store.pixels, store.aspects, rows)
+        plain = apply_to_store(backbone, encoder.size, *arrays, device, precision)
         with console.progress_bar("views") as update:
-            random = view_features(
-                backbone,
-                store.pixels,
-                store.aspects,
-                pool,
-                recipe,
-                seed,
-                device,
-                precision,
-                None,
-                update,
-            )
+            random = view_features(backbone, *arrays, recipe, seed, device, precision, None, update)
         return np.concatenate([plain[:, None].astype(np.float16), random], axis=1)
 
     return remembered(backbone, store.pixels, pool, compute, "views", recipe, seed, device, precision)

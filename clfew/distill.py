@@ -19,10 +19,11 @@ from clfew.classifier import Classifier
 from clfew.data.sources import Source
 from clfew.data.store import Store
 from clfew.errors import UsageError, UserError
+from clfew.features import features_of
 from clfew.files import write_csv, write_json
 from clfew.fitting import Start, Task, pool_logits, predict_store
 from clfew.initial import AUTO, find_initial
-from clfew.labelling import bounded, store_features
+from clfew.labelling import bounded
 from clfew.origin import from_initial, from_scratch
 from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
@@ -109,7 +110,8 @@ def distill(
     pool = bounded(pool, images.labelled, TAUGHT_BY_LAYER if by_layer else MAX_IMAGES)
     features = None
     if teacher.about.mode != "full":
-        features = store_features(base.encoder, store, pool, chosen_device, chosen_precision)
+        arrays = (store.pixels, store.aspects, pool)
+        features = features_of(base.encoder, *arrays, chosen_device, chosen_precision)
     task = Task(
         store.pixels, store.aspects, pool, images.labels, len(about.classes), features, chosen_device,
         chosen_precision,

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from clfew import console
 from clfew.calibration import fit_temperature
 from clfew.classifier import Classifier
 from clfew.data.sources import Source
 from clfew.drift import alarm
+from clfew.features import features_of
 from clfew.files import write_csv
 from clfew.fitting import FullSettings, Start, Task, fit, pool_logits, predict_store
 from clfew.origin import Origin
@@ -42,8 +44,8 @@ def fit_draws(
                 decided["temperature"] = _calibrate(classifier, decision, *arguments)
             accuracy = None
             if len(test):
-                hits = predict_store(classifier, task, test).argmax(1) == source.labels[test]
-                accuracy = float(hits.mean())
+                logits = _test_logits(classifier, begin, task, decision.mode, test)
+                accuracy = float((logits.argmax(1) == source.labels[test]).mean())
             results.append(
                 {"seed": seed + number, "labels": len(drawn), "accuracy": accuracy, **decided}
             )
@@ -77,6 +79,18 @@ def _decide(
     name = "the weights that pretraining started from" if worse else "the pretrained encoder"
     reason = f"{chosen[2].reason}; {name}: {chosen[2].accuracy:.2f} against {other[2].accuracy:.2f}"
     return chosen[0], chosen[1], replace(chosen[2], reason=reason)
+
+
+def _test_logits(
+    classifier: Classifier, begin: Origin, task: Task, mode: str, test: np.ndarray
+) -> np.ndarray:
+    """Logits of the test images; of a head on frozen features from these, the same for every draw."""
+    if mode == "full":
+        return predict_store(classifier, task, test)
+    arrays = (task.pixels, task.aspects, test)
+    features = features_of(begin.start.encoder, *arrays, task.device, task.precision)
+    with torch.no_grad():
+        return classifier.from_features(torch.from_numpy(features)).numpy()
 
 
 def _calibrate(

@@ -13,11 +13,12 @@ from clfew.augment import evaluation_view
 from clfew.data.decode import BadImage
 from clfew.data.store import RowReader
 from clfew.data.workers import decode_ahead, decoders
+from clfew.encoders import Encoder
 from clfew.training.device import keep_freed_memory, to_device
 
 T = TypeVar("T")
 
-_RECENT: dict[tuple[object, ...], np.ndarray] = {}
+_RECENT: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 _MOST_RECENT = 4
 
 
@@ -52,26 +53,45 @@ def apply_to_store(
 
 
 def remembered(
-    network: nn.Module, pixels: np.ndarray, indices: np.ndarray, compute: Callable[[], np.ndarray],
-    *what: object,
+    network: nn.Module, pixels: np.ndarray, indices: np.ndarray,
+    compute: Callable[[np.ndarray], np.ndarray], *what: object,
 ) -> np.ndarray:  # fmt: skip
-    """`compute()`, or what it gave for the same weights, images and settings (`what`) before, if that
-    was among the last few: fine-tuning on several draws in one process reads the same features each
-    time."""
-    digest = hashlib.blake2b(indices.tobytes(), digest_size=16)
+    """What `compute` gives for images `indices` of a store, a row each; of those that were asked for
+    before with the same weights and settings (`what`), what it gave then: several draws of the labels
+    in one process read much the same features.
+    """
+    file = getattr(pixels, "filename", None)
+    if file is None:  # Nothing tells one array in memory from a later one in its place.
+        return compute(indices)
+    digest = hashlib.blake2b(digest_size=16)
     for name, value in network.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    key = (
-        digest.hexdigest(),
-        str(getattr(pixels, "filename", id(pixels))),
-        pixels.shape,
-        *map(str, what),
-    )
-    if key not in _RECENT:
-        _RECENT[key] = compute()
-        while len(_RECENT) > _MOST_RECENT:
-            _RECENT.pop(next(iter(_RECENT)))
-    return _RECENT[key]
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    key = (digest.hexdigest(), str(file), *map(str, what))
+    known, rows = _RECENT.pop(key, (np.empty(0, np.int64), None))
+    missing = np.setdiff1d(indices, known)
+    if len(missing):
+        new = compute(missing)
+        order = np.argsort(np.concatenate([known, missing]))
+        known = np.concatenate([known, missing])[order]
+        rows = (new if rows is None else np.concatenate([rows, new]))[order]
+    assert rows is not None
+    _RECENT[key] = (known, rows)  # Last, as the newest.
+    while len(_RECENT) > _MOST_RECENT:
+        _RECENT.pop(next(iter(_RECENT)))
+    return rows[np.searchsorted(known, indices)]
+
+
+def features_of(
+    encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray,
+    device: torch.device, precision: str,
+) -> np.ndarray:  # fmt: skip
+    """An encoder's features of stored images, float32 (N, D); see `remembered`."""
+
+    def compute(rows: np.ndarray) -> np.ndarray:
+        return apply_to_store(encoder, encoder.size, pixels, aspects, rows, device, precision)
+
+    return remembered(encoder, pixels, indices, compute, encoder.size, device, precision)
 
 
 def apply_to_files(

@@ -10,9 +10,8 @@ from clfew.artifacts import About
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import LabelSpec, apply_label_csv, test_indices
 from clfew.data.store import Store
-from clfew.encoders import Encoder
 from clfew.errors import UserError
-from clfew.features import apply_to_store, remembered
+from clfew.features import features_of
 from clfew.origin import Origin, other_images
 from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
@@ -98,7 +97,7 @@ def pool_features(
         return None
 
     def read(of: Store, indices: np.ndarray) -> np.ndarray:
-        return store_features(start.encoder, of, indices, device, precision)
+        return features_of(start.encoder, of.pixels, of.aspects, indices, device, precision)
 
     features = read(store, pool)
     spec = origin.pretraining_source
@@ -112,17 +111,6 @@ def pool_features(
         return features
     chosen = other_images(origin, others, decoded, store.digests[test], MAX_IMAGES)
     return np.concatenate([features, read(decoded, chosen)]) if len(chosen) else features
-
-
-def store_features(
-    encoder: Encoder, store: Store, indices: np.ndarray, device: torch.device, precision: str
-) -> np.ndarray:
-    """Features of images of a store, float32; not computed again for the same images and weights."""
-    arrays = (store.pixels, store.aspects, indices, device, precision)
-    return remembered(
-        encoder, store.pixels, indices, lambda: apply_to_store(encoder, encoder.size, *arrays),
-        encoder.size, device, precision,
-    )  # fmt: skip
 
 
 def merged(first: Source, second: Source) -> Source:
