@@ -158,10 +158,9 @@ def distill(
     threads: opt.Threads = None,
     out: opt.Out = None,
 ) -> None:
-    """Let the newest classifier teach a student on the unlabelled images.
+    """Let the newest classifier teach a student on the unlabelled images, kept where it is better.
 
-    The student is kept where held-out labels say that it is better. --student and --keep make a small
-    network from a large one.
+    --student NAME --keep makes a small network of a large one.
     """
     from clfew.distill import distill as run
 

@@ -42,7 +42,7 @@ Init = Annotated[
     _option(
         "Weights to start from: auto (pretrained ones that are on this machine), imagenet, scratch, "
         "a run, or a file.",
-        metavar="auto|imagenet|scratch|RUN|FILE",
+        metavar="WEIGHTS",
     ),
 ]
 Size = Annotated[int | None, typer.Option(min=8, max=1024, help="Side of the images (default: auto).")]
