@@ -66,8 +66,14 @@ class Adapter(nn.Module):
         super().__init__()
         assert encoder.adapter is not None
         encoder.backbone.requires_grad_(False)
-        self.encoder, self.layer, self.projector = encoder, encoder.adapter, nn.Sequential()
+        self.encoder, self.projector = encoder, nn.Sequential()
         self.temperature, self.decoupled = temperature, decoupled
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The encoder's adapter, a module under one name only: a state is saved by names."""
+        assert self.encoder.adapter is not None
+        return self.encoder.adapter
 
     def prepare(
         self, store: Store, indices: np.ndarray, recipe: Recipe, seed: int, device: torch.device,

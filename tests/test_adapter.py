@@ -1,3 +1,6 @@
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +9,12 @@ from torch import nn
 from clfew.adapter import VIEWS, Adapter, view_features, whiten
 from clfew.augment import Recipe
 from clfew.encoders import Encoder
+from clfew.errors import Stopped
 from clfew.methods.simclr import nt_xent
 from clfew.randomness import ImageRandom
+from clfew.training import loop
 from clfew.training.batch import Batch, TrainingData
-from clfew.training.loop import train
+from clfew.training.loop import Saving, train
 from clfew.training.plan import Plan
 
 CPU = torch.device("cpu")
@@ -113,6 +118,34 @@ def test_training_moves_the_layer_alone_and_lowers_the_loss():
     with torch.no_grad():
         adapted = objective.layer(torch.from_numpy(features[:, 0]).float()).numpy()
     assert nearest_agree(adapted, kinds) > 0.95
+
+
+def test_a_training_that_is_saved_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
+    features, _ = views_of(100)
+    data = TrainingData(features, np.ones(100, np.float32), np.arange(100))
+    plan = Plan(20, 50, "adamw", 1e-3, 1e-3, 2, 0, "fp32")
+
+    def ready():
+        objective = Adapter(encoder_of(), 0.2, False)
+        whiten(objective.layer, features, 0)
+        return objective
+
+    whole, stopped = ready(), ready()
+    train(whole, data, plan, CPU)
+    saving = Saving(tmp_path / "state", "again")
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)  # After every step.
+    monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
+
+    def stop(row):
+        if row["step"] == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        train(stopped, data, plan, CPU, stop, saving)
+    resumed = ready()
+    train(resumed, data, plan, CPU, saving=saving)
+    assert torch.equal(resumed.layer.weight, whole.layer.weight)
+    assert not torch.equal(stopped.layer.weight, whole.layer.weight)
 
 
 @torch.no_grad()

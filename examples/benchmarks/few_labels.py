@@ -56,7 +56,7 @@ class Set:
 
 SETS = {
     "aerial": Set(128, 64, (3, 2)),
-    "cifar10": Set(96, 24, (4, 7)),
+    "cifar10": Set(96, 24, (4, 4)),
     "sign-digits": Set(96, 64, (3, 2), flip=False),  # A mirrored hand is another sign.
     "fashion-mnist-6k": Set(64, 24, (2, 2)),
 }
