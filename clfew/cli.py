@@ -280,7 +280,7 @@ def cache(
 @app.command(epilog="Example:  clfew demo --out demo")
 def demo(
     out: opt.Out = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Time to pretrain for.")] = 1.0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time to pretrain for.")] = 1.25,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
 ) -> None:
