@@ -1,7 +1,7 @@
 """A linear layer that teaches a pretrained encoder new images: SimCLR on the features of random views.
 
 A few minutes of training on small images move a large pretrained network away from what it knows before
-they teach it anything (BatchNorm statistics first). What the network says of two views of one image
+they teach it anything. What the network says of two views of one image
 differs in directions that do not matter for these images; a linear layer after the frozen network learns
 to leave them out, from views whose features are computed once. The weights that were started from stay
 as they are.
@@ -36,7 +36,7 @@ LAYER, NETWORK = "layer", "network"
 """What pretrained weights learn with (`--adapt`)."""
 
 WIDTH = 256
-"""Adapted features; more made no difference, fewer begin to lose."""
+"""Adapted features. Of the whitened ones, 64 did as well on CIFAR-10."""
 
 VIEWS = 4
 MOST_IMAGES = 20_000

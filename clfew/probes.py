@@ -24,7 +24,7 @@ _WORTH_THREADS = 5_000_000
 
 FEW_LABELS = ("unit", 10.0)
 """Scaling and C where there are too few labels for cross-validation. At one label a class on frozen
-ImageNet features of 96 to 128 pixels, unit vectors with any C of 1 to 100 were 5 to 7 points better than
+ImageNet features of 96 to 128 pixels, unit vectors with any C of 1 to 100 were 4 to 6 points better than
 standardised features with any C (held-out parts of three training splits)."""
 
 
