@@ -2,9 +2,9 @@
 
 A few minutes of training on small images move a large pretrained network away from what it knows before
 they teach it anything. What the network says of two views of one image
-differs in directions that do not matter for these images; a linear layer after the frozen network learns
-to leave them out, from views whose features are computed once. The weights that were started from stay
-as they are.
+differs in directions that do not matter for these images; a linear layer beside the frozen network's own
+features (`encoders.SideLayer`) learns to leave them out, from views whose features are computed once.
+The weights that were started from stay as they are.
 
 Shape suffixes: N images, V views of each, D features of the encoder, A adapted features, B images in the
 batch.
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from clfew import console
 from clfew.augment import Recipe, random_views
 from clfew.data.store import RowReader, Store
-from clfew.encoders import Encoder
+from clfew.encoders import Encoder, SideLayer
 from clfew.features import apply_to_store, batch_size, remembered
 from clfew.methods.simclr import nt_xent
 from clfew.randomness import ImageRandom, epoch_order
@@ -70,7 +70,7 @@ class Adapter(nn.Module):
         self.temperature, self.decoupled = temperature, decoupled
 
     @property
-    def layer(self) -> nn.Linear:
+    def layer(self) -> SideLayer:
         """The encoder's adapter, a module under one name only: a state is saved by names."""
         assert self.encoder.adapter is not None
         return self.encoder.adapter
@@ -91,7 +91,8 @@ class Adapter(nn.Module):
                 self.encoder, store.pixels, store.aspects, order[: count or MOST_IMAGES], recipe, seed,
                 device, precision, limit, update,
             )  # fmt: skip
-        whiten(self.layer, features, seed)
+        standardise(self.layer, features)
+        whiten(self.layer.linear, features, seed)
         left = max(1.0, seconds - (time.monotonic() - started)) / 60
         rest = replace(budget, minutes=budget.minutes and left, default_minutes=left)
         rows = np.arange(len(features))
@@ -105,7 +106,7 @@ class Adapter(nn.Module):
         second = (first + 1 + (draw[:, 1] * (count - 1)).long()) % count  # Another than the first.
         rows = torch.arange(len(first), device=first.device)
         pairs_2BxD = torch.cat([features_BxVxD[rows, first], features_BxVxD[rows, second]])
-        adapted_2BxA = self.layer(pairs_2BxD)
+        adapted_2BxA = self.layer.linear(pairs_2BxD)
         loss = nt_xent(adapted_2BxA, self.temperature, self.decoupled)
         spread = F.normalize(adapted_2BxA.detach(), dim=1).std(dim=0).mean()
         return loss, {"spread": spread}
@@ -157,6 +158,14 @@ def views_to_teach_with(
         return np.concatenate([plain[:, None].astype(np.float16), random], axis=1)
 
     return remembered(backbone, store.pixels, pool, compute, "views", recipe, seed, device, precision)
+
+
+@torch.no_grad()
+def standardise(layer: SideLayer, features_NxVxD: np.ndarray) -> None:
+    """Gives the layer the mean and the spread of each of the features that it passes on."""
+    features = torch.from_numpy(features_NxVxD).flatten(0, 1).float()
+    layer.centre.copy_(features.mean(0))
+    layer.spread.copy_(features.std(0) + 1e-6)
 
 
 def whiten(layer: nn.Linear, features_NxVxD: np.ndarray, seed: int) -> None:

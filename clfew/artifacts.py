@@ -45,9 +45,9 @@ class About:
     three channels, for images in [0, 1]. dim: features. method: how the encoder was pretrained
     ("simclr"), "" from scratch. flip: whether mirror images mean the same. neck: width of the
     projector layer kept below the classifier, 0 for none. classes and mode: of a classifier.
-    temperature: what its logits are divided by. adapter: width of the linear layer after the network, 0
-    for none. training: resolved settings, by step ("pretrain", "finetune"). data: source, fingerprint
-    and the seed of the test split, by step likewise.
+    temperature: what its logits are divided by. adapter: width of the linear layer beside the
+    network's features, 0 for none. training: resolved settings, by step ("pretrain", "finetune"). data:
+    source, fingerprint and the seed of the test split, by step likewise.
     """
 
     kind: str

@@ -19,7 +19,7 @@ from clfew.fitting import FullSettings, Start, Task, fit, pool_logits, predict_s
 from clfew.origin import Origin
 from clfew.propagation import propagated_shares
 from clfew.runs import Run
-from clfew.selection import Decision, decide, held_out_accuracy
+from clfew.selection import Decision, decide, held_out_accuracy, is_clearly_better
 
 
 def fit_draws(
@@ -61,8 +61,9 @@ def _decide(
     candidates: list[tuple[Origin, Task]], mode: str, drawn: np.ndarray, seed: int,
     settings: FullSettings,
 ) -> tuple[Origin, Task, Decision]:  # fmt: skip
-    """The start and the mode that do best in cross-validation on the labels drawn. Where that is not
-    possible, the pretrained encoder, unless its drift raised the alarm."""
+    """The mode for the labels drawn, and the pretrained encoder unless what it started from is clearly
+    better in cross-validation. Where that is not possible, the pretrained encoder, unless its drift
+    raised the alarm."""
     choices = [
         (begin, task, decide(mode, begin.start, task, drawn, seed, settings))
         for begin, task in candidates
@@ -74,7 +75,8 @@ def _decide(
     if first[2].accuracy is None or before[2].accuracy is None:
         drifted = first[0].about.training.get("pretrain", {}).get("drift")
         return before if drifted and alarm(drifted) else first
-    worse = before[2].accuracy > first[2].accuracy
+    hits = before[2].hits, first[2].hits
+    worse = hits[0] is not None and hits[1] is not None and is_clearly_better(hits[0], hits[1])
     chosen, other = (before, first) if worse else (first, before)
     name = "the weights that pretraining started from" if worse else "the pretrained encoder"
     reason = f"{chosen[2].reason}; {name}: {chosen[2].accuracy:.2f} against {other[2].accuracy:.2f}"

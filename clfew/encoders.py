@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clfew import timm_encoders
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
     """A backbone with its input normalisation.
 
     Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim). adapter:
-    width of a linear layer after the backbone (see `clfew.adapter`), 0 for none.
+    width of a linear layer beside the backbone's own features (see `SideLayer`), 0 for none.
     """
 
     mean: Tensor
@@ -54,10 +55,10 @@ class Encoder(nn.Module):
             channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(key, channels, persistent=False)
         self.dim = _feature_dim(self.backbone, name, size)
-        self.adapter: nn.Linear | None = None
+        self.adapter: SideLayer | None = None
         if adapter:
-            self.adapter = nn.Linear(self.dim, adapter)
-            self.dim = adapter
+            self.adapter = SideLayer(self.dim, adapter)
+            self.dim = self.adapter.dim
 
     def forward(self, images_NxCxSxS: Tensor) -> Tensor:
         return self.adapt(self.backbone_features(images_NxCxSxS))
@@ -69,6 +70,33 @@ class Encoder(nn.Module):
     def backbone_features(self, images_NxCxSxS: Tensor) -> Tensor:
         """Features before the adapter."""
         return self.backbone((images_NxCxSxS - self.mean) / self.std).flatten(1)
+
+
+class SideLayer(nn.Module):
+    """Features (N, inputs) to twice as many (N, dim): themselves, standardised, and beside them what a
+    linear layer of `width` makes of them, repeated until it has about as many.
+
+    Each half is a unit vector, so the cosine of two images is the mean of both halves'. Alone, the
+    linear layer's features were worse than the encoder's own where those suited the images already
+    (aerial photographs), and better where they did not (hand signs, CIFAR-10); both together were close
+    to the better of the two everywhere, on held-out parts of the training splits.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, width)
+        self.register_buffer("centre", torch.zeros(inputs))
+        self.register_buffer("spread", torch.ones(inputs))
+        self.copies = max(1, round(inputs / width))
+        self.dim = inputs + self.copies * width
+
+    def forward(self, features_NxD: Tensor) -> Tensor:
+        own = F.normalize((features_NxD - self.centre) / self.spread, dim=1)
+        learned = F.normalize(self.linear(features_NxD), dim=1) / self.copies**0.5
+        return torch.cat([own, learned.repeat(1, self.copies)], dim=1)
 
 
 def freeze_statistics(module: nn.Module) -> None:

@@ -255,7 +255,7 @@ def _about(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> 
         kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
         mean=config["mean"], std=config["std"], dim=encoder.dim, method=method,
         flip=config["recipe"]["flip"], neck=neck, clfew_version=clfew.__version__,
-        adapter=0 if encoder.adapter is None else encoder.dim,
+        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features,
         training={"pretrain": {"command": config["command_line"]} | how},
         data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
     )  # fmt: skip

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from clfew.adapter import VIEWS, Adapter, view_features, whiten
+from clfew.adapter import VIEWS, Adapter, standardise, view_features, whiten
 from clfew.augment import Recipe
-from clfew.encoders import Encoder
+from clfew.encoders import Encoder, SideLayer
 from clfew.errors import Stopped
 from clfew.methods.simclr import nt_xent
 from clfew.randomness import ImageRandom
@@ -85,7 +85,7 @@ def test_the_loss_is_simclrs_on_two_different_views():
         second = (first + 1 + int(draw[i, 1] * 2)) % 3
         assert first != second
         for side, view in enumerate((first, second)):
-            pairs[side].append(objective.layer(features[i, view].float()))
+            pairs[side].append(objective.layer.linear(features[i, view].float()))
     torch.testing.assert_close(loss, nt_xent(torch.stack(pairs[0] + pairs[1]), 0.2))
 
 
@@ -93,7 +93,7 @@ def test_every_pair_of_views_is_drawn():
     features = torch.zeros(600, 3, 32)
     features[:, torch.arange(3), torch.arange(3)] = 1  # A view tells its number.
     objective, seen = Adapter(encoder_of(), 0.2, False), []
-    objective.layer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    objective.layer.linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     objective.loss(Batch(features, torch.ones(600), ImageRandom(0, 0, np.arange(600))))
     first, second = seen[0][:, :3].argmax(1).chunk(2)
     pairs = {(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)}
@@ -104,19 +104,19 @@ def test_training_moves_the_layer_alone_and_lowers_the_loss():
     features, kinds = views_of()
     encoder = encoder_of()
     objective = Adapter(encoder, 0.2, False)
-    whiten(objective.layer, features, 0)
+    whiten(objective.layer.linear, features, 0)
     backbone = {k: v.clone() for k, v in encoder.backbone.state_dict().items()}
-    start = objective.layer.weight.clone()
+    start = objective.layer.linear.weight.clone()
     data = TrainingData(features, np.ones(300, np.float32), np.arange(300))
     losses = []
     train(objective, data, Plan(60, 100, "adamw", 1e-3, 1e-3, 3, 0, "fp32"), CPU,
           lambda row: losses.append(row["loss"]))  # fmt: skip
     assert losses[-1] < losses[0]
-    assert not torch.equal(start, objective.layer.weight)
+    assert not torch.equal(start, objective.layer.linear.weight)
     for name, value in encoder.backbone.state_dict().items():
         assert torch.equal(backbone[name], value), name
     with torch.no_grad():
-        adapted = objective.layer(torch.from_numpy(features[:, 0]).float()).numpy()
+        adapted = objective.layer.linear(torch.from_numpy(features[:, 0]).float()).numpy()
     assert nearest_agree(adapted, kinds) > 0.95
 
 
@@ -127,7 +127,7 @@ def test_a_training_that_is_saved_and_resumed_ends_with_the_same_weights(tmp_pat
 
     def ready():
         objective = Adapter(encoder_of(), 0.2, False)
-        whiten(objective.layer, features, 0)
+        whiten(objective.layer.linear, features, 0)
         return objective
 
     whole, stopped = ready(), ready()
@@ -144,8 +144,8 @@ def test_a_training_that_is_saved_and_resumed_ends_with_the_same_weights(tmp_pat
         train(stopped, data, plan, CPU, stop, saving)
     resumed = ready()
     train(resumed, data, plan, CPU, saving=saving)
-    assert torch.equal(resumed.layer.weight, whole.layer.weight)
-    assert not torch.equal(stopped.layer.weight, whole.layer.weight)
+    assert torch.equal(resumed.layer.linear.weight, whole.layer.linear.weight)
+    assert not torch.equal(stopped.layer.linear.weight, whole.layer.linear.weight)
 
 
 @torch.no_grad()
@@ -175,3 +175,19 @@ def test_an_encoder_with_fewer_features_than_the_adapter_is_wide(dims):
     layer = nn.Linear(dims, 6)
     whiten(layer, features, 0)
     assert layer.weight.isfinite().all() and np.linalg.matrix_rank(layer.weight.detach().numpy()) == dims
+
+
+@torch.no_grad()
+def test_a_side_layer_weighs_the_encoders_features_and_its_own_alike():
+    torch.manual_seed(0)
+    features = (5 * torch.randn(50, VIEWS, 32) * torch.arange(1, 33) + 100).half()
+    layer = SideLayer(32, 6)
+    standardise(layer, features.numpy())
+    given = features[:, 0].float()
+    found = layer(given)
+    assert found.shape == (50, layer.dim) == (50, 32 + 5 * 6)
+    every = features.float().flatten(0, 1)
+    own = (given - every.mean(0)) / every.std(0)
+    learned = layer.linear(given)
+    cosine = [torch.nn.functional.cosine_similarity(x[:1], x[1:]) for x in (found, own, learned)]
+    torch.testing.assert_close(cosine[0], (cosine[1] + cosine[2]) / 2, atol=1e-4, rtol=1e-4)

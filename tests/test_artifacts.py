@@ -140,10 +140,10 @@ def test_a_file_of_version_1_is_read_as_it_was_meant(encoder_file):
 @torch.no_grad()
 def test_temperature_and_adapter_come_back(tmp_path):
     encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std, adapter=5)
-    classifier = Classifier(trained(encoder), nn.Sequential(), nn.Linear(5, 3)).eval()
+    classifier = Classifier(trained(encoder), nn.Sequential(), nn.Linear(62, 3)).eval()
     classifier.temperature = 2.5
     about = replace(
-        ABOUT, kind="classifier", classes=CLASSES, mode="distilled", neck=0, dim=5, adapter=5,
+        ABOUT, kind="classifier", classes=CLASSES, mode="distilled", neck=0, dim=62, adapter=5,
         temperature=2.5,
     )  # fmt: skip
     path = tmp_path / "classifier.safetensors"
@@ -152,7 +152,7 @@ def test_temperature_and_adapter_come_back(tmp_path):
     images = torch.rand(6, 3, 16, 16)
     assert loaded_about == about and torch.equal(loaded(images), classifier(images))
     features = classifier.encoder(images)
-    assert features.shape == (6, 5)
+    assert features.shape == (6, 32 + 6 * 5)
     torch.testing.assert_close(loaded(images), classifier.head(features) / 2.5)
 
 

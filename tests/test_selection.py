@@ -84,3 +84,31 @@ def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeyp
         "full"
         not in decide("auto", start_of(), task_of(pixels), np.arange(30), 0, FullSettings()).scores
     )
+
+
+def test_another_mode_is_taken_only_where_it_is_clearly_better(pixels, monkeypatch):
+    def hits_of(linear):
+        def hits(mode, *arguments):
+            right = {"propagate": 10, "linear": linear, "knn": 0}[mode]
+            return (np.arange(21) < right).astype(float)
+
+        monkeypatch.setattr(selection, "_held_out_hits", hits)
+        return decide("auto", start_of(), task_of(pixels), np.arange(21), 0, FullSettings())
+
+    # With g more hits, the difference's mean is g / 21, its standard error sqrt(g (21 - g) / 21) / 21.
+    assert hits_of(13).mode == "propagate"  # 3 < 2 · 1.60
+    assert hits_of(14).mode == "linear"  # 4 > 2 · 1.80
+    assert hits_of(10).mode == "propagate"
+    assert hits_of(14).accuracy == believable(14, 21)
+
+
+def test_hits_are_in_the_order_of_the_labels_whatever_the_folds(pixels, monkeypatch):
+    known = np.arange(12) % 5 == 0
+    monkeypatch.setattr(
+        selection, "_fold_hits", lambda mode, start, task, fitted, held_out, *rest: known[held_out]
+    )
+    for mode in ("full", "linear"):
+        found = selection._held_out_hits(
+            mode, start_of(), task_of(pixels), np.arange(12), 0, FullSettings()
+        )
+        np.testing.assert_array_equal(found, known)

@@ -64,8 +64,9 @@ def test_all_commands_work_from_it(adapted, clfew):
     clfew.ok("eval", cwd=folder)
     clfew.ok("predict", "unlabeled/ring/000.png", cwd=folder)
     info = json.loads(clfew.ok("info", "runs/pretrain-1", "--format", "json", cwd=folder).stdout)
-    assert info["adapter"] == info["dim"] == 256 and info["training"]["pretrain"]["drift"]
-    assert "× 256" in clfew.ok("embed", "unlabeled", "--out", "features", cwd=folder).stdout
+    assert info["adapter"] == 256 and info["dim"] == 512 + 2 * 256
+    assert info["training"]["pretrain"]["drift"]
+    assert "× 1024" in clfew.ok("embed", "unlabeled", "--out", "features", cwd=folder).stdout
     result = clfew.ok("distill", "--epochs", "1", "--keep", cwd=folder)
     assert "the student is kept" in result.stdout
 
