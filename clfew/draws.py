@@ -72,14 +72,16 @@ def _decide(
     if len(choices) == 1:
         return first
     before = choices[1]
-    if first[2].accuracy is None or before[2].accuracy is None:
+    hits, hits_before = first[2].hits, before[2].hits
+    if hits is None or hits_before is None:
         drifted = first[0].about.training.get("pretrain", {}).get("drift")
         return before if drifted and alarm(drifted) else first
-    hits = before[2].hits, first[2].hits
-    worse = hits[0] is not None and hits[1] is not None and is_clearly_better(hits[0], hits[1])
-    chosen, other = (before, first) if worse else (first, before)
+    worse = is_clearly_better(hits_before, hits)
+    chosen = before if worse else first
+    shares = [float(h.mean()) for h in ((hits_before, hits) if worse else (hits, hits_before))]
     name = "the weights that pretraining started from" if worse else "the pretrained encoder"
-    reason = f"{chosen[2].reason}; {name}: {chosen[2].accuracy:.2f} against {other[2].accuracy:.2f}"
+    unclear = " (no clear difference)" if shares[1] > shares[0] else ""
+    reason = f"{chosen[2].reason}; {name}: {shares[0]:.2f} against {shares[1]:.2f}{unclear}"
     return chosen[0], chosen[1], replace(chosen[2], reason=reason)
 
 

@@ -73,8 +73,8 @@ class Encoder(nn.Module):
 
 
 class SideLayer(nn.Module):
-    """Features (N, inputs) to twice as many (N, dim): themselves, standardised, and beside them what a
-    linear layer of `width` makes of them, repeated until it has about as many.
+    """Features (N, inputs) to about twice as many (N, dim): themselves, standardised, and beside them
+    what a linear layer of `width` makes of them, repeated until it has about as many.
 
     Each half is a unit vector, so the cosine of two images is the mean of both halves'. Alone, the
     linear layer's features were worse than the encoder's own where those suited the images already

@@ -72,6 +72,8 @@ def decide(
     better = [m for m in modes if m == "propagate" or is_clearly_better(hits[m], standing)]
     best = max(better, key=lambda m: scores[m])
     reason = "cross-validated: " + ", ".join(f"{m} {score:.2f}" for m, score in scores.items())
+    if scores[best] < max(scores.values()):
+        reason += f" (no clear win over {best})"
     return Decision(
         best, reason, believable(float(hits[best].sum()), len(hits[best])), scores, hits[best]
     )
