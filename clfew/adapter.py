@@ -10,7 +10,6 @@ Shape suffixes: N images, V views of each, D features of the encoder, A adapted 
 batch.
 """
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -147,8 +146,7 @@ def views_to_teach_with(
 ) -> np.ndarray:  # fmt: skip
     """Features before any adapter of the evaluation view and of V random views of each image of the
     pool: float16, (M, 1 + V, D). Not computed again for the same images and weights."""
-    backbone = copy.deepcopy(encoder)
-    backbone.adapter = None
+    backbone = encoder.without_adapter()
 
     def compute(rows: np.ndarray) -> np.ndarray:
         arrays = (store.pixels, store.aspects, rows)

@@ -6,6 +6,7 @@ without its classifier. Small images get those a stem of their own, which publis
 `torchvision:NAME` is the network as published at every size.
 """
 
+import copy
 import re
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -67,6 +68,14 @@ class Encoder(nn.Module):
         """Features as they are given, from those of the backbone."""
         return features_NxD if self.adapter is None else self.adapter(features_NxD)
 
+    def without_adapter(self) -> "Encoder":
+        """A copy that gives the backbone's features as they are; itself where it does so already."""
+        if self.adapter is None:
+            return self
+        plain = copy.deepcopy(self)
+        plain.adapter, plain.dim = None, self.adapter.inputs
+        return plain
+
     def backbone_features(self, images_NxCxSxS: Tensor) -> Tensor:
         """Features before the adapter."""
         return self.backbone((images_NxCxSxS - self.mean) / self.std).flatten(1)
@@ -87,6 +96,7 @@ class SideLayer(nn.Module):
 
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__()
+        self.inputs = inputs
         self.linear = nn.Linear(inputs, width)
         self.register_buffer("centre", torch.zeros(inputs))
         self.register_buffer("spread", torch.ones(inputs))

@@ -21,6 +21,8 @@ T = TypeVar("T")
 _RECENT: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 _MOST_RECENT = 4
 
+_ADAPTED_AT_ONCE = 4096
+
 
 def batch_size(size: int, device: torch.device) -> int:
     """Images at a time: on a CPU, what passes between two layers should stay near its caches."""
@@ -86,12 +88,20 @@ def features_of(
     encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray,
     device: torch.device, precision: str,
 ) -> np.ndarray:  # fmt: skip
-    """An encoder's features of stored images, float32 (N, D); see `remembered`."""
+    """An encoder's features of stored images, float32 (N, D); see `remembered`, by which encoders that
+    differ in their adapter only share what their backbone says."""
+    backbone, arrays = encoder.without_adapter(), (pixels, aspects)
 
     def compute(rows: np.ndarray) -> np.ndarray:
-        return apply_to_store(encoder, encoder.size, pixels, aspects, rows, device, precision)
+        return apply_to_store(backbone, encoder.size, *arrays, rows, device, precision)
 
-    return remembered(encoder, pixels, indices, compute, encoder.size, device, precision)
+    features = remembered(backbone, pixels, indices, compute, encoder.size, device, precision)
+    if encoder.adapter is None:
+        return features
+    encoder.to(device).eval()
+    with torch.no_grad():
+        parts = torch.from_numpy(features).split(_ADAPTED_AT_ONCE)
+        return torch.cat([encoder.adapt(part.to(device)).cpu() for part in parts]).numpy()
 
 
 def apply_to_files(

@@ -85,9 +85,10 @@ def _choose_strength(
     splits = folds(labels_L, seed)
     losses = {}
     for scaling, strengths in STRENGTHS.items():
+        coordinates_LxR, _ = _span(inputs[scaling])  # Once for all the fits below.
         for strength in strengths:
             losses[scaling, strength] = sum(
-                _log_loss(inputs[scaling], labels_L, strength, train, held_out)
+                _log_loss(coordinates_LxR, labels_L, strength, train, held_out)
                 for train, held_out in splits
             )
     return min(losses, key=lambda candidate: losses[candidate])
@@ -104,6 +105,20 @@ def _log_loss(
     return float((normaliser - shifted[np.arange(len(held_out)), labels_L[held_out]]).sum())
 
 
+def _span(inputs_LxD: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Few vectors in coordinates of the space they span, (L, R), and its orthonormal basis, (D, R); as
+    they are, and None, where they are about as many as their entries.
+
+    Inner products stay what they were, and an L2 penalty keeps the weights of any linear model within
+    that space (representer theorem): fitted in these coordinates it is the same model, at the cost of L
+    features instead of D.
+    """
+    if 2 * len(inputs_LxD) >= inputs_LxD.shape[1]:
+        return inputs_LxD, None
+    basis_DxR, _ = np.linalg.qr(inputs_LxD.T)
+    return inputs_LxD @ basis_DxR, basis_DxR
+
+
 def _logistic(
     inputs_LxD: np.ndarray,
     labels_L: np.ndarray,
@@ -116,17 +131,18 @@ def _logistic(
     from threadpoolctl import threadpool_limits
 
     model = LogisticRegression(C=strength, max_iter=1000)
+    coordinates_LxR, basis_DxR = _span(inputs_LxD)
     # A few labels make matrices so small that threads cost many times what they save.
-    with threadpool_limits(1 if inputs_LxD.size < _WORTH_THREADS else None):
-        model.fit(inputs_LxD, labels_L, sample_weight=weights_L)
-    weight = np.zeros((classes, inputs_LxD.shape[1]))
+    with threadpool_limits(1 if coordinates_LxR.size < _WORTH_THREADS else None):
+        model.fit(coordinates_LxR, labels_L, sample_weight=weights_L)
+    weight = np.zeros((classes, coordinates_LxR.shape[1]))
     bias = np.full(classes, -1e4)  # A class without a label is never predicted.
     if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes.
         weight[model.classes_] = np.stack([-model.coef_[0], model.coef_[0]]) / 2
         bias[model.classes_] = np.stack([-model.intercept_[0], model.intercept_[0]]) / 2
     else:
         weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
-    return weight, bias
+    return (weight if basis_DxR is None else weight @ basis_DxR.T), bias
 
 
 def standardised_logistic(

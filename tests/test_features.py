@@ -81,3 +81,17 @@ def test_features_are_the_encoders(pixels):
     found = features_of(encoder, images, np.ones(9, np.float32), np.array([8, 2]), CPU, "fp32")
     inputs = torch.from_numpy(images[[8, 2]]).permute(0, 3, 1, 2).float() / 255
     np.testing.assert_allclose(found, encoder(inputs).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_adapter_is_put_on_what_the_backbone_said_before(mapped, monkeypatch):
+    plain = encoder_of().eval()
+    adapted = Encoder(plain.name, plain.size, [0.5] * 3, [0.25] * 3, adapter=16).eval()
+    adapted.load_state_dict(plain.state_dict(), strict=False)
+    adapted.mean, adapted.std = plain.mean, plain.std
+    arrays = (mapped(), np.ones(20, np.float32), np.arange(5))
+    before = features_of(plain, *arrays, CPU, "fp32")
+    monkeypatch.setattr(features, "apply_to_store", lambda *a: pytest.fail("computed again"))
+    after = features_of(adapted, *arrays, CPU, "fp32")
+    assert after.shape == (5, adapted.dim) and adapted.dim > plain.dim == before.shape[1]
+    torch.testing.assert_close(torch.from_numpy(after), adapted.adapt(torch.from_numpy(before)))

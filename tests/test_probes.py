@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from scipy.special import softmax
 from sklearn.datasets import make_moons
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics.pairwise import rbf_kernel
@@ -245,3 +246,18 @@ def test_a_class_without_labels_gets_no_share():
     np.testing.assert_allclose(shares.sum(1), 1)
     head = propagation_head(features, graph, labelled, labels[labelled], 4)
     assert probabilities(head, features)[:, 2].max() < 1e-6
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_fewer_images_than_features_are_fitted_in_the_space_they_span_with_the_same_result(strength):
+    features, labels = clusters(images=30, classes=3, dim=200)
+    inputs = scaled(features, "standardised")
+    coordinates, basis = probes._span(inputs)
+    assert coordinates.shape == (30, 30)
+    np.testing.assert_allclose(coordinates @ basis.T, inputs, atol=1e-4)
+    inputs = inputs.astype(np.float64)
+    model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels)
+    weight, bias = probes._logistic(inputs, labels, strength, 3)
+    np.testing.assert_allclose(
+        softmax(inputs @ weight.T + bias, axis=1), model.predict_proba(inputs), atol=1e-3
+    )
