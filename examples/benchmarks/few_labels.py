@@ -22,7 +22,6 @@ from clfew.data.sources import open_source
 from clfew.data.splits import draw_labels, parse_labels, test_indices
 from clfew.data.store import open_store
 from clfew.distill import distill
-from clfew.errors import UserError
 from clfew.files import write_bytes
 from clfew.finetune import finetune
 from clfew.label_efficiency import draw_label_efficiency
@@ -56,9 +55,9 @@ class Set:
 
 SETS = {
     "aerial": Set(128, 64, (3, 2)),
-    "cifar10": Set(96, 24, (4, 4)),
     "sign-digits": Set(96, 64, (3, 2), flip=False),  # A mirrored hand is another sign.
     "fashion-mnist-6k": Set(64, 24, (2, 2)),
+    "cifar10": Set(96, 24, (4, 4)),
 }
 
 
@@ -81,50 +80,56 @@ class Bench:
                 pretrain(self.source, init="imagenet", size=self.set.size, **options)
         return str(folder)
 
-    def cell(self, method, budget, draw):
-        key = f"{self.name} {method} {budget} {draw}"
-        return self.results.get(key, lambda: self.measure(method, budget, draw))
-
-    def measure(self, method, budget, draw):
-        """The test accuracy, and what was decided on the way to it."""
-        if method == "raw-pixels":
-            return {"accuracy": self.raw_pixels(budget, draw)}
+    def cells(self, method, budget):
+        """A result for each draw of the labels: the test accuracy, and what was decided on the way."""
+        keys = [f"{self.name} {method} {budget} {draw}" for draw in range(DRAWS)]
         if method.endswith("+distill"):
-            return self.distilled(method.removesuffix("+distill"), budget, draw)
-        common = {"labels": f"{budget}/class", "seed": draw, "flip": self.set.flip}
+            start = method.removesuffix("+distill")
+            for draw, key in enumerate(keys):
+                self.results.get(key, lambda draw=draw: self.distilled(start, budget, draw))
+        elif method == "raw-pixels":
+            for draw, key in enumerate(keys):
+                self.results.get(key, lambda d=draw: {"accuracy": self.raw_pixels(budget, d)})
+        elif any(key not in self.results.done for key in keys):
+            rows = self.finetuned(method, budget, 0, DRAWS)
+            for key, row in zip(keys, rows, strict=True):
+                self.results.get(key, lambda row=row: row)
+        return [self.results.done[key] for key in keys]
+
+    def finetuned(self, method, budget, draw, repeat):
+        """Of draws `draw` and the ones after it; the first one's classifier is in `folder`."""
         if method == "scratch":
             start = {"origin": "scratch", "encoder": "resnet8-w32", "size": min(self.set.small, 32)}
-            _, result = finetune(self.source, **common, **start, out=self.folder(method, budget, draw))
         elif method == "frozen":
             start = {"init": "imagenet", "size": self.set.size, "mode": "linear"}
-            _, result = finetune(self.source, **common, **start, out=self.folder(method, budget, draw))
         else:
-            out = self.folder(method, budget, draw)
-            _, result = finetune(self.source, **common, origin=self.pretrained(method), out=out)
-        row = result["draws"][0]
-        return {k: row[k] for k in ("accuracy", "mode", "reason", "temperature") if k in row}
+            start = {"origin": self.pretrained(method)}
+        out = self.folder(method, budget, draw)
+        shutil.rmtree(out, ignore_errors=True)  # What a stopped one left.
+        labels = f"{budget}/class"
+        _, result = finetune(
+            self.source, labels=labels, seed=draw, repeat=repeat, flip=self.set.flip, out=out, **start
+        )
+        names = ("accuracy", "mode", "reason", "temperature")
+        return [{name: row[name] for name in names if name in row} for row in result["draws"]]
 
     def distilled(self, start, budget, draw):
         """The student's accuracy where it was kept, else the teacher's."""
-        before = self.cell(start, budget, draw)
-        teacher = self.folder(start, budget, draw, make=False)
-        try:
-            _, result = distill(
-                origin=str(teacher), minutes=0.2, seed=draw,
-                out=self.folder(f"{start}+distill", budget, draw),
-            )  # fmt: skip
-        except UserError as error:  # One label a class: nothing can be compared, the teacher stays.
-            return {"accuracy": before["accuracy"], "kept": False, "reason": error.message}
+        before = self.cells(start, budget)[draw]
+        if budget == 1:
+            reason = "one label a class: nothing can be compared, the teacher stays"
+            return {"accuracy": before["accuracy"], "kept": False, "reason": reason}
+        teacher, out = (self.folder(m, budget, draw) for m in (start, f"{start}+distill"))
+        if not (teacher / "classifier.safetensors").exists():
+            self.finetuned(start, budget, draw, 1)
+        shutil.rmtree(out, ignore_errors=True)
+        _, result = distill(origin=str(teacher), minutes=0.2, seed=draw, out=out)
         accuracy = result["student"] if result["kept"] else result["teacher"]
         names = ("kept", "reason", "teacher", "student")
         return {"accuracy": accuracy} | {name: result[name] for name in names}
 
-    def folder(self, method, budget, draw, make=True):
-        """Where a run is written; what a stopped one left is taken away."""
-        folder = self.runs / f"{method}-{budget}-{draw}"
-        if make and folder.exists():
-            shutil.rmtree(folder)
-        return folder
+    def folder(self, method, budget, draw):
+        return self.runs / f"{method}-{budget}-{draw}"
 
     def raw_pixels(self, budget, draw):
         source = open_source(self.source)
@@ -141,16 +146,16 @@ class Bench:
         return float((logits.argmax(1).numpy() == source.labels[test]).mean())
 
 
-def plan():
-    """All cells, those that have a target first."""
+def plan(sets):
+    """All cells: those that have a target first; then set by set, as neighbours share features."""
     first = [
         ("aerial", 1), ("aerial", 5), ("cifar10", 5), ("fashion-mnist-6k", 1), ("sign-digits", 2),
     ]  # fmt: skip
-    plain = ("pretrained", "simclr", "frozen", "raw-pixels", "scratch")
+    plain = ("frozen", "pretrained", "simclr", "raw-pixels", "scratch")
     distilled = ("pretrained+distill", "simclr+distill")
-    targets = [(s, m, b) for s, b in first for m in plain]
-    order = [(s, m, b) for ms in (plain, distilled) for b in BUDGETS for m in ms for s in SETS]
-    return list(dict.fromkeys([*targets, *order]))
+    targets = [(s, m, b) for ms in (plain, distilled) for s, b in first for m in ms]
+    order = [(s, m, b) for ms in (plain, distilled) for s in SETS for m in ms for b in BUDGETS]
+    return [cell for cell in dict.fromkeys([*targets, *order]) if cell[0] in sets]
 
 
 def table(results):
@@ -193,9 +198,12 @@ def main():
     arguments = parser.parse_args()
     results = Results(HERE / "few_labels.json")
     benches = {name: Bench(name, arguments.data, arguments.runs, results) for name in SETS}
-    for name, method, budget in [] if arguments.table else plan():
-        if name in arguments.only:
-            found = [benches[name].cell(method, budget, draw)["accuracy"] for draw in range(DRAWS)]
+    if not arguments.table:
+        for name in arguments.only:  # First, as what a minute is worth depends on what else runs.
+            for kind in ("simclr", "pretrained"):
+                benches[name].pretrained(kind)
+        for name, method, budget in plan(arguments.only):
+            found = [cell["accuracy"] for cell in benches[name].cells(method, budget)]
             spread = np.std(found, ddof=1)
             print(f"{name} {method} {budget}: {np.mean(found):.3f} ± {spread:.3f}", flush=True)
     for name in SETS:
