@@ -6,6 +6,7 @@ Shape suffixes: N images, L labelled images, D features, C classes.
 """
 
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -133,7 +134,9 @@ def _logistic(
     model = LogisticRegression(C=strength, max_iter=1000)
     coordinates_LxR, basis_DxR = _span(inputs_LxD)
     # A few labels make matrices so small that threads cost many times what they save.
-    with threadpool_limits(1 if coordinates_LxR.size < _WORTH_THREADS else None):
+    with threadpool_limits(1 if coordinates_LxR.size < _WORTH_THREADS else None), catch_warnings():
+        # Few labels of many classes are no regression, which scikit-learn warns of.
+        simplefilter("ignore", UserWarning)
         model.fit(coordinates_LxR, labels_L, sample_weight=weights_L)
     weight = np.zeros((classes, coordinates_LxR.shape[1]))
     bias = np.full(classes, -1e4)  # A class without a label is never predicted.

@@ -261,3 +261,9 @@ def test_fewer_images_than_features_are_fitted_in_the_space_they_span_with_the_s
     np.testing.assert_allclose(
         softmax(inputs @ weight.T + bias, axis=1), model.predict_proba(inputs), atol=1e-3
     )
+
+
+def test_one_label_for_each_of_many_classes_is_no_reason_to_warn(recwarn):
+    features, labels = clusters(images=40, classes=20)
+    linear_head(features, np.arange(20), labels[:20], 20, 0)
+    assert not recwarn.list
