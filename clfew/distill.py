@@ -259,7 +259,7 @@ def _teach(
 
         student = train_student(lesson, objective, data, plan, log)
     if students == 1:
-        return student, Verdict(0, 0, 0, 0, 0.0, 0.0), plan
+        return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), plan
     with console.progress_bar("compare") as update:
         verdict = cross_fit(lesson, labelled, plan, seed, update)
     student.temperature = fit_temperature(

@@ -65,7 +65,8 @@ class Verdict:
     out. teacher_hits, student_hits: how many of these each got right. teacher_agreement,
     student_agreement: the share of pool images on which two teachers, and two students, of different
     labels say the same; two models that both are right agree, and models that err at random do not
-    (Jiang et al., Assessing Generalization of SGD via Disagreement, ICLR 2022).
+    (Jiang et al., Assessing Generalization of SGD via Disagreement, ICLR 2022). compared: how many
+    images these shares are of.
     """
 
     held_out: int
@@ -74,15 +75,19 @@ class Verdict:
     differing: int
     teacher_agreement: float
     student_agreement: float
+    compared: int
 
     @property
     def is_better(self) -> bool:
-        """Held-out labels show it, or do not deny it where the students agree more than the teachers."""
-        gain = self.student_hits - self.teacher_hits
-        noise = self.differing**0.5  # The standard error of the difference of paired hits.
+        """Held-out labels show it, or do not deny it where the students clearly agree more than the
+        teachers: by two standard errors of the difference of two shares."""
         if not self.held_out:
             return False
-        return gain > noise or (gain >= -noise and self.student_agreement > self.teacher_agreement)
+        gain = self.student_hits - self.teacher_hits
+        noise = self.differing**0.5  # The standard error of the difference of paired hits.
+        shares = (self.teacher_agreement, self.student_agreement)
+        error = (sum(p * (1 - p) for p in shares) / max(1, self.compared)) ** 0.5
+        return gain > noise or (gain >= 0 and shares[1] - shares[0] > 2 * error)
 
 
 def soft_targets(lesson: Lesson, teacher: Classifier, labelled_L: np.ndarray) -> np.ndarray:
@@ -171,7 +176,7 @@ def cross_fit(
     task = lesson.task
     splits = folds(task.labels[labelled_L], seed, most=2)
     if not splits:
-        return Verdict(0, 0, 0, 0, 0.0, 0.0)
+        return Verdict(0, 0, 0, 0, 0.0, 0.0, 0)
     compared = np.setdiff1d(task.pool, labelled_L)
     compared = compared[np.linspace(0, len(compared) - 1, min(_COMPARED, len(compared))).astype(int)]
     hits: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
@@ -197,6 +202,7 @@ def cross_fit(
     verdict = Verdict(
         len(labelled_L), int(teacher_hits.sum()), int(student_hits.sum()),
         int((teacher_hits != student_hits).sum()), agreement["teacher"], agreement["student"],
+        len(compared),
     )  # fmt: skip
     return verdict
 

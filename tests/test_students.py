@@ -45,8 +45,8 @@ def lesson_of(pixels, images=48, shows_labels=True, views=False):
     return Lesson(start, "linear", 1.0, start, task, prior, PLAIN, PLAIN, 1.0, shows_labels, cached)
 
 
-def verdict(teacher, student, differing, agreement=(0.5, 0.6), held_out=100):
-    return Verdict(held_out, teacher, student, differing, *agreement)
+def verdict(teacher, student, differing, agreement=(0.5, 0.6), held_out=100, compared=1000):
+    return Verdict(held_out, teacher, student, differing, *agreement, compared)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,9 @@ def verdict(teacher, student, differing, agreement=(0.5, 0.6), held_out=100):
         (verdict(50, 55, 25), True),
         (verdict(50, 50, 0), True),  # No sign in the labels, and the students agree more.
         (verdict(50, 50, 0, (0.5, 0.5)), False),
-        (verdict(50, 46, 25), True),
+        (verdict(50, 50, 0, (0.5, 0.52)), False),  # Two shares of a thousand differ by as much.
+        (verdict(50, 50, 0, (0.5, 0.52), compared=20_000), True),
+        (verdict(50, 49, 25), False),  # The labels say the contrary.
         (verdict(50, 44, 25), False),
         (verdict(0, 0, 0, held_out=0), False),
     ],
@@ -141,4 +143,4 @@ def test_cross_fitting_tests_every_label_once_and_never_on_a_model_that_saw_it(p
 
 def test_one_label_in_a_class_leaves_nothing_to_hold_out(pixels):
     found = cross_fit(lesson_of(pixels), np.arange(3), PLAN, 0)
-    assert found == Verdict(0, 0, 0, 0, 0.0, 0.0) and not found.is_better
+    assert found == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not found.is_better

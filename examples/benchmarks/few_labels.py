@@ -153,7 +153,7 @@ def plan(sets):
     ]  # fmt: skip
     plain = ("frozen", "pretrained", "simclr", "raw-pixels", "scratch")
     distilled = ("pretrained+distill", "simclr+distill")
-    targets = [(s, m, b) for ms in (plain, distilled) for s, b in first for m in ms]
+    targets = [(s, m, b) for s, b in first for m in plain]
     order = [(s, m, b) for ms in (plain, distilled) for s in SETS for m in ms for b in BUDGETS]
     return [cell for cell in dict.fromkeys([*targets, *order]) if cell[0] in sets]
 
