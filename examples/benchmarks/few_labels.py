@@ -105,7 +105,7 @@ class Bench:
         else:
             start = {"origin": self.pretrained(method)}
             if budget == 50 and method == "simclr":
-                start["epochs"] = 10  # Of 60: fine-tuning is cross-validated too, and the table is to end.
+                start["epochs"] = 10  # Of 60, each cross-validated too: the table is to end.
         out = self.folder(method, budget, draw)
         shutil.rmtree(out, ignore_errors=True)  # What a stopped one left.
         labels = f"{budget}/class"
