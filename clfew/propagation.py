@@ -47,12 +47,15 @@ def propagated_shares(
     """Each image's shares of the classes, (N, C), from the few labelled ones.
 
     Assumes classes of similar size, which a few labels drawn per class say nothing about: of
-    two equally plausible classes, the one with fewer images so far is taken.
+    two equally plausible classes, the one with fewer images so far is taken. Labelled images keep their
+    labels, whatever their neighbours say: with 50 labels a class of aerial photographs that is worth two
+    points (.942 against .924 on a held-out part of the training split), with ten or fewer nothing.
     """
     present = np.unique(labels_L)
     mass = propagate(graph, labelled_L, np.searchsorted(present, labels_L), len(present))
     shares = np.zeros((len(mass), classes))
     shares[:, present] = balance(mass)
+    shares[labelled_L] = np.eye(classes)[labels_L]
     return shares
 
 

@@ -267,3 +267,12 @@ def test_one_label_for_each_of_many_classes_is_no_reason_to_warn(recwarn):
     features, labels = clusters(images=40, classes=20)
     linear_head(features, np.arange(20), labels[:20], 20, 0)
     assert not recwarn.list
+
+
+def test_labelled_images_keep_their_labels_among_neighbours_of_another_class():
+    features, labels = clusters(images=60, spread=0.3)
+    said = labels[:21].copy()
+    said[0] = (said[0] + 1) % 3  # Against all that is near it.
+    shares = propagated_shares(neighbour_graph(features), np.arange(21), said, 3)
+    assert (shares[:21] == np.eye(3)[said]).all()
+    assert (shares[21:].argmax(1) == labels[21:]).all()
