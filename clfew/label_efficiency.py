@@ -11,16 +11,22 @@ _STYLES = (
 )  # fmt: skip
 
 
-def draw_label_efficiency(rows: list[dict[str, Any]], titles: dict[str, str]) -> bytes:
+def draw_label_efficiency(
+    rows: list[dict[str, Any]], titles: dict[str, str], labels: str = "labels used, in all"
+) -> bytes:
     """A PNG of accuracy (mean, and the spread of the draws as bars) against labels.
 
     rows: with `labels`, `method`, `mean`, `std`. titles: what each method is called, in the order of
-    the legend from the bottom up.
+    the legend from the bottom up; more than three stand below the lines, not among them. labels: what
+    the axis counts.
     """
-    figure = Figure(figsize=(6.4, 4), dpi=160, layout="constrained")
+    is_long = len(titles) > 3
+    figure = Figure(figsize=(6.4, 5 if is_long else 4), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     for (method, title), (colour, marker, line) in zip(titles.items(), _STYLES, strict=False):
         of_method = sorted((r for r in rows if r["method"] == method), key=lambda r: r["labels"])
+        if not of_method:  # Its style is kept for it.
+            continue
         axes.errorbar(
             [r["labels"] for r in of_method], [100 * r["mean"] for r in of_method],
             yerr=[100 * r["std"] for r in of_method], label=title, color=colour, marker=marker,
@@ -30,12 +36,15 @@ def draw_label_efficiency(rows: list[dict[str, Any]], titles: dict[str, str]) ->
     axes.set_xscale("log")
     axes.set_xticks(budgets, [f"{n}" for n in budgets])
     axes.minorticks_off()
-    axes.set_xlabel("labels used, in all")
+    axes.set_xlabel(labels)
     axes.set_ylabel("accuracy on unseen images, %")
     axes.grid(axis="y", color="#e3e7ee")
     axes.spines[["top", "right"]].set_visible(False)
     handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], names[::-1], frameon=False, loc="lower right")
+    if is_long:
+        figure.legend(handles[::-1], names[::-1], frameon=False, loc="outside lower center", fontsize=8)
+    else:
+        axes.legend(handles[::-1], names[::-1], frameon=False, loc="lower right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -174,7 +174,7 @@ def table(results):
                 spread = f" ± {100 * np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
                 cells.append(f"{100 * np.mean(found):.1f}{spread}" if len(found) == DRAWS else "–")
             if set(cells) != {"–"}:
-                lines.append(f"| {name} | {title.strip()} | " + " | ".join(cells) + " |")
+                lines.append(f"| {name} | {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -190,8 +190,11 @@ def picture(results, name):
         for method in METHODS for budget in BUDGETS
         if len(found := accuracies(results, name, method, budget)) == DRAWS
     ]  # fmt: skip
-    shown = {m: t.strip() for m, t in METHODS.items() if any(r["method"] == m for r in rows)}
-    return draw_label_efficiency(rows, shown) if rows else None
+    counts = {method: sum(row["method"] == method for row in rows) for method in METHODS}
+    shown = [row for row in rows if counts[row["method"]] > 2]
+    if len({row["method"] for row in shown}) < 2:
+        return None
+    return draw_label_efficiency(shown, METHODS, "labels a class")
 
 
 def main():
