@@ -32,6 +32,9 @@ _OTHER_VERSION = "was it made by another version of clfew?"
 MODES = ("full", "linear", "knn", "propagate")
 """How `finetune` makes a classifier."""
 
+SEES = ("rgb", "lightness", "lab")
+"""What of the images an encoder is given."""
+
 DISTILLED = "distilled"
 """The mode of a classifier that `distill` made."""
 
@@ -46,8 +49,9 @@ class About:
     ("simclr"), "" from scratch. flip: whether mirror images mean the same. neck: width of the
     projector layer kept below the classifier, 0 for none. classes and mode: of a classifier.
     temperature: what its logits are divided by. adapter: width of the linear layer beside the
-    network's features, 0 for none. training: resolved settings, by step ("pretrain", "finetune"). data:
-    source, fingerprint and the seed of the test split, by step likewise.
+    network's features, 0 for none. sees, stage: what of the images the network is given, and the stage
+    its features are read from (see `clfew.encoders.Encoder`). training: resolved settings, by step
+    ("pretrain", "finetune"). data: source, fingerprint and the seed of the test split, by step likewise.
     """
 
     kind: str
@@ -65,6 +69,8 @@ class About:
     mode: str = ""
     temperature: float = 1.0
     adapter: int = 0
+    sees: str = "rgb"
+    stage: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -77,7 +83,8 @@ def _problem(about: dict[str, Any]) -> str:
     kinds: dict[str, type] = {
         "kind": str, "encoder": str, "size": int, "side": int, "mean": list, "std": list, "dim": int,
         "method": str, "flip": bool, "clfew_version": str, "neck": int, "classes": list, "mode": str,
-        "temperature": float, "adapter": int, "training": dict, "data": dict, "format_version": int,
+        "temperature": float, "adapter": int, "sees": str, "stage": int, "training": dict,
+        "data": dict, "format_version": int,
     }  # fmt: skip
     if set(about) != set(kinds):
         return f"its fields differ: {', '.join(sorted(set(about) ^ set(kinds)))}"
@@ -109,6 +116,8 @@ def _problem(about: dict[str, Any]) -> str:
         1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20 and 0 <= about["adapter"] <= 2**20
     ):
         return "its number of features is out of range"
+    if about["sees"] not in SEES or not 0 <= about["stage"] <= 64:
+        return f"it sees {about['sees']!r} at stage {about['stage']}"
     return ""
 
 
@@ -135,6 +144,8 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
             "format_version": FORMAT_VERSION,
             "temperature": 1.0,
             "adapter": 0,
+            "sees": "rgb",
+            "stage": 0,
         }  # What version 2 added.
     problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
     if problem:

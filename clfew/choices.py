@@ -7,6 +7,7 @@ import torch
 
 from clfew.augment import Recipe
 from clfew.data.store import Store
+from clfew.encoders import RGB, as_seen
 from clfew.errors import UserError
 from clfew.published import Expected
 
@@ -110,10 +111,15 @@ def choose_recipe(size: int, store: Store, indices: np.ndarray, flip: bool) -> t
     return Recipe(CROP_AREA, flip, jitter=0.5, blur=0.0), "no blur, as for small images"
 
 
-def normalisation(store: Store, indices: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over a thousand of the images."""
-    pixels = store.pixels[_spread(indices, 1000)].reshape(-1, 3).astype(np.float64) / 255
-    return pixels.mean(0).tolist(), np.maximum(pixels.std(0), 0.05).tolist()
+def normalisation(store: Store, indices: np.ndarray, sees: str = RGB) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation, of each channel that an encoder sees, over a thousand images."""
+    pixels = store.pixels[_spread(indices, 1000)]
+    if sees != RGB:
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        channels = as_seen(images, sees).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+    else:
+        channels = pixels.reshape(-1, 3).astype(np.float64) / 255
+    return channels.mean(0).tolist(), np.maximum(channels.std(0), 0.05).tolist()
 
 
 def _spread(indices: np.ndarray, most: int) -> np.ndarray:

@@ -73,7 +73,9 @@ def neck_width(neck: nn.Sequential) -> int:
 
 def encoder_of(about: About) -> Encoder:
     """The encoder an artifact describes, its weights still to be loaded."""
-    return Encoder(about.encoder, about.size, about.mean, about.std, about.adapter)
+    return Encoder(
+        about.encoder, about.size, about.mean, about.std, about.adapter, about.sees, about.stage
+    )
 
 
 class Classifier(nn.Module):

@@ -24,6 +24,7 @@ def embed(
     init: str = AUTO,
     encoder: str = "auto",
     size: int | None = None,
+    stage: int = 0,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -33,8 +34,8 @@ def embed(
 
     origin: a run or artifact (an encoder or a classifier), None for the newest pretraining run. init,
     encoder, size: weights that come from elsewhere (see `clfew.initial`); "auto" takes those on this
-    machine where there is no run. Returns the folder, N and D. Images that cannot be read are left out
-    and listed in bad_images.csv. Raises UserError.
+    machine where there is no run. stage: as in `finetune`. Returns the folder, N and D. Images that
+    cannot be read are left out and listed in bad_images.csv. Raises UserError.
     """
     check_new(out)
     set_threads(threads)
@@ -45,7 +46,7 @@ def embed(
         # Nobody asks for the newest run's network without its weights.
         start = replace(start, artifact=None)
     opened = open_source(source)
-    begin = open_start(start, opened, encoder, size, None, chosen, seed=0, compare=False)[0]
+    begin = open_start(start, opened, encoder, size, None, chosen, 0, False, stage)[0]
     network, about = begin.start.encoder, begin.about
     features: list[np.ndarray] = []
     paths: list[tuple[str]] = []

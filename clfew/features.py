@@ -91,11 +91,12 @@ def features_of(
     """An encoder's features of stored images, float32 (N, D); see `remembered`, by which encoders that
     differ in their adapter only share what their backbone says."""
     backbone, arrays = encoder.without_adapter(), (pixels, aspects)
+    how = (encoder.size, encoder.sees, encoder.stage)
 
     def compute(rows: np.ndarray) -> np.ndarray:
         return apply_to_store(backbone, encoder.size, *arrays, rows, device, precision)
 
-    features = remembered(backbone, pixels, indices, compute, encoder.size, device, precision)
+    features = remembered(backbone, pixels, indices, compute, *how, device, precision)
     if encoder.adapter is None:
         return features
     encoder.to(device).eval()

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from clfew import published, timm_encoders
 from clfew.artifacts import is_artifact, load_encoder, read_about
-from clfew.encoders import AS_PUBLISHED, SMALL_IMAGE, Encoder, build_backbone, is_torchvision
+from clfew.backbones import AS_PUBLISHED, SMALL_IMAGE, build_backbone, is_torchvision
+from clfew.encoders import Encoder
 from clfew.errors import UserError
 from clfew.foreign import SUFFIXES, fitted_state, nearest_file, read_state, recognise
 from clfew.published import IMAGENET_MEAN, IMAGENET_STD, LITE0, LITE0_MEAN, LITE0_STD, Expected

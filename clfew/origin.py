@@ -84,9 +84,27 @@ def find_start(origin: str | None, init: str, encoder: str, device: torch.device
 
 def open_start(
     found: Found, source: Source, encoder: str, size: int | None, flip: bool | None,
+    device: torch.device, seed: int, compare: bool, stage: int = 0,
+) -> list[Origin]:  # fmt: skip
+    """The start, and where `compare` asks for it the pretrained weights that it was trained from too.
+
+    stage: whose maps features are read from, counted from 1; 0 for the features of the encoder itself.
+    """
+    origins = _origins(found, source, encoder, size, flip, device, seed, compare)
+    return [_read_at(origin, stage) for origin in origins] if stage else origins
+
+
+def _read_at(origin: Origin, stage: int) -> Origin:
+    encoder = origin.start.encoder.read_at(stage)
+    start = replace(origin.start, encoder=encoder, neck=build_neck(encoder.dim, 0))
+    about = replace(origin.about, stage=stage, dim=encoder.dim, adapter=0, neck=0)
+    return replace(origin, start=start, about=about)
+
+
+def _origins(
+    found: Found, source: Source, encoder: str, size: int | None, flip: bool | None,
     device: torch.device, seed: int, compare: bool,
 ) -> list[Origin]:  # fmt: skip
-    """The start, and where `compare` asks for it the pretrained weights that it was trained from too."""
     if found.is_scratch:
         about = read_about(found.artifact)[0] if found.artifact else None
         return [from_scratch(source, about, encoder, size, flip, device, seed)]
@@ -152,7 +170,7 @@ def from_scratch(
             method="", flip=True, clfew_version=clfew.__version__,
         )  # fmt: skip
     torch.manual_seed(seed)
-    network = Encoder(about.encoder, about.size, about.mean, about.std)
+    network = Encoder(about.encoder, about.size, about.mean, about.std, 0, about.sees, about.stage)
     neck = build_neck(network.dim, about.neck or min(2 * network.dim, 2048))
     about = replace(about, dim=network.dim)
     start = Start(network, neck, False, about.flip if flip is None else flip)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from clfew import console, timm_encoders
-from clfew.encoders import AS_PUBLISHED, Encoder, is_torchvision
+from clfew.backbones import AS_PUBLISHED, is_torchvision
+from clfew.encoders import Encoder
 from clfew.errors import UserError
 from clfew.foreign import fitted_state, read_state
 

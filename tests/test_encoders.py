@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from clfew import encoders
-from clfew.encoders import Encoder, register_encoder
+from clfew import backbones
+from clfew.backbones import register_encoder
+from clfew.encoders import Encoder
 from clfew.errors import UserError
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -169,7 +170,7 @@ def test_small_resnets_that_cannot_be_are_refused_with_what_can(name):
 
 
 def test_a_registered_network_is_an_encoder_by_its_name(monkeypatch):
-    monkeypatch.setattr(encoders, "_REGISTERED", {})
+    monkeypatch.setattr(backbones, "_REGISTERED", {})
     register_encoder("mine", lambda size: nn.Sequential(nn.Flatten(), nn.Linear(3 * size * size, 5)))
     encoder = Encoder("mine", 8, MEAN, STD)
     assert encoder.dim == 5 and encoder(torch.rand(2, 3, 8, 8)).shape == (2, 5)
