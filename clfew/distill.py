@@ -18,6 +18,7 @@ from clfew.choices import choose_batch, choose_recipe
 from clfew.classifier import Classifier
 from clfew.data.sources import Source
 from clfew.data.store import Store
+from clfew.decoding import stored
 from clfew.errors import UsageError, UserError
 from clfew.features import features_of
 from clfew.files import write_csv, write_json
@@ -25,7 +26,6 @@ from clfew.fitting import Start, Task, pool_logits, predict_store
 from clfew.initial import AUTO, find_initial
 from clfew.labelling import bounded
 from clfew.origin import from_initial, from_scratch
-from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
 from clfew.runs import Run, check_new, command_line, find_artifact, from_option, new_run
 from clfew.students import (

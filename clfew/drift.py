@@ -21,6 +21,9 @@ NEIGHBOURS = 10
 FEWEST_KEPT = 0.15
 """Of an image's ten nearest neighbours, the share below which the alarm is raised."""
 
+LEAST_SPREAD, LEAST_ALIVE = 0.1, 0.01
+"""Of embeddings that point everywhere, and of all counts: below these a training has collapsed."""
+
 LEAST_RANK = 0.05
 """Of the effective rank before, the share below which the alarm is raised: collapse, not the choice of
 fewer directions, which an adapter makes."""
@@ -58,6 +61,15 @@ def alarm(found: dict[str, float]) -> str:
         return f"only {found['neighbours_kept']:.0%} of the neighbours are still what they were"
     if found["rank_ratio"] < LEAST_RANK:
         return f"the features use {found['rank_ratio']:.0%} of the directions they used"
+    return ""
+
+
+def collapse(row: dict[str, float]) -> str:
+    """What a row of a training's log says of a collapse, "" for nothing."""
+    if row.get("spread", 1.0) < LEAST_SPREAD:
+        return f"embeddings have collapsed to {row['spread']:.0%} of the spread of random directions"
+    if row.get("alive", 1.0) < LEAST_ALIVE:
+        return f"only {row['alive']:.1%} of the counts are ever above zero"
     return ""
 
 

@@ -12,11 +12,11 @@ from clfew.artifacts import About, load_classifier
 from clfew.data.sources import Source, open_source
 from clfew.data.splits import apply_label_csv, test_indices
 from clfew.data.store import Store
+from clfew.decoding import stored
 from clfew.errors import UserError
 from clfew.features import apply_to_store
 from clfew.files import write_csv, write_json
 from clfew.metrics import classification_report, expected_calibration_error
-from clfew.pretrain import stored
 from clfew.report import ReportDetails, write_report
 from clfew.runs import Run, check_new, find_artifact, new_run, read_config
 from clfew.training.device import choose_device, choose_precision, set_threads

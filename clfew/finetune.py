@@ -14,6 +14,7 @@ from clfew.artifacts import MODES, read_about, save_classifier
 from clfew.classifier import neck_width
 from clfew.data.sources import open_source
 from clfew.data.splits import draw_labels, parse_labels, require_testable, test_indices
+from clfew.decoding import stored
 from clfew.draws import fit_draws
 from clfew.errors import UsageError
 from clfew.files import write_csv, write_json
@@ -22,7 +23,6 @@ from clfew.initial import AUTO
 from clfew.labelling import bounded, find_source, outside, pool_features, readable, with_labels
 from clfew.metrics import mean_interval, wilson_interval
 from clfew.origin import find_start, open_start
-from clfew.pretrain import stored
 from clfew.runs import check_new, command_line, from_option, new_run
 from clfew.training.device import choose_device, choose_precision, set_threads
 
@@ -34,6 +34,7 @@ def finetune(
     origin: str | None = None,
     init: str = AUTO,
     mode: str = "auto",
+    stage: int = 0,
     repeat: int = 1,
     encoder: str = "auto",
     size: int | None = None,
@@ -51,7 +52,8 @@ def finetune(
 
     source: folder, CSV or hf:NAME; None finds one (see `find_source`). labels: see `parse_labels`.
     origin: a run or artifact, "scratch", or None for the newest pretraining run. init: other weights to
-    start from (see `clfew.initial`); "auto" takes those on this machine where there is no run. repeat:
+    start from (see `clfew.initial`); "auto" takes those on this machine where there is no run. stage: of
+    the encoder, whose maps features are read from, counted from 1; 0 for its own features. repeat:
     number of label draws; the classifier that is kept is the first one's. encoder, size: of a network
     that does not come from a run. flip: whether mirror images mean the same; None is as in pretraining.
     The result holds `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and for each of
@@ -69,7 +71,7 @@ def finetune(
     name = find_source(source, described, spec)
     same_classes = None if found.is_scratch else described
     opened, named = with_labels(open_source(name), spec, same_classes)
-    begins = open_start(found, opened, encoder, size, flip, chosen_device, seed, compare=mode == "auto")
+    begins = open_start(found, opened, encoder, size, flip, chosen_device, seed, mode == "auto", stage)
     begin = begins[0]
     split_seed = begin.about.data.get("pretrain", {}).get("split_seed", seed)
     if named is None:

@@ -10,10 +10,10 @@ from clfew.artifacts import About
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import LabelSpec, apply_label_csv, test_indices
 from clfew.data.store import Store
+from clfew.decoding import stored
 from clfew.errors import UserError
 from clfew.features import features_of
 from clfew.origin import Origin, other_images
-from clfew.pretrain import stored
 from clfew.propagation import MAX_IMAGES
 
 

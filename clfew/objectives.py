@@ -1,18 +1,24 @@
 """What a pretraining run trains, on what, and for how many steps."""
 
+import inspect
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from clfew.adapter import LAYER, WIDTH, Adapter, adapter_optimizer
-from clfew.augment import Recipe
+from clfew.augment import Recipe, evaluation_view
 from clfew.data.store import Store
-from clfew.encoders import Encoder, freeze_first
+from clfew.encoders import RGB, Encoder, freeze_first
+from clfew.errors import UsageError, UserError
+from clfew.initial import Initial, find_initial
 from clfew.methods import METHODS
-from clfew.methods.simclr import SimCLR
+from clfew.methods.method import Method
+from clfew.methods.simclr import is_decoupled
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget, plan_within
+from clfew.training.device import to_device
 from clfew.training.optim import (
     KEPT_SHARE,
     OptimizerChoice,
@@ -25,23 +31,61 @@ DEFAULT_EPOCHS = 100.0
 DEFAULT_MINUTES = 10.0
 """Without --epochs and --minutes a run takes 100 epochs, but no longer than this."""
 
-Objective = SimCLR | Adapter
+_LOOKED_AT = 2000
+_NOT_OPTIONS = ("self", "encoder", "recipe", "gentle")
+
+Objective = Method | Adapter
+
+
+def options_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of a method, those given (not None) and the defaults of the others. Raises UsageError
+    for one that the method does not have."""
+    parameters = inspect.signature(METHODS[method].__init__).parameters
+    own = {name: p.default for name, p in parameters.items() if name not in _NOT_OPTIONS}
+    for name, value in given.items():
+        if value is not None and name not in own:
+            having = [other for other in METHODS if name in inspect.signature(METHODS[other]).parameters]
+            raise UsageError(
+                f"--{name} is no option of --method {method}.", f"it is one of {', '.join(having)}."
+            )
+    return own | {name: value for name, value in given.items() if value is not None}
+
+
+def find_pretraining_start(
+    init: str, encoder: str, method: str, device: torch.device
+) -> tuple[Initial | None, str]:
+    """The weights to start from. Only SimCLR's adapter keeps pretrained weights as they are, so other
+    methods start from scratch unless told otherwise. Raises UserError where the method's network cannot
+    take any."""
+    if method == "simclr":
+        return find_initial(init, encoder, device)
+    if init == "auto":
+        return None, f"{method} learns a network of its own"
+    initial, why = find_initial(init, encoder, device)
+    if initial is not None and METHODS[method].sees != RGB:
+        raise UserError(
+            f"--method {method} does not see images as pretrained weights do.",
+            "start from scratch: --init scratch.",
+        )
+    return initial, why
 
 
 def build_objective(config: dict[str, Any], seed: int, start: Encoder | None) -> Objective:
-    """What is trained, from random weights or those of `start`."""
+    """What is trained, from random weights or those of `start`. Raises UserError for an encoder that the
+    method cannot use."""
     torch.manual_seed(seed)
     adapter = WIDTH if config["adapt"] == LAYER else 0
-    encoder = Encoder(config["encoder"], config["size"], config["mean"], config["std"], adapter)
+    method, options = METHODS[config["method"]], config["options"]
+    encoder = Encoder(
+        config["encoder"], config["size"], config["mean"], config["std"], adapter, method.sees
+    )
     if start is not None:
         encoder.backbone.load_state_dict(start.backbone.state_dict())
     if adapter:
-        return Adapter(encoder, config["temperature"], config["loss"] == "dcl")
+        return Adapter(encoder, options["temperature"], is_decoupled(options["loss"]))
     if start is not None:
         freeze_first(encoder, KEPT_SHARE)
-    return METHODS[config["method"]](
-        encoder, Recipe(**config["recipe"]), config["temperature"], config["loss"], start is not None
-    )
+    return method(encoder, Recipe(**config["recipe"]), start is not None, **options)
 
 
 def learned_from(
@@ -50,7 +94,9 @@ def learned_from(
 ) -> tuple[TrainingData, Budget]:  # fmt: skip
     """The images, or for an adapter the features of their views; and what is left of the budget."""
     budget = budget or Budget(None, None, DEFAULT_EPOCHS, DEFAULT_MINUTES)
-    if isinstance(objective, SimCLR):
+    if isinstance(objective, Method):
+        some = indices[np.linspace(0, len(indices) - 1, min(_LOOKED_AT, len(indices))).astype(int)]
+        objective.look_at(torch.from_numpy(store.pixels[some]), torch.from_numpy(store.aspects[some]))
         return TrainingData(store.pixels, store.aspects, indices), budget
     return objective.prepare(
         store, indices, Recipe(**config["recipe"]), config["split_seed"], device, precision, budget,
@@ -58,17 +104,40 @@ def learned_from(
     )  # fmt: skip
 
 
+@torch.no_grad()
+def estimate_statistics(
+    encoder: Encoder, data: TrainingData, device: torch.device, images: int = 4096
+) -> None:
+    """Gives the encoder's BatchNorm the statistics of whole images, in place of those of patches: the
+    mean over batches of at most `images` of them."""
+    layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # A plain mean over batches.
+    encoder.to(device).train()
+    some = data.indices[np.linspace(0, len(data) - 1, min(images, len(data))).astype(int)]
+    for rows in np.array_split(some, max(1, len(some) // 256)):
+        pixels, aspects = to_device(data.pixels[rows], device), to_device(data.aspects[rows], device)
+        encoder(evaluation_view(pixels, aspects, encoder.size))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    encoder.eval()
+
+
 def pretraining_plan(
     objective: Objective, data: TrainingData, device: torch.device, budget: Budget, *,
     batch: int, optimizer: str, **settings: Any,
 ) -> Plan:  # fmt: skip
-    size = sum(parameter.numel() for parameter in objective.parameters())
+    size = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
 
     def choose(steps: int) -> OptimizerChoice:
         if isinstance(objective, Adapter):
             return adapter_optimizer(optimizer)
         if objective.gentle:
             return gentle_pretraining(optimizer)
+        if objective.learning_rate and optimizer == "auto":
+            return "adamw", objective.learning_rate, 1e-4, "what the method is stable with"
         return choose_pretraining(batch, steps, size, optimizer)
 
     return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)

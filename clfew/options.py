@@ -23,6 +23,12 @@ def _option(text: str, *names: str, metavar: str | None = None, least: float | N
     return typer.Option(*names, help=text, metavar=metavar, min=least)
 
 
+def given(context: typer.Context) -> set[str]:
+    """The names of the options that stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
 # In every command.
 Out = Annotated[Path | None, _option("Folder to write; must not exist yet.")]
 From = Annotated[str | None, _option("Run or artifact to work from.", "--from", metavar="RUN|FILE")]
@@ -59,11 +65,28 @@ Compile = Annotated[
         "--compile",
     ),
 ]
-Method = Annotated[str, _option("Self-supervised method: simclr.")]
+Method = Annotated[
+    str,
+    _option(
+        "simclr, byol, jigsaw, context-prediction, denoising, colorization, inpainting, split-brain or "
+        "counting."
+    ),
+]
 Minutes = Annotated[float | None, _option("Time to train for (default: at most 10).", least=0.01)]
 Optimizer = Annotated[str, _option("auto, lars, sgd, adamw or muon.")]
-Temperature = Annotated[float, _option("Of the contrastive loss.", least=0.01)]
-Loss = Annotated[str, _option("nt-xent, or dcl (decoupled, for small batches).")]
+Temperature = Annotated[float | None, _option("simclr: of its loss (default: 0.2).", least=0.01)]
+Loss = Annotated[
+    str | None, _option("simclr: nt-xent (default), or dcl (decoupled, for small batches).")
+]
+Corruption = Annotated[str | None, _option("denoising: masking (default), salt-and-pepper or gaussian.")]
+Stacked = Annotated[bool | None, _option("denoising: one stage after the other.", "--stacked")]
+Mask = Annotated[str | None, _option("inpainting: random (default) regions, or the centre.")]
+Adversarial = Annotated[
+    bool | None, _option("inpainting: let a discriminator judge too.", "--adversarial")
+]
+SaveSamples = Annotated[
+    bool, _option("Write samples.png: what the method makes of a few images.", "--save-samples")
+]
 Flip = Annotated[bool, _option("--no-flip where mirror images differ.", "--flip/--no-flip")]
 Transductive = Annotated[bool, _option("Learn from the test split's images too.", "--transductive")]
 Adapt = Annotated[
@@ -76,6 +99,13 @@ Adapt = Annotated[
 Resume = Annotated[Path | None, _option("Go on with an interrupted run.", metavar="RUN")]
 
 # Of fine-tuning and testing.
+Stage = Annotated[
+    int,
+    typer.Option(
+        min=0, max=64, show_default=False,
+        help="Read features from this stage of the encoder, counted from 1 (default: its own features).",
+    ),
+]  # fmt: skip
 Labels = Annotated[
     str, _option("1%, 40 (in all), 4/class, all, or a CSV of path,label.", metavar="SPEC")
 ]
@@ -107,3 +137,16 @@ Keep = Annotated[bool, _option("Keep the student even where nothing says it is b
 # Of prediction.
 Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]
 Top = Annotated[int, _option("Number of labels a row.", least=1)]
+
+# Of comparison.
+Methods = Annotated[str, _option("Pretraining methods with commas between them, or all.")]
+Budgets = Annotated[
+    str, _option("Label budgets with commas between them: 1%, 40 (in all), 4/class, all.", "--labels")
+]
+Draws = Annotated[int, typer.Option(min=1, max=1000, help="Draws of the labels, the same for all.")]
+Seeds = Annotated[int, typer.Option(min=1, max=100, help="Pretraining runs of each method.")]
+MinutesEach = Annotated[
+    float | None, _option("Of pretraining for each method (default: 10).", "--minutes", least=0.01)
+]
+EpochsEach = Annotated[float | None, _option("Of pretraining for each method.", "--epochs", least=1e-9)]
+CompareMode = Annotated[str, _option("linear, knn or propagate on frozen features, or full.", "--mode")]

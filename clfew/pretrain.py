@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,28 @@ from clfew.choices import (
 from clfew.classifier import neck_width
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import test_indices
-from clfew.data.store import Store, open_store, typical_side
-from clfew.drift import report_drift
+from clfew.data.store import Store, typical_side
+from clfew.decoding import stored
+from clfew.drift import collapse, report_drift
 from clfew.encoders import Encoder
 from clfew.errors import UsageError, UserError
 from clfew.files import write_csv
-from clfew.initial import SCRATCH, find_initial, load_initial
+from clfew.initial import SCRATCH, load_initial
 from clfew.methods import METHODS
-from clfew.methods.simclr import SimCLR
+from clfew.methods.method import Method
 from clfew.objectives import (
     DEFAULT_EPOCHS,
     DEFAULT_MINUTES,
     Objective,
     build_objective,
+    estimate_statistics,
+    find_pretraining_start,
     learned_from,
+    options_of,
     pretraining_plan,
 )
 from clfew.runs import START, Run, check_new, command_line, from_option, new_run, read_config
+from clfew.samples import write_samples
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget
 from clfew.training.compilation import check_compile
@@ -55,7 +61,7 @@ from clfew.training.plan import Plan
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
-_HOW = ("init", "adapt", "loss", "temperature", "recipe", "plan", "epochs", "drift")
+_HOW = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
 _FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
 
 
@@ -70,13 +76,14 @@ def pretrain(
     batch: int | None = None,
     optimizer: str = "auto",
     lr: float | None = None,
-    temperature: float = 0.2,
-    loss: str = "nt-xent",
+    options: dict[str, Any] | None = None,
     flip: bool = True,
     transductive: bool = False,
     init: str = "auto",
     adapt: str = LAYER,
+    save_samples: bool = False,
     seed: int = 0,
+    split_seed: int | None = None,
     device: str = "auto",
     precision: str = "auto",
     compilation: str = "auto",
@@ -85,19 +92,24 @@ def pretrain(
 ) -> Path:
     """Pretrains on the images of `source` and returns the run folder.
 
-    source: folder, CSV or hf:NAME. encoder: "auto" or a name (see `clfew.encoders`). size: side in
+    source: folder, CSV or hf:NAME. encoder: "auto" or a name (see `clfew.backbones`). size: side in
     pixels of what the encoder sees. epochs or minutes: the budget. transductive: learn from the
-    images of the test split too. init: the weights to start from (see `clfew.initial`). adapt: what
-    pretrained weights learn with, "layer" (see `clfew.adapter`) or "network". Raises UserError; Stopped
-    after a signal.
+    images of the test split too. options: of the method, by name (see its class); None is its default.
+    init: the weights to start from (see `clfew.initial`); "auto" is "scratch" but for SimCLR. adapt:
+    what pretrained weights learn with, "layer" (see `clfew.adapter`; SimCLR only) or "network".
+    save_samples: write samples.png, what the method makes of a few images. split_seed: of the test
+    split, where the data has none; None is `seed`. Raises UserError; Stopped after a signal.
     """
     check_new(out)
     set_threads(threads)
-    _check_settings(method, optimizer, loss, adapt, epochs, minutes)
+    _check_settings(method, optimizer, adapt, epochs, minutes)
+    resolved = options_of(method, options or {})
     chosen_device, why_device = choose_device(device)
     check_compile(compilation, chosen_device)
     chosen_precision, why_precision = choose_precision(chosen_device, precision)
-    initial, why_init = find_initial(init, encoder, chosen_device)
+    initial, why_init = find_pretraining_start(init, encoder, method, chosen_device)
+    if method != "simclr":
+        adapt = NETWORK
     opened = open_source(source)
     native = typical_side(opened)
     if initial is None:
@@ -106,7 +118,8 @@ def pretrain(
         resolved_size, why_size = choose_pretrained_size(size, native, initial.expected, chosen_device)
     side = stored_side(resolved_size, native)
     store = stored(opened, side)
-    indices = _pretraining_images(opened, store, transductive, seed)
+    split_seed = seed if split_seed is None else split_seed
+    indices = _pretraining_images(opened, store, transductive, split_seed)
     if len(indices) < FEWEST_IMAGES:
         raise UserError(
             f"{source} has {len(indices)} images to learn from, and pretraining needs {FEWEST_IMAGES}.",
@@ -114,7 +127,8 @@ def pretrain(
         )
     if initial is None:
         name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
-        mean, std = normalisation(store, indices)
+        name = METHODS[method].encoder_name(name)
+        mean, std = normalisation(store, indices, METHODS[method].sees)
     else:
         name, why_encoder = initial.encoder, "whose weights it starts from"
         mean, std = initial.expected.mean, initial.expected.std
@@ -122,8 +136,8 @@ def pretrain(
     config: dict[str, Any] = {
         "command": "pretrain", "command_line": command_line(),
         "source": opened.spec, "fingerprint": opened.fingerprint,
-        "images": len(indices), "transductive": transductive, "split_seed": seed,
-        "method": method, "loss": loss, "temperature": temperature, "recipe": asdict(recipe),
+        "images": len(indices), "transductive": transductive, "split_seed": split_seed,
+        "method": method, "options": resolved, "recipe": asdict(recipe), "samples": save_samples,
         "encoder": name, "size": resolved_size, "side": side, "mean": mean, "std": std,
         "init": SCRATCH if initial is None else initial.what,
         "adapt": NETWORK if initial is None else adapt,
@@ -133,6 +147,7 @@ def pretrain(
     for label, value, why in (
         ("start", "scratch" if initial is None else initial.what, why_init),
         ("size", f"{resolved_size} px", why_size), ("encoder", name, why_encoder),
+        ("method", method, ", ".join(f"{k} {v}" for k, v in resolved.items()) or "no options"),
         ("views", f"colour strength {recipe.jitter}", why_recipe),
         ("device", chosen_device, why_device),
         ("precision", chosen_precision, why_precision),
@@ -194,21 +209,6 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
     return _train(run, objective, data, plan, chosen_device, opened, store, indices)
 
 
-def stored(source: Source, side: int) -> Store:
-    """The pixel store of a source, with progress while it is built and a word on bad images."""
-    with console.progress_bar("decoding") as update:
-        store = open_store(source, side, update)
-    if store.bad:
-        name, reason = store.bad[0]
-        console.say(
-            f"skipped    {len(store.bad)} of {len(source)} images, which cannot be used "
-            f"(first {console.printable(name)}: {reason}); bad_images.csv in the run lists them"
-        )
-    if source.ignored:
-        console.say(f"passed over {source.ignored} files that are no images")
-    return store
-
-
 def _train(
     run: Run, objective: Objective, data: TrainingData, plan: Plan, device: torch.device,
     source: Source, store: Store, indices: np.ndarray,
@@ -219,6 +219,7 @@ def _train(
         f"training   {config['epochs']:.4g} epochs, {plan.steps:,} steps with {plan.optimizer} "
         f"into {run.folder}"
     )
+    last: dict[str, float] = {}
     with console.progress_bar("pretrain") as update:
 
         def log(row: dict[str, float]) -> None:
@@ -227,13 +228,28 @@ def _train(
                 f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s  "
                 f"{row['data_wait']:.0%} waiting"
             )
+            last.update(row)
+            if collapse(row):
+                note += "  collapsing"
             update(row["step"], plan.steps, note)
 
-        rate = ENCODER_RATE if isinstance(objective, SimCLR) and objective.gentle else 1.0
+        rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
         train(
             objective, data, plan, device, log, saving,
             lr_scale=lambda name: rate if name.startswith("encoder.") else 1.0,
         )  # fmt: skip
+    if wrong := collapse(last):
+        console.say(
+            f"alarm      {wrong}: these features say little. Train longer, or with another --lr."
+        )
+    if isinstance(objective, Method):
+        objective.eval()
+        if config["samples"]:
+            write_samples(run.folder / "samples.png", objective, data, plan.seed, device)
+        if objective.shows_patches and not objective.gentle:
+            estimate_statistics(objective.encoder, data, device)
+    elif config["samples"]:
+        console.say("samples    none: the layer learned from features, not from images")
     start = run.folder / START
     if config["init"] != SCRATCH:
         arrays = (store.pixels, store.aspects, indices)
@@ -255,7 +271,7 @@ def _about(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> 
         kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
         mean=config["mean"], std=config["std"], dim=encoder.dim, method=method,
         flip=config["recipe"]["flip"], neck=neck, clfew_version=clfew.__version__,
-        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features,
+        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features, sees=encoder.sees,
         training={"pretrain": {"command": config["command_line"]} | how},
         data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
     )  # fmt: skip
@@ -269,15 +285,16 @@ def _pretraining_images(source: Source, store: Store, transductive: bool, seed: 
 
 
 def _check_settings(
-    method: str, optimizer: str, loss: str, adapt: str, epochs: float | None, minutes: float | None
+    method: str, optimizer: str, adapt: str, epochs: float | None, minutes: float | None
 ) -> None:
     for option, value, allowed in (
         ("--method", method, list(METHODS)),
         ("--optimizer", optimizer, ["auto", *OPTIMIZERS]),
-        ("--loss", loss, ["nt-xent", "dcl"]),
         ("--adapt", adapt, [LAYER, NETWORK]),
     ):
         if value not in allowed:
-            raise UsageError(f"{option} {value} is not known.", f"choose {', '.join(allowed)}.")
+            close = get_close_matches(value, allowed, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(allowed)}."
+            raise UsageError(f"{option} {value} is not known.", hint)
     if epochs is not None and minutes is not None:
         raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")

@@ -41,6 +41,10 @@ class ImageRandom:
     epoch: int
     indices: np.ndarray
 
+    def once(self, stream: int, columns: int) -> np.ndarray:
+        """Draws of the first image alone, (columns,): for what is drawn once for all of a batch."""
+        return ImageRandom(self.seed, self.epoch, self.indices[:1]).uniform(stream, columns)[0]
+
     def uniform(self, stream: int, columns: int) -> np.ndarray:
         """Float32 draws in [0, 1), of shape (images, columns)."""
         counter = np.arange(1, columns + 1, dtype=np.uint64)

@@ -1,5 +1,29 @@
 """The pretraining methods, by the name that --method takes."""
 
+from clfew.methods.byol import BYOL
+from clfew.methods.colorization import Colorization
+from clfew.methods.context_prediction import ContextPrediction
+from clfew.methods.counting import Counting
+from clfew.methods.denoising import Denoising
+from clfew.methods.inpainting import Inpainting
+from clfew.methods.jigsaw import Jigsaw
+from clfew.methods.method import Method
 from clfew.methods.simclr import SimCLR
+from clfew.methods.split_brain import SplitBrain
 
-METHODS = {"simclr": SimCLR}
+METHODS: dict[str, type[Method]] = {
+    "simclr": SimCLR,
+    "byol": BYOL,
+    "jigsaw": Jigsaw,
+    "context-prediction": ContextPrediction,
+    "denoising": Denoising,
+    "colorization": Colorization,
+    "inpainting": Inpainting,
+    "split-brain": SplitBrain,
+    "counting": Counting,
+}
+
+
+def register_method(name: str, method: type[Method]) -> None:
+    """Makes `method` what --method NAME takes, and `pretrain` and `compare` with it."""
+    METHODS[name] = method

@@ -12,8 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clfew.augment import Recipe, random_views
-from clfew.encoders import Encoder, freeze_statistics
+from clfew.encoders import Encoder
+from clfew.errors import UsageError
+from clfew.methods.method import Method, Pictures, spread
 from clfew.training.batch import Batch
+
+LOSSES = ("nt-xent", "dcl")
+
+
+def is_decoupled(loss: str) -> bool:
+    """Whether a loss by its name is the decoupled one. Raises UsageError for an unknown name."""
+    if loss not in LOSSES:
+        raise UsageError(f"--loss {loss} is not known.", f"choose {' or '.join(LOSSES)}.")
+    return loss == "dcl"
 
 
 def nt_xent(z_2BxP: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
@@ -51,38 +62,32 @@ def projector(dim: int, hidden: int, output: int) -> nn.Sequential:
     )
 
 
-class SimCLR(nn.Module):
+class SimCLR(Method):
     """The encoder, its projector and the loss over two views of each image.
 
     temperature: 0.1 to 0.5 (SimCLR, table 5: 0.1 for ImageNet and large batches, 0.5 for long runs
         on small images); 0.2 is between them for short ones.
     loss: "nt-xent" or "dcl" (see `nt_xent`).
-    gentle: the encoder starts from weights worth keeping: its BatchNorm keeps the statistics it has.
     """
 
-    large_batches = False
-
     def __init__(
-        self, encoder: Encoder, recipe: Recipe, temperature: float = 0.2, loss: str = "nt-xent",
-        gentle: bool = False,
+        self, encoder: Encoder, recipe: Recipe, gentle: bool = False, temperature: float = 0.2,
+        loss: str = "nt-xent",
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.encoder, self.recipe, self.gentle = encoder, recipe, gentle
-        self.temperature, self.decoupled = temperature, loss == "dcl"
+        super().__init__(encoder, recipe, gentle)
+        self.temperature, self.decoupled = temperature, is_decoupled(loss)
         self.projector = projector(encoder.dim, min(2 * encoder.dim, 2048), 128)
 
-    def train(self, mode: bool = True) -> "SimCLR":
-        super().train(mode)
-        if self.gentle:
-            freeze_statistics(self.encoder)
-        return self
+    def views(self, batch: Batch) -> Tensor:
+        size = self.encoder.size
+        return random_views(batch.images, batch.aspects, size, self.recipe, batch.random)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        views_2BxCxSxS = random_views(
-            batch.images, batch.aspects, self.encoder.size, self.recipe, batch.random
-        )
-        z_2BxP = self.projector(self.encoder(views_2BxCxSxS))
+        z_2BxP = self.projector(self.encoder(self.views(batch)))
         loss = nt_xent(z_2BxP, self.temperature, self.decoupled)
-        # Healthy embeddings spread like random directions: 1 / sqrt(P) a feature, 0 when collapsed.
-        spread = F.normalize(z_2BxP.detach().float(), dim=1).std(dim=0).mean()
-        return loss, {"spread": spread}
+        return loss, {"spread": spread(z_2BxP)}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Pictures:
+        first, second = self.views(batch).chunk(2)
+        return [("a view", first), ("another", second)]

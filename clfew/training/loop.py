@@ -34,6 +34,8 @@ _TRIAL_SHARE, _TRIAL_STEPS = 0.05, 12
 
 
 class Objective(Protocol):
+    """What is trained; one with a moving average has `after_step(progress)` too."""
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
 
 
@@ -153,6 +155,8 @@ def _step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
+    if hasattr(objective, "after_step"):
+        objective.after_step((step + 1) / plan.steps)
     return loss.detach(), extras
 
 

@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_learned_from(clfew, images, tmp_path, make, wor
         (["--encoder", "resnet9-w8"], 1, ["resnet9-w8", "resnetD-wW"]),
         # Narrower than 8 channels, torch corrupts its own memory.
         (["--encoder", "resnet8-w4"], 1, ["resnet8-w4", "resnetD-wW"]),
-        (["--method", "byol"], 2, ["--method byol", "simclr"]),
+        (["--method", "moco"], 2, ["--method moco", "simclr"]),
         (["--optimizer", "adam"], 2, ["--optimizer adam", "adamw"]),
         (["--loss", "mse"], 2, ["--loss mse", "nt-xent"]),
         (["--minutes", "1"], 2, ["--epochs", "--minutes"]),

@@ -1,0 +1,128 @@
+"""Colorization: which colours has this grey image?
+
+Zhang, Isola and Efros, Colorful Image Colorization, ECCV 2016 (equations 1 to 5).
+
+Shape suffixes: B images in the batch, H and W of a map, Q colour bins.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clfew.augment import Recipe, evaluation_view, random_views
+from clfew.colour import lab_to_rgb, rgb_to_lab
+from clfew.encoders import LIGHTNESS, Encoder
+from clfew.methods.method import Method, Pictures, decoder, last_map
+from clfew.training.batch import Batch
+
+GRID = 10.0
+"""Width of a colour bin in units of a and b."""
+NEAREST, SIGMA = 5, 5.0
+"""A colour counts for so many bins, by a Gaussian of this width (section 2.2)."""
+UNIFORM = 0.5
+"""λ: the share of the uniform distribution in the one that weighs colours (equation 4)."""
+TEMPERATURE = 0.38
+"""Of the annealed mean (equation 5)."""
+GREY_BELOW = 5.0
+"""An image in which no |a| or |b| is above this has no colours to learn."""
+REDUCED = 4
+"""Colours are told at a quarter of the resolution."""
+
+
+def colour_bins(ab_Nx2: Tensor) -> tuple[Tensor, Tensor]:
+    """The centres (Q, 2) of the grid's cells in which there are any of these colours, and the share of
+    the colours in each (Q,)."""
+    cells, counts = torch.round(ab_Nx2 / GRID).unique(dim=0, return_counts=True)
+    return cells * GRID, counts / counts.sum()
+
+
+def rebalancing(bins_Qx2: Tensor, shares_Q: Tensor) -> Tensor:
+    """w ∝ ((1 - λ) p̃ + λ / Q)⁻¹ with Σ p̃ w = 1, p̃ the smoothed shares of the colours (equation 4).
+
+    Most of most images is nearly grey: without weights so is every guess.
+    """
+    kernel = torch.exp(-torch.cdist(bins_Qx2, bins_Qx2).square() / (2 * SIGMA**2))
+    smooth = (kernel / kernel.sum(0)) @ shares_Q
+    weight = 1 / ((1 - UNIFORM) * smooth / smooth.sum() + UNIFORM / len(bins_Qx2))
+    return weight / (weight * smooth / smooth.sum()).sum()
+
+
+def soft_bins(ab_Nx2: Tensor, bins_Qx2: Tensor) -> tuple[Tensor, Tensor]:
+    """Each colour's nearest bins, (N, 5), and what it counts for each of them."""
+    # |x - c|² without |x|², which is the same for all bins.
+    closeness = 2 * ab_Nx2 @ bins_Qx2.T - bins_Qx2.square().sum(1)
+    near, index = closeness.topk(min(NEAREST, len(bins_Qx2)), dim=1)
+    return index, torch.softmax(near / (2 * SIGMA**2), dim=1)
+
+
+def colour_loss(
+    logits_BxQxHxW: Tensor, ab_Bx2xHxW: Tensor, bins_Qx2: Tensor, weights_Q: Tensor
+) -> Tensor:
+    """-Σ v(Z) Σ_q Z_q log Ẑ_q, the mean over the pixels of images that have colours (equation 2)."""
+    log_shares = logits_BxQxHxW.float().log_softmax(1).permute(0, 2, 3, 1).flatten(0, 2)
+    index, shares = soft_bins(ab_Bx2xHxW.permute(0, 2, 3, 1).reshape(-1, 2), bins_Qx2)
+    error = -(shares * log_shares.gather(1, index)).sum(1)
+    # The nearest bin comes first.
+    weighted = (weights_Q[index[:, 0]] * error).view(len(ab_Bx2xHxW), -1)
+    has_colour = (ab_Bx2xHxW.abs() > GREY_BELOW).flatten(1).any(1)
+    return (weighted.mean(1) * has_colour).sum() / has_colour.sum().clamp(min=1)
+
+
+def annealed_mean(logits_BxQxHxW: Tensor, bins_Qx2: Tensor) -> Tensor:
+    """The mean colour of the guess at TEMPERATURE: (B, 2, H, W) (equation 5)."""
+    shares = (logits_BxQxHxW.float() / TEMPERATURE).softmax(1)
+    return torch.einsum("bqhw,qc->bchw", shares, bins_Qx2)
+
+
+class Colorization(Method):
+    """The encoder sees lightness only, of these images as of those it will be used on; its last map and
+    a decoder tell the colour of each place."""
+
+    sees = LIGHTNESS
+
+    def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
+        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        self.bins: Tensor
+        self.weights: Tensor
+        self.register_buffer("bins", torch.zeros(1, 2))
+        self.register_buffer("weights", torch.ones(1))
+        self.reduced = max(1, encoder.size // REDUCED)
+        self.decoder = decoder(*self.shape(encoder, 1))
+
+    def shape(self, encoder: Encoder, outputs: int) -> tuple[int, int, int, int]:
+        channels, side = last_map(encoder)
+        return channels, outputs, side, self.reduced
+
+    def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
+        """The bins are the colours that these images have."""
+        small = evaluation_view(images_NxSxSx3, aspects_N, self.reduced)
+        self.bins, shares = colour_bins(rgb_to_lab(small)[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2))
+        self.weights = rebalancing(self.bins, shares)
+        self.decoder = decoder(*self.shape(self.encoder, len(self.bins))).to(self.bins.device)
+
+    def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Views, and their L, a, b at the resolution at which colours are told."""
+        arguments = batch.images, batch.aspects, self.encoder.size
+        view = random_views(*arguments, self.recipe, batch.random, views=1)
+        return view, rgb_to_lab(F.adaptive_avg_pool2d(view, self.reduced))
+
+    def logits(self, view_BxCxSxS: Tensor) -> Tensor:
+        return self.decoder(self.encoder.maps(self.encoder.prepare(view_BxCxSxS))[-1])
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        view, lab = self.view(batch)
+        logits = self.logits(view).float()
+        loss = colour_loss(logits, lab[:, 1:], self.bins, self.weights)
+        off = (annealed_mean(logits.detach(), self.bins) - lab[:, 1:]).square().sum(1).sqrt().mean()
+        return loss, {"colour_error": off}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Pictures:
+        view, _ = self.view(batch)
+        ab = F.interpolate(annealed_mean(self.logits(view), self.bins), view.shape[2:], mode="bilinear")
+        lightness = rgb_to_lab(view)[:, :1]
+        grey = lab_to_rgb(torch.cat([lightness, torch.zeros_like(ab)], dim=1))
+        coloured = lab_to_rgb(torch.cat([lightness, ab], dim=1))
+        return [("without colour", grey), ("colourised", coloured), ("image", view)]

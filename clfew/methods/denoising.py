@@ -1,0 +1,142 @@
+"""Denoising Autoencoder: restore an image from a damaged copy.
+
+Vincent et al., Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a
+Local Denoising Criterion, JMLR 2010 (sections 3.3 corruptions, 3.4 emphasis, 3.5 stacking); end to end
+with a convolutional encoder, or stage by stage.
+
+Shape suffixes: B images in the batch, S side in pixels, C channels.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.augment import Recipe, random_views
+from clfew.encoders import Encoder
+from clfew.errors import UsageError
+from clfew.methods.method import Method, Pictures, decoder, last_map
+from clfew.stages import replaced
+from clfew.training.batch import Batch
+from clfew.training.device import to_device
+
+CORRUPTIONS = {"masking": 0.25, "salt-and-pepper": 0.25, "gaussian": 0.3}
+"""And how much: the share of pixels set to 0, or to 0 or 1; the standard deviation of the noise."""
+EMPHASIS = (1.0, 0.5)
+"""Weights of what was damaged and of what was not: to restore is more than to copy (section 3.4,
+"double emphasis")."""
+
+
+def corrupted(clean: Tensor, draws_Bx2xHxW: Tensor, kind: str, amount: float) -> tuple[Tensor, Tensor]:
+    """A damaged copy of (B, C, H, W) and where it was damaged, (B, 1, H, W) of 0 and 1.
+
+    A pixel is damaged in all channels: what the others say of it would else give it away. draws: uniform
+    in [0, 1), two for each pixel.
+    """
+    first, second = draws_Bx2xHxW[:, :1], draws_Bx2xHxW[:, 1:]
+    if kind == "gaussian":
+        angle, length = 2 * math.pi * second, (-2 * (1 - first).clamp(min=1e-7).log()).sqrt()
+        return clean + amount * length * torch.cos(angle), torch.ones_like(first)
+    hit = (first < amount).to(clean.dtype)
+    value = (second < 0.5).to(clean.dtype) if kind == "salt-and-pepper" else 0.0
+    return clean * (1 - hit) + value * hit, hit
+
+
+def emphasised(error: Tensor, damaged_Bx1xHxW: Tensor) -> Tensor:
+    """The mean of α·(errors where damaged) + β·(errors elsewhere) over all values."""
+    weight = EMPHASIS[0] * damaged_Bx1xHxW + EMPHASIS[1] * (1 - damaged_Bx1xHxW)
+    return (weight * error).mean()
+
+
+def stage_at(progress: float, stages: int) -> int:
+    """Which stage is trained: each gets the same sum of learning rates of a cosine schedule."""
+    done = progress + math.sin(math.pi * progress) / math.pi
+    return min(stages - 1, int(done * stages))
+
+
+class Denoising(Method):
+    """The encoder's last map through a decoder, against the clean image: cross-entropy of sigmoids, as
+    for values in [0, 1] (section 2.2).
+
+    corruption: "masking", "salt-and-pepper" or "gaussian". stacked: one stage after the other learns to
+    restore what the stage before it says, from a damaged copy of that; earlier ones stay as they are.
+    """
+
+    def __init__(
+        self, encoder: Encoder, recipe: Recipe, gentle: bool = False, corruption: str = "masking",
+        stacked: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        if corruption not in CORRUPTIONS:
+            raise UsageError(
+                f"--corruption {corruption} is not known.", f"choose {', '.join(CORRUPTIONS)}."
+            )
+        self.corruption, self.amount, self.stacked = corruption, CORRUPTIONS[corruption], stacked
+        shapes = _map_shapes(encoder)
+        if stacked:
+            before = [(3, encoder.size), *shapes[:-1]]
+            self.decoders = nn.ModuleList(
+                decoder(channels, wanted, side, end)
+                for (channels, side), (wanted, end) in zip(shapes, before, strict=True)
+            )
+        else:
+            channels, side = last_map(encoder)
+            self.decoders = nn.ModuleList([decoder(channels, 3, side, encoder.size)])
+
+    def view(self, batch: Batch) -> Tensor:
+        arguments = batch.images, batch.aspects, self.encoder.size
+        return random_views(*arguments, self.recipe, batch.random, views=1)
+
+    def damage(self, clean: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        draws = to_device(batch.random.uniform(100, 2 * clean.shape[2] * clean.shape[3]), clean.device)
+        draws_Bx2xHxW = draws.view(-1, 2, *clean.shape[2:])
+        return corrupted(clean, draws_Bx2xHxW, self.corruption, self.amount)
+
+    def restored(self, damaged: Tensor) -> Tensor:
+        """Logits of the clean image's values."""
+        maps = self.encoder.maps(self.encoder.prepare(damaged))
+        return self.decoders[0](maps[0 if self.stacked else -1])
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        clean, stage = self.view(batch), stage_at(batch.progress, len(self.decoders))
+        if stage > 0:
+            return self.stage_loss(clean, stage, batch)
+        damaged, where = self.damage(clean, batch)
+        logits = self.restored(damaged).float()
+        error = F.binary_cross_entropy_with_logits(logits, clean, reduction="none")
+        squared = (logits.detach().sigmoid() - clean).square().mean()
+        return emphasised(error, where), {"squared_error": squared}
+
+    def stage_loss(self, clean: Tensor, stage: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared error of what a later stage restores of the maps below it, in their own variance."""
+        kept: dict[str, Tensor] = {}
+
+        def damage(below: Tensor) -> Tensor:
+            kept["clean"] = below.detach()
+            damaged, kept["where"] = self.damage(kept["clean"], batch)
+            return damaged
+
+        with replaced(self.encoder.stage_module(stage - 1), damage):
+            above = self.encoder.maps(self.encoder.prepare(clean))[stage]
+        target = kept["clean"].float()
+        error = (self.decoders[stage](above).float() - target).square() / target.var().clamp(min=1e-6)
+        loss = emphasised(error, kept["where"])
+        return loss, {"squared_error": error.detach().mean()}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Pictures:
+        clean = self.view(batch)
+        damaged, _ = self.damage(clean, batch)
+        restored = self.restored(damaged).float().sigmoid()
+        return [("image", clean), ("damaged", damaged.clamp(0, 1)), ("restored", restored)]
+
+
+def _map_shapes(encoder: Encoder) -> list[tuple[int, int]]:
+    """Channels and side of the maps of each stage."""
+    with torch.no_grad():
+        was_training = encoder.training
+        maps = encoder.eval().maps(torch.zeros(2, 3, encoder.size, encoder.size))
+        encoder.train(was_training)
+    return [(m.shape[1], m.shape[2]) for m in maps]

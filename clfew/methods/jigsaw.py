@@ -1,0 +1,123 @@
+"""Jigsaw Puzzles: in which order were these tiles?
+
+Noroozi and Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, ECCV 2016
+(sections 3 and 4.2), with the permutations scored several at a time as in Kolesnikov et al., Revisiting
+Self-Supervised Visual Representation Learning, CVPR 2019.
+
+Shape suffixes: B images in the batch, T tiles, K puzzles of each image, D features, P permutations.
+"""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.augment import Recipe, random_views
+from clfew.encoders import Encoder
+from clfew.methods.method import Method, Pictures, patches, require_side, standardised
+from clfew.training.batch import Batch
+from clfew.training.device import to_device
+
+PERMUTATIONS = 100
+PUZZLES = 8
+"""Orders that each image's tiles are shown in: tiles are what costs, orders are cheap."""
+GREY = 0.66
+SMALL = 48
+"""Below this many pixels a third of an image shows too little, so there are 2×2 tiles in any order."""
+
+
+def permutation_set(tiles: int, count: int, seed: int = 0) -> np.ndarray:
+    """`count` permutations of `tiles` that are far apart: (P, T), int64 (algorithm 1).
+
+    The first is drawn; then always that one of all others whose mean Hamming distance to those chosen is
+    largest.
+    """
+    everything = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)
+    count = min(count, len(everything))
+    chosen = [int(np.random.default_rng(seed).integers(len(everything)))]
+    distance = np.zeros(len(everything))
+    while len(chosen) < count:
+        distance += (everything != everything[chosen[-1]]).sum(1)
+        distance[chosen] = -1
+        chosen.append(int(distance.argmax()))
+    return everything[chosen].astype(np.int64)
+
+
+class Jigsaw(Method):
+    """Tiles of a view, each through the encoder by itself, and a head that tells their order.
+
+    A tile is cut at random from its cell (64 of 85 pixels in the paper), so edges do not continue, and
+    standardised by itself, so brightness and contrast do not give its place away; two views of three
+    have no colour, so colour fringes do not either.
+    """
+
+    shows_patches = True
+
+    def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
+        super().__init__(encoder, replace(recipe, jitter=0, grey=GREY, blur=0), gentle)
+        self.grid = 2 if encoder.size < SMALL else 3
+        # Tiles overlap the resolution of the encoder's own images by little: half or three eighths.
+        self.tile = 4 * round(encoder.size * (0.5 if self.grid == 2 else 0.375) / 4)
+        self.cell = round(self.tile * 85 / 64)
+        require_side(encoder, self.tile)
+        orders = permutation_set(self.grid**2, PERMUTATIONS)
+        self.orders: Tensor
+        self.register_buffer("orders", torch.from_numpy(orders))
+        width, hidden = min(1024, 2 * encoder.dim), min(4096, 8 * encoder.dim)
+        self.of_tile = nn.Sequential(
+            nn.Linear(encoder.dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()
+        )
+        self.of_order = nn.Sequential(
+            nn.Linear(self.grid**2 * width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+            nn.Dropout(0.5), nn.Linear(hidden, len(orders)),
+        )  # fmt: skip
+
+    def tiles(self, batch: Batch) -> Tensor:
+        """(B, T, 3, tile, tile), row by row, with values in [0, 1]."""
+        size, count = self.grid * self.cell, self.grid**2
+        arguments = batch.images, batch.aspects, size, self.recipe, batch.random
+        view_BxCxVxV = random_views(*arguments, views=1)
+        moved = to_device(batch.random.uniform(100, 2 * count), view_BxCxVxV.device)
+        free = self.cell - self.tile + 1
+        cells = torch.cartesian_prod(*[torch.arange(self.grid, device=moved.device)] * 2) * self.cell
+        corners = cells + (moved.view(-1, count, 2) * free).long()
+        return patches(view_BxCxVxV, corners, self.tile)
+
+    def puzzles(self, batch: Batch) -> Tensor:
+        """The orders that tiles are shown in, as rows of `orders`: (B, K)."""
+        draws = to_device(batch.random.uniform(101, PUZZLES), batch.images.device)
+        return (draws * len(self.orders)).long()
+
+    def logits(self, tiles_BxTxCxSxS: Tensor, orders_BxK: Tensor) -> Tensor:
+        """Scores of each permutation for each puzzle: (B·K, P)."""
+        count = tiles_BxTxCxSxS.shape[1]
+        # In place of the encoder's own normalisation, which is the same for all images.
+        features = self.encoder.backbone(standardised(tiles_BxTxCxSxS).flatten(0, 1)).flatten(1)
+        features_BxTxD = self.of_tile(features).view(-1, count, self.of_tile[0].out_features)
+        image = torch.arange(len(features_BxTxD), device=features.device)[:, None, None]
+        shuffled_BxKxTxD = features_BxTxD[image, self.orders[orders_BxK]]
+        return self.of_order(shuffled_BxKxTxD.flatten(2).flatten(0, 1))
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        orders_BxK = self.puzzles(batch)
+        logits = self.logits(self.tiles(batch), orders_BxK).float()
+        solved = (logits.argmax(1) == orders_BxK.flatten()).float().mean()
+        return F.cross_entropy(logits, orders_BxK.flatten()), {"solved": solved}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Pictures:
+        tiles, order = self.tiles(batch), self.puzzles(batch)[:, :1]
+        shown = tiles[torch.arange(len(tiles), device=tiles.device)[:, None], self.orders[order[:, 0]]]
+        found = self.orders[self.logits(tiles, order).argmax(1)]
+        back = found.argsort(1)  # Where each tile is, by the order that was found.
+        solved = shown[torch.arange(len(tiles), device=tiles.device)[:, None], back]
+        return [("puzzle", self.arranged(shown)), ("as solved", self.arranged(solved))]
+
+    def arranged(self, tiles_BxTxCxSxS: Tensor) -> Tensor:
+        """Tiles side by side, row by row, with a line between them."""
+        framed = F.pad(tiles_BxTxCxSxS, (1, 1, 1, 1), value=1.0)
+        rows = [torch.cat(list(row.unbind(1)), dim=3) for row in framed.split(self.grid, dim=1)]
+        return torch.cat(rows, dim=2)

@@ -1,0 +1,128 @@
+"""What every pretraining method has: an encoder, a loss, and a few things that only some need."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.augment import Recipe
+from clfew.encoders import RGB, Encoder, freeze_statistics
+from clfew.errors import UserError
+from clfew.training.batch import Batch
+
+Pictures = list[tuple[str, Tensor]]
+"""Titles, and the images (N, 3, H, W) in [0, 1] below each."""
+
+
+class Method(nn.Module):
+    """A pretraining method: subclasses define `loss`, and override the rest where they need it.
+
+    encoder: learns. recipe: how random views suit these images; a method takes from it what its paper
+    has. gentle: the encoder starts from weights worth keeping: its BatchNorm keeps the statistics it
+    has. `projector` holds layers on the features whose first one fine-tuning starts from, if any.
+    """
+
+    sees = RGB
+    """What the encoder is given of the images (see `clfew.encoders`)."""
+
+    large_batches = False
+    learning_rate: float | None = None
+    """AdamW's, where the optimizers that suit the others do not suit it."""
+
+    shows_patches = False
+    """The encoder learns from pieces of images, so BatchNorm's statistics are estimated on whole images
+    afterwards."""
+
+    def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
+        super().__init__()
+        self.encoder, self.recipe, self.gentle = encoder, recipe, gentle
+        self.projector = nn.Sequential()
+
+    @staticmethod
+    def encoder_name(name: str) -> str:
+        """The network to build where the user asks for `name`."""
+        return name
+
+    def train(self, mode: bool = True) -> "Method":
+        super().train(mode)
+        if self.gentle:
+            freeze_statistics(self.encoder)
+        return self
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch of stored images, and what to log beside it."""
+        raise NotImplementedError
+
+    def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
+        """Called once before training with some of the images, the same ones when a run is resumed."""
+
+    def after_step(self, progress: float) -> None:
+        """Called after each step of the optimizer; progress in (0, 1] is the share of the run done."""
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Pictures:
+        """What the method makes of a few images, column by column."""
+        raise NotImplementedError
+
+
+def require_side(encoder: Encoder, side: int) -> None:
+    """Raises UserError for a network that does not take images of `side` pixels, as it must where it is
+    shown patches."""
+    backbone, was_training = encoder.backbone, encoder.backbone.training
+    try:
+        with torch.no_grad():
+            backbone.eval()(torch.zeros(2, 3, side, side))
+    except (RuntimeError, AssertionError, ValueError):
+        raise UserError(
+            f"{encoder.name} does not take patches of {side} pixels, which this method shows it.",
+            "take a convolutional encoder, such as resnet8-w32 or resnet18, or a larger --size.",
+        ) from None
+    finally:
+        backbone.train(was_training)
+
+
+def spread(embeddings_NxP: Tensor) -> Tensor:
+    """How far embeddings point in different directions: 1 as random ones do, 0 where all are one."""
+    unit = F.normalize(embeddings_NxP.detach().float(), dim=1)
+    return unit.std(dim=0).mean() * unit.shape[1] ** 0.5
+
+
+def patches(images_NxCxHxW: Tensor, corners_NxTx2: Tensor, side: int) -> Tensor:
+    """Squares of `side` pixels with their top left corners at (y, x): (N, T, C, side, side)."""
+    steps = torch.arange(side, device=images_NxCxHxW.device)
+    rows = (corners_NxTx2[..., :1] + steps)[..., :, None]
+    columns = (corners_NxTx2[..., 1:] + steps)[..., None, :]
+    image = torch.arange(len(images_NxCxHxW), device=images_NxCxHxW.device)[:, None, None, None]
+    return images_NxCxHxW.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 1, 4, 2, 3)
+
+
+def standardised(patches_NxCxHxW: Tensor) -> Tensor:
+    """Each channel of each patch with mean 0 and standard deviation 1."""
+    mean = patches_NxCxHxW.mean((-2, -1), keepdim=True)
+    spread = patches_NxCxHxW.std((-2, -1), keepdim=True, correction=0)
+    return (patches_NxCxHxW - mean) / (spread + 1e-4)
+
+
+def decoder(channels: int, outputs: int, start: int, end: int) -> nn.Sequential:
+    """Maps of `start` pixels a side to maps (N, outputs, end, end): convolutions with upsampling between
+    them, half as many channels each time, down to 16: the largest maps cost most."""
+    layers: list[nn.Module] = []
+    side, width = start, channels
+    while side < end:
+        side, narrower = min(end, 2 * side), max(16, width // 2)
+        layers += [
+            nn.Upsample((side, side), mode="bilinear", align_corners=False),
+            nn.Conv2d(width, narrower, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(narrower),
+            nn.ReLU(),
+        ]
+        width = narrower
+    return nn.Sequential(*layers, nn.Conv2d(width, outputs, 3, 1, 1))
+
+
+def last_map(encoder: Encoder) -> tuple[int, int]:
+    """Channels and side of the maps that an encoder's last stage gives."""
+    with torch.no_grad():
+        was_training = encoder.training
+        shape = encoder.eval().maps(torch.zeros(2, 3, encoder.size, encoder.size))[-1].shape
+        encoder.train(was_training)
+    return shape[1], shape[2]

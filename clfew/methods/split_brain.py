@@ -1,0 +1,110 @@
+"""Split-Brain Autoencoder: half of a network tells colours from lightness, the other half the reverse.
+
+Zhang, Isola and Efros, Split-Brain Autoencoders: Unsupervised Learning by Cross-Channel Prediction, CVPR
+2017 (section 3, with classification losses in place of regression).
+
+Shape suffixes: B images in the batch, H and W of a map, Q colour bins, L lightness bins.
+"""
+
+import re
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clfew.augment import Recipe, evaluation_view, random_views
+from clfew.backbones import SPLIT, Halves
+from clfew.colour import lab_to_rgb, rgb_to_lab
+from clfew.encoders import LAB, Encoder
+from clfew.methods.colorization import REDUCED, annealed_mean, colour_bins
+from clfew.methods.method import Method, Pictures, decoder
+from clfew.training.batch import Batch
+
+LIGHTNESS_BINS = 100
+
+
+def cross_channel_loss(
+    colour_BxQxHxW: Tensor, light_BxLxHxW: Tensor, lab_Bx3xHxW: Tensor, bins_Qx2: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the bin nearest to each pixel's colour, told from lightness; and of its lightness
+    in hundredths, told from colour."""
+    ab = lab_Bx3xHxW[:, 1:].permute(0, 2, 3, 1)
+    nearest = torch.cdist(ab.flatten(0, 2), bins_Qx2).argmin(1).view(ab.shape[:3])
+    level = (lab_Bx3xHxW[:, 0] * LIGHTNESS_BINS / 100).long().clamp(0, LIGHTNESS_BINS - 1)
+    return F.cross_entropy(colour_BxQxHxW.float(), nearest), F.cross_entropy(
+        light_BxLxHxW.float(), level
+    )
+
+
+class SplitBrain(Method):
+    """Two networks beside each other, each with half the channels (a published network has no half: then
+    there are two whole ones); features are both networks' side by side."""
+
+    sees = LAB
+
+    def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
+        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        self.bins: Tensor
+        self.register_buffer("bins", torch.zeros(1, 2))
+        self.reduced = max(1, encoder.size // REDUCED)
+        self.tells_colour = self._decoder(1)
+        self.tells_light = self._decoder(LIGHTNESS_BINS)
+
+    @staticmethod
+    def encoder_name(name: str) -> str:
+        small = re.fullmatch(r"(resnet\d+-w)(\d+)", name)
+        if small and int(small[2]) % 16 == 0:
+            name = f"{small[1]}{int(small[2]) // 2}"
+        return name if name.startswith(SPLIT) else SPLIT + name
+
+    def _decoder(self, outputs: int) -> torch.nn.Sequential:
+        backbone, size = self.encoder.backbone, self.encoder.size
+        assert isinstance(backbone, Halves)
+        device = next(backbone.parameters()).device
+        was_training = backbone.training
+        with torch.no_grad():
+            light, _ = backbone.eval().maps_of_both(torch.zeros(2, 3, size, size, device=device))[-1]
+        backbone.train(was_training)
+        return decoder(light.shape[1], outputs, light.shape[2], self.reduced)
+
+    def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
+        """The bins are the colours that these images have."""
+        small = evaluation_view(images_NxSxSx3, aspects_N, self.reduced)
+        self.bins, _ = colour_bins(rgb_to_lab(small)[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2))
+        self.tells_colour = self._decoder(len(self.bins)).to(self.bins.device)
+
+    def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Views, and their L, a, b at the resolution at which they are told."""
+        arguments = batch.images, batch.aspects, self.encoder.size
+        view = random_views(*arguments, self.recipe, batch.random, views=1)
+        return view, rgb_to_lab(F.adaptive_avg_pool2d(view, self.reduced))
+
+    def logits(self, view_BxCxSxS: Tensor) -> tuple[Tensor, Tensor]:
+        backbone = self.encoder.backbone
+        assert isinstance(backbone, Halves)
+        light, colour = backbone.maps_of_both(self.encoder.prepare(view_BxCxSxS))[-1]
+        return self.tells_colour(light), self.tells_light(colour)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        view, lab = self.view(batch)
+        of_colour, of_light = cross_channel_loss(*self.logits(view), lab, self.bins)
+        return of_colour + of_light, {"colour": of_colour.detach(), "lightness": of_light.detach()}
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> Pictures:
+        view, _ = self.view(batch)
+        colour, light = self.logits(view)
+
+        def enlarged(maps: Tensor) -> Tensor:
+            return F.interpolate(maps, view.shape[2:], mode="bilinear")
+
+        ab = enlarged(annealed_mean(colour, self.bins))
+        levels = (torch.arange(LIGHTNESS_BINS, device=view.device) + 0.5) * 100 / LIGHTNESS_BINS
+        brightness = torch.einsum("blhw,l->bhw", light.float().softmax(1), levels)[:, None]
+        lab = rgb_to_lab(view)
+        return [
+            ("image", view),
+            ("its colours, told", lab_to_rgb(torch.cat([lab[:, :1], ab], dim=1))),
+            ("its light, told", lab_to_rgb(torch.cat([enlarged(brightness), lab[:, 1:]], dim=1))),
+        ]  # fmt: skip

@@ -1,0 +1,119 @@
+"""Every pretraining method as a user runs it, and what works from its artifact."""
+
+import json
+import signal
+
+import pytest
+import safetensors.numpy
+
+from clfew.methods import METHODS
+
+OTHERS = [name for name in METHODS if name != "simclr"]
+SMALL = ("--encoder", "resnet8-w16", "--batch", "32", "--epochs", "2")
+
+
+@pytest.fixture(scope="module")
+def many(clfew, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    images(folder / "photos", each=30, size=24)
+    return folder
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_from_pretraining_to_predictions(clfew, many, method):
+    run, made = many / method, ("--from", method)
+    clfew.ok(
+        "pretrain", "photos", "--method", method, "--save-samples", "--out", method, *SMALL, cwd=many
+    )  # fmt: skip
+    assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+    about = json.loads(clfew.ok("info", method, "--format", "json", cwd=many).stdout)
+    assert about["method"] == method and about["kind"] == "encoder"
+    clfew.ok("embed", "photos", *made, "--out", f"{method}-features", cwd=many)
+    features = safetensors.numpy.load_file(many / f"{method}-features/features.safetensors")["features"]
+    assert features.shape == (90, about["dim"])
+    fine = f"{method}-classifier"
+    clfew.ok("finetune", "photos", "--labels", "3/class", *made, "--out", fine, cwd=many)
+    clfew.ok("eval", "--from", fine, "--out", f"{method}-eval", cwd=many)
+    row = clfew.ok(
+        "predict", "photos/ring/003.png", "--from", fine, "--format", "jsonl", cwd=many
+    ).rows()[0]  # fmt: skip
+    assert row["label"] in ("cross", "ring", "stripe") if "label" in row else row
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_stopped_run_goes_on_to_the_same_weights(clfew, many, method):
+    long = ("pretrain", "photos", "--method", method, "--encoder", "resnet8-w16", "--batch", "16")
+    clfew.ok(*long, "--epochs", "12", "--out", f"{method}-whole", cwd=many)
+    process = clfew.popen(*long, "--epochs", "12", "--out", f"{method}-stopped", cwd=many)
+    log = many / f"{method}-stopped/metrics.jsonl"
+    while not log.exists():
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    clfew.ok("pretrain", "--resume", f"{method}-stopped", cwd=many)
+    whole, stopped = (
+        safetensors.numpy.load_file(many / f"{method}-{name}/encoder.safetensors")
+        for name in ("whole", "stopped")
+    )
+    assert [n for n in whole if whole[n].tobytes() != stopped[n].tobytes()] == []
+
+
+def test_a_stage_is_read_by_finetune_and_embed_and_stays_in_the_classifier(clfew, many):
+    clfew.ok("pretrain", "photos", "--method", "jigsaw", "--out", "staged", *SMALL, cwd=many)
+    clfew.ok("embed", "photos", "--from", "staged", "--stage", "1", "--out", "first", cwd=many)
+    assert safetensors.numpy.load_file(many / "first/features.safetensors")["features"].shape == (90, 16)
+    clfew.ok(
+        "finetune", "photos", "--labels", "3/class", "--mode", "linear", "--stage", "2",
+        "--from", "staged", "--out", "second", cwd=many,
+    )  # fmt: skip
+    about = json.loads(clfew.ok("info", "second", "--format", "json", cwd=many).stdout)
+    assert (about["stage"], about["dim"]) == (2, 32)
+    clfew.ok("predict", "photos/ring/003.png", "--from", "second", cwd=many)
+    clfew.ok("eval", "--from", "second", "--out", "second-eval", cwd=many)
+    said = clfew.refused(
+        "embed", "photos", "--from", "staged", "--stage", "9", "--out", "ninth", cwd=many
+    )  # fmt: skip
+    assert "there is no stage 9" in said and "1 to" in said
+
+
+def test_variants_of_methods(clfew, many):
+    for number, extra in enumerate(
+        [("denoising", "--stacked"), ("denoising", "--corruption", "gaussian"),
+         ("inpainting", "--mask", "centre", "--adversarial"), ("simclr", "--loss", "dcl")]
+    ):  # fmt: skip
+        name = f"variant-{number}"
+        said = clfew.ok(
+            "pretrain",
+            "photos",
+            "--init",
+            "scratch",
+            "--out",
+            name,
+            *SMALL,
+            "--method",
+            *extra,
+            cwd=many,
+        ).stderr
+        assert f"{extra[1].removeprefix('--')} {extra[2] if len(extra) == 3 else ''}".strip() in said
+        options = json.loads((many / name / "config.json").read_text())["options"]
+        assert options[extra[1].removeprefix("--")] in (True, extra[2] if len(extra) > 2 else True)
+
+
+@pytest.mark.parametrize(
+    ("options", "rc", "words"),
+    [
+        (("--method", "jigsa"), 2, "did you mean jigsaw?"),
+        (("--method", "moco"), 2, "choose simclr, byol"),
+        (("--method", "byol", "--temperature", "0.5"), 2, "--temperature is no option of --method byol"),
+        (("--method", "simclr", "--stacked"), 2, "it is one of denoising"),
+        (("--method", "denoising", "--corruption", "salt"), 2, "choose masking, salt-and-pepper"),
+        (("--method", "inpainting", "--mask", "middle"), 2, "choose random or centre"),
+        (("--method", "colorization", "--init", "imagenet"), 1, "--init scratch"),
+        (("--method", "inpainting", "--encoder", "vit_b_16", "--size", "32"), 1, "convolutional"),
+        (("--method", "jigsaw", "--encoder", "vit_b_16", "--size", "32"), 1, "convolutional"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said(clfew, many, options, rc, words):
+    said = clfew.refused("pretrain", "photos", *options, "--out", "never", rc=rc, cwd=many)
+    assert words in said

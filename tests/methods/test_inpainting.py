@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clfew.errors import UsageError
+from clfew.methods.inpainting import (
+    ADVERSARIAL,
+    CELLS,
+    LEAST,
+    MOST,
+    OVERLAP_WEIGHT,
+    RECONSTRUCTION,
+    TRIES,
+    Inpainting,
+    centre_mask,
+    random_mask,
+    reconstruction_loss,
+)
+from clfew.randomness import ImageRandom
+
+
+def test_the_centre_square_has_half_the_side_and_a_heavy_border_that_is_seen():
+    hidden, weight = centre_mask(128)
+    square = torch.zeros(128, 128)
+    square[32:96, 32:96] = 1
+    assert torch.equal((weight > 0).float(), square)
+    border = (weight == OVERLAP_WEIGHT).float()
+    assert torch.equal(border + (weight == 1).float(), square) and not (border * hidden).any()
+    assert torch.equal(hidden, (weight == 1).float())
+    assert hidden.sum() == 56**2  # Four pixels on each side (pathak22/context-encoder).
+
+
+def test_random_regions_cover_a_fifth_to_three_tenths_and_are_blobs():
+    shares, edges = [], []
+    for epoch in range(40):
+        draws = ImageRandom(0, epoch, np.array([3])).uniform(100, TRIES * CELLS**2)[0]
+        mask = random_mask(64, draws)
+        assert set(mask.unique().tolist()) == {0.0, 1.0}
+        shares.append(mask.mean().item())
+        edges.append((mask.diff(dim=0).abs().sum() / mask.sum()).item())
+    assert min(shares) >= LEAST and max(shares) <= MOST
+    assert len({round(s, 4) for s in shares}) > 20  # Another each time.
+    assert np.mean(edges) < 0.3  # Noise pixel by pixel would have 1.5 edges for each pixel.
+
+
+def slow_loss(painted, image, weight):
+    total, count = 0.0, 0.0
+    for b, c, y, x in np.ndindex(*image.shape):
+        total += weight[y, x] * (float(painted[b, c, y, x]) - float(image[b, c, y, x])) ** 2
+        count += weight[y, x]
+    return total / count
+
+
+@pytest.mark.parametrize("mask", ["random", "centre"])
+def test_the_loss_is_the_weighted_squared_error_of_what_was_hidden(
+    mask, make_method, make_batch, make_images
+):
+    objective: Inpainting = make_method("inpainting", mask=mask).eval()
+    batch = make_batch(make_images(2)[0])
+    view, hidden, weight = objective.view(batch)
+    with torch.no_grad():
+        loss, _ = objective.loss(batch)
+        painted = objective.painted(view, hidden)
+    expected = slow_loss(painted.numpy(), view.numpy(), weight.double().numpy())
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_what_is_hidden_is_not_seen(make_method, make_batch, make_images):
+    objective: Inpainting = make_method("inpainting").eval()
+    view, hidden, _ = objective.view(make_batch(make_images(3)[0]))
+    changed = view + 5 * torch.randn_like(view) * hidden
+    torch.testing.assert_close(objective.painted(changed, hidden), objective.painted(view, hidden))
+
+
+@torch.no_grad()
+def test_places_are_joined_channel_by_channel(make_method):
+    objective: Inpainting = make_method("inpainting").eval()
+    maps = torch.randn(2, *objective.places.shape[:1], 3, 3)
+    joined = torch.einsum("bcp,cpq->bcq", maps.flatten(2), objective.places)
+    for b, c in np.ndindex(2, maps.shape[1]):
+        torch.testing.assert_close(joined[b, c], maps[b, c].flatten() @ objective.places[c])
+
+
+def test_the_adversarial_losses_move_the_painter_and_the_judge_apart(
+    make_method, make_batch, make_images
+):
+    objective: Inpainting = make_method("inpainting", adversarial=True).train()
+    view, hidden, _ = objective.view(make_batch(make_images(8)[0]))
+    painted = objective.painted(view, hidden)
+    painter, judge = objective.adversarial_losses(view, painted)
+    painter.backward(retain_graph=True)
+    assert all(p.grad is None for p in objective.discriminator.parameters())
+    assert next(objective.encoder.parameters()).grad is not None
+    objective.zero_grad(set_to_none=True)
+    judge.backward()
+    assert next(objective.encoder.parameters()).grad is None
+    assert next(objective.discriminator.parameters()).grad is not None
+    objective.eval()
+    with torch.no_grad():
+        real, fake = objective.discriminator(view), objective.discriminator(painted)
+        painter, judge = objective.adversarial_losses(view, painted)
+    assert painter.item() == pytest.approx(-F.logsigmoid(fake).mean().item(), rel=1e-5)
+    expected = -(F.logsigmoid(real).mean() + F.logsigmoid(-fake).mean()) / 2
+    assert judge.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_reconstruction_and_the_adversarial_term_have_the_papers_shares(
+    make_method, make_batch, make_images
+):
+    batch = make_batch(make_images(6)[0])
+    objective: Inpainting = make_method("inpainting", mask="centre", adversarial=True).eval()
+    with torch.no_grad():
+        loss, _ = objective.loss(batch)
+        view, hidden, weight = objective.view(batch)
+        painted = objective.painted(view, hidden)
+        region = (weight > 0).float()
+        losses = objective.adversarial_losses(view, view * (1 - region) + painted * region)
+        expected = RECONSTRUCTION * reconstruction_loss(painted, view, weight)
+        expected += ADVERSARIAL * losses[0] + losses[1]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert make_method("inpainting").discriminator is None  # Off unless asked for.
+
+
+def test_an_unknown_mask_is_wrong_usage(make_method):
+    with pytest.raises(UsageError, match="center is not known"):
+        make_method("inpainting", mask="center")

@@ -1,0 +1,156 @@
+"""What is true of every method."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clfew.augment import Recipe
+from clfew.features import apply_to_store
+from clfew.methods import METHODS
+from clfew.objectives import estimate_statistics, options_of
+from clfew.probes import knn_head
+from clfew.samples import draw_pictures, samples_of
+from clfew.training.batch import TrainingData
+from clfew.training.loop import train
+from clfew.training.plan import Plan
+
+CPU = torch.device("cpu")
+VARIANTS = [
+    *((name, {}) for name in METHODS),
+    ("denoising", {"corruption": "gaussian"}), ("denoising", {"stacked": True}),
+    ("inpainting", {"mask": "centre"}), ("inpainting", {"adversarial": True}),
+]  # fmt: skip
+
+
+def trained(objective, images, steps=60, batch=32, rate=3e-3, seed=0):
+    """The losses of a short training."""
+    data = TrainingData(images, np.ones(len(images), np.float32), np.arange(len(images)))
+    objective.look_at(torch.from_numpy(images), torch.ones(len(images)))
+    rows = []
+    plan = Plan(steps, batch, "adamw", rate, 1e-4, 5, seed, "fp32")
+    train(objective, data, plan, CPU, rows.append)
+    return [row["loss"] for row in rows]
+
+
+def mean_loss(objective, images, make_batch):
+    """Over a few draws, with BatchNorm's statistics of the batch and no dropout."""
+    objective.train()
+    for module in objective.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    state = copy.deepcopy(objective.state_dict())
+    with torch.no_grad():
+        losses = [objective.loss(make_batch(images, epoch=e))[0].item() for e in range(4)]
+    objective.load_state_dict(state)
+    return float(np.mean(losses))
+
+
+def knn_accuracy(encoder, images, labels):
+    """Of 5 nearest neighbours among 3 of 4 images, on the others."""
+    features = apply_to_store(
+        encoder, encoder.size, images, np.ones(len(images), np.float32), np.arange(len(images)), CPU
+    )
+    tested = np.arange(len(images)) % 8 >= 4
+    known = np.flatnonzero(~tested)
+    head = knn_head(features, known, labels[known], labels.max() + 1)
+    head.neighbours.fill_(5)
+    with torch.no_grad():
+        guesses = head(torch.from_numpy(features[tested])).argmax(1).numpy()
+    return (guesses == labels[tested]).mean()
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_the_loss_is_finite_and_its_gradients_reach_the_encoder(
+    name, options, make_method, make_batch, make_images
+):
+    images, _ = make_images(16)
+    objective = make_method(name, **options)
+    objective.look_at(torch.from_numpy(images), torch.ones(16))
+    loss, extras = objective.train().loss(make_batch(images))
+    loss.backward()
+    assert loss.ndim == 0 and loss.isfinite() and all(v.isfinite() for v in extras.values())
+    first = next(objective.encoder.parameters())
+    assert first.grad is not None and first.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_same_draws_give_the_same_loss_and_others_another(
+    name, make_method, make_batch, make_images
+):
+    images, _ = make_images(8)
+    objective = make_method(name)
+    objective.look_at(torch.from_numpy(images), torch.ones(8))
+    losses = []
+    for epoch in (0, 0, 1):
+        torch.manual_seed(0)  # Dropout.
+        losses.append(objective.loss(make_batch(images, epoch=epoch))[0].item())
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_training_lowers_the_loss(name, options, make_method, make_batch, make_images):
+    images, _ = make_images(96)
+    objective = make_method(name, **options)
+    objective.look_at(torch.from_numpy(images), torch.ones(96))
+    before = mean_loss(objective, images, make_batch)
+    trained(objective, images, steps=40)
+    assert mean_loss(objective, images, make_batch) < before
+
+
+# Counting is left out: with so few images and steps its kNN is within noise of random weights (.63 and
+# .66 against .67 and .64 with two seeds): it is hungry for data.
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "counting"])
+def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clothes):
+    images, labels = clothes
+    recipe = Recipe(crop_area=0.4, jitter=0.5, grey=0.2, blur=0)
+    objective = make_method(name, recipe=recipe)
+    data = TrainingData(images, np.ones(len(images), np.float32), np.arange(len(images)))
+    random = copy.deepcopy(objective.encoder)
+    estimate_statistics(random, data, CPU)
+    trained(objective, images, steps=150, batch=64)
+    if objective.shows_patches:
+        estimate_statistics(objective.encoder, data, CPU)
+    assert knn_accuracy(objective.encoder, images, labels) > knn_accuracy(random, images, labels)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_there_are_pictures_of_what_it_makes_of_images(name, make_method, make_images):
+    images, _ = make_images(12)
+    objective = make_method(name)
+    objective.look_at(torch.from_numpy(images), torch.ones(12))
+    data = TrainingData(images, np.ones(12, np.float32), np.arange(12))
+    pictures = samples_of(objective, data, 0, CPU, images=3)
+    assert len(pictures) >= 2
+    for title, shown in pictures:
+        assert title and len(shown) == 3 and shown.shape[1] == 3
+        assert shown.isfinite().all() and shown.min() >= 0 and shown.max() <= 1
+    assert draw_pictures(pictures).startswith(b"\x89PNG")
+
+
+def test_options_are_the_methods_own_with_their_defaults():
+    assert options_of("simclr", {"temperature": 0.5, "mask": None}) == {
+        "temperature": 0.5,
+        "loss": "nt-xent",
+    }
+    assert options_of("byol", {}) == {}
+    with pytest.raises(Exception, match="--mask is no option of --method byol") as raised:
+        options_of("byol", {"mask": "centre"})
+    assert "inpainting" in raised.value.hint
+
+
+def test_statistics_are_estimated_on_whole_images_and_weights_stay(make_method, make_images):
+    images, _ = make_images(40)
+    encoder = make_method("jigsaw").encoder
+    weights = [p.clone() for p in encoder.parameters()]
+    norm = next(m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
+    inputs = []
+    norm.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
+    norm.running_mean.fill_(7.0)
+    data = TrainingData(images, np.ones(40, np.float32), np.arange(40))
+    estimate_statistics(encoder, data, CPU)
+    torch.testing.assert_close(norm.running_mean, inputs[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    assert norm.momentum == 0.1 and not norm.training
+    assert all(torch.equal(a, b) for a, b in zip(weights, encoder.parameters(), strict=True))
