@@ -4,20 +4,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clfew import __version__, console
+from clfew import __version__, cli_tools, console
 from clfew import options as opt
 from clfew.data.files import expand
 from clfew.errors import UsageError, UserError
 from clfew.exits import run_and_exit
 from clfew.printing import (
-    describe_artifact,
     print_distillation,
     print_finetuning,
     print_json,
     print_predictions,
     print_report,
-    print_settings,
-    print_stores,
 )
 from clfew.runs import find_artifact
 
@@ -55,11 +52,16 @@ def pretrain(
     batch: opt.Batch = None,
     optimizer: opt.Optimizer = "auto",
     lr: opt.Rate = None,
-    temperature: opt.Temperature = 0.2,
-    loss: opt.Loss = "nt-xent",
+    temperature: opt.Temperature = None,
+    loss: opt.Loss = None,
+    corruption: opt.Corruption = None,
+    stacked: opt.Stacked = None,
+    mask: opt.Mask = None,
+    adversarial: opt.Adversarial = None,
     flip: opt.Flip = True,
     transductive: opt.Transductive = False,
     adapt: opt.Adapt = "layer",
+    save_samples: opt.SaveSamples = False,
     resume: opt.Resume = None,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -70,12 +72,7 @@ def pretrain(
 ) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
-        given = {
-            name
-            for name in context.params
-            if (origin := context.get_parameter_source(name)) and origin.name == "COMMANDLINE"
-        }
-        if given - {"resume", "device", "threads"}:
+        if opt.given(context) - {"resume", "device", "threads"}:
             raise UsageError(
                 "--resume takes everything but --device and --threads from the run.",
                 f"leave out the rest: clfew pretrain --resume {resume}",
@@ -88,11 +85,13 @@ def pretrain(
         raise UsageError("Which images? No SOURCE was named.", "for example: clfew pretrain ./unlabeled")
     from clfew.pretrain import pretrain as run
 
+    options = {"temperature": temperature, "loss": loss, "corruption": corruption, "stacked": stacked,
+               "mask": mask, "adversarial": adversarial}  # fmt: skip
     run(
         source, method=method, encoder=encoder, size=size, epochs=epochs, minutes=minutes,
-        batch=batch, optimizer=optimizer, lr=lr, temperature=temperature, loss=loss, flip=flip,
-        transductive=transductive, init=init, adapt=adapt, seed=seed, device=device, precision=precision,
-        compilation=compile, threads=threads, out=out,
+        batch=batch, optimizer=optimizer, lr=lr, options=options, flip=flip,
+        transductive=transductive, init=init, adapt=adapt, save_samples=save_samples, seed=seed,
+        device=device, precision=precision, compilation=compile, threads=threads, out=out,
     )  # fmt: skip
 
 
@@ -103,6 +102,7 @@ def finetune(
     origin: opt.From = None,
     init: opt.Init = "auto",
     mode: opt.Mode = "auto",
+    stage: opt.Stage = 0,
     repeat: opt.Repeat = 1,
     encoder: opt.Encoder = "auto",
     size: opt.Size = None,
@@ -125,7 +125,7 @@ def finetune(
     from clfew.finetune import finetune as run
 
     folder, result = run(
-        source, labels=labels, origin=origin, init=init, mode=mode, repeat=repeat,
+        source, labels=labels, origin=origin, init=init, mode=mode, stage=stage, repeat=repeat,
         encoder=encoder, size=size,
         epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed, device=device, precision=precision,
         threads=threads, out=out,
@@ -225,6 +225,7 @@ def embed(
     init: opt.Init = "auto",
     encoder: opt.Encoder = "auto",
     size: opt.Size = None,
+    stage: opt.Stage = 0,
     device: opt.Device = "auto",
     precision: opt.Precision = "auto",
     threads: opt.Threads = None,
@@ -234,60 +235,17 @@ def embed(
     from clfew.embed import embed as run
 
     folder, count, dim = run(
-        source, origin=origin, init=init, encoder=encoder, size=size, device=device,
+        source, origin=origin, init=init, encoder=encoder, size=size, stage=stage, device=device,
         precision=precision, threads=threads, out=out,
     )  # fmt: skip
     console.write_out(f"{folder / 'features.safetensors'}  {count:,} × {dim} float32\n")
     console.write_out(f"{folder / 'paths.csv'}  the images in the same order\n")
 
 
-@app.command(epilog="Example:  clfew info runs/finetune-1")
-def info(
-    artifact: Annotated[str, typer.Argument(help="An artifact or a run folder.", metavar="FILE|RUN")],
-    output: opt.Output = opt.Format.table,
-) -> None:
-    """Say what an artifact is, without loading its weights."""
-    description = describe_artifact(artifact)
-    if output is opt.Format.json:
-        print_json(description)
-    else:
-        print_settings(description)
-
-
-@app.command(epilog="Example:  clfew cache --clear")
-def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
-) -> None:
-    """List, size and clear the stores of decoded images."""
-    from clfew.data.cache import clear_stores, list_stores
-
-    stores = list_stores()
-    total = f"{sum(store.bytes for store in stores) / 2**20:,.1f} MiB"
-    if clear:
-        if left := clear_stores():
-            raise UserError(
-                f"{left[0]} cannot be removed, nor can {len(left) - 1} other stores."
-                if len(left) > 1
-                else f"{left[0]} cannot be removed.",
-                "check who owns it, or set CLFEW_CACHE to a folder of your own.",
-            )
-        console.write_out(f"removed {len(stores)} stores, {total}\n")
-        return
-    print_stores(stores)
-    console.write_out(f"{len(stores)} stores, {total}\n")
-
-
-@app.command(epilog="Example:  clfew demo --out demo")
-def demo(
-    out: opt.Out = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Time to pretrain for.")] = 1.25,
-    device: opt.Device = "auto",
-    threads: opt.Threads = None,
-) -> None:
-    """Run the whole pipeline on the images that come with clfew, in a few minutes."""
-    from clfew.demo import run
-
-    run(out, minutes=minutes, device=device, threads=threads)
+app.command(epilog="Example:  clfew compare ./photos --minutes 5")(cli_tools.compare)
+app.command(epilog="Example:  clfew info runs/finetune-1")(cli_tools.info)
+app.command(epilog="Example:  clfew cache --clear")(cli_tools.cache)
+app.command(epilog="Example:  clfew demo --out demo")(cli_tools.demo)
 
 
 def main() -> NoReturn:

@@ -193,3 +193,14 @@ def _before(report: dict[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def print_rows(rows: list[dict[str, Any]], output: str) -> None:
+    """Rows with the same fields as lines of JSON ("jsonl") or as CSV; lists become JSON there."""
+    if output == "jsonl":
+        for row in rows:
+            console.write_out(json.dumps(row) + "\n")
+        return
+    console.write_out(csv_line(list(rows[0])))
+    for row in rows:
+        console.write_out(csv_line([json.dumps(v) if isinstance(v, list) else v for v in row.values()]))

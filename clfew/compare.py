@@ -1,0 +1,267 @@
+"""`clfew compare`: several pretraining methods under one budget and on the same labels."""
+
+import contextlib
+import copy
+import shlex
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clfew import console
+from clfew.comparison import (
+    Cells,
+    Images,
+    Settings,
+    accuracy_of,
+    features_by_stage,
+    open_images,
+    pixels_of,
+    rows_of,
+    seconds_of,
+)
+from clfew.comparison_report import write_comparison
+from clfew.data.splits import parse_labels
+from clfew.errors import Stopped, UsageError, UserError
+from clfew.files import write_json
+from clfew.methods import METHODS
+from clfew.objectives import estimate_statistics, options_of
+from clfew.origin import Origin, from_artifact, from_scratch
+from clfew.pretrain import pretrain, resume
+from clfew.runs import Run, check_new, new_run, read_config
+from clfew.training.batch import TrainingData
+from clfew.training.device import set_threads
+
+BASELINES = {
+    "raw-pixels": "raw pixels, logistic regression",
+    "random": "random encoder",
+    "scratch": "same network from scratch",
+}
+MODES = ("linear", "knn", "propagate", "full")
+DEFAULT_MINUTES = 10.0
+_SECONDS_A_CELL = 4.0
+"""Of evaluation, roughly: what the estimate before the start counts for each."""
+
+
+def compare(
+    source: str,
+    *,
+    methods: str = "all",
+    labels: str = "1%,5%,10%",
+    draws: int = 5,
+    seeds: int = 1,
+    minutes: float | None = None,
+    epochs: float | None = None,
+    encoder: str = "auto",
+    size: int | None = None,
+    mode: str = "linear",
+    flip: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    out: Path | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Pretrains with each method and tests a classifier on each for each budget and draw of the labels.
+
+    methods: names with commas between them, or "all". labels: budgets, see `parse_labels`. draws: of the
+    labels, the same for all. seeds: of pretraining. minutes or epochs: of pretraining, for each. mode:
+    how a classifier is made, "linear", "knn" and "propagate" on frozen features of the stage that
+    cross-validation on the labels chooses, "full" with the whole network. Returns the folder and the
+    result: `rows`, one for each method and budget, and `pretraining`, one for each method and seed.
+    Raises UserError; Stopped after a signal.
+    """
+    check_new(out)
+    settings = Settings(
+        source, _methods(methods), _split(labels), draws, seeds, minutes, epochs, encoder, size, mode,
+        flip, seed, device, precision, threads,
+    )  # fmt: skip
+    _check(settings)
+    set_threads(threads)
+    images, encoder_name = open_images(settings)  # Before a folder is made: it may not be there.
+    run = new_run("compare", out)
+    run.write_config({"command": "compare", "settings": asdict(settings)})
+    return _run(run, settings, images, encoder_name)
+
+
+def go_on(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """Goes on with a comparison that was stopped. Raises UserError."""
+    config = read_config(folder)
+    if config.get("command") != "compare":
+        raise UserError(f"{folder} is no comparison.", "name its folder, such as runs/compare-1.")
+    settings = Settings(**config["settings"])
+    set_threads(settings.threads)
+    images, encoder_name = open_images(settings)
+    return _run(Run(folder), settings, images, encoder_name)
+
+
+def _methods(names: str) -> list[str]:
+    return list(METHODS) if names == "all" else _split(names)
+
+
+def _split(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def _check(settings: Settings) -> None:
+    for method in settings.methods:
+        if method not in METHODS:
+            raise UsageError(
+                f"--methods {method} is not known.", f"choose all, or of {', '.join(METHODS)}."
+            )
+    if not settings.methods or not settings.labels:
+        raise UsageError(
+            "There is nothing to compare.", "for example: --methods simclr,byol --labels 1%,5%"
+        )
+    if settings.mode not in MODES:
+        raise UsageError(f"--mode {settings.mode} is not known.", f"choose {', '.join(MODES)}.")
+    if settings.minutes is not None and settings.epochs is not None:
+        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
+    for budget in settings.labels:
+        if parse_labels(budget).file is not None:
+            raise UsageError(f"--labels {budget} is a file.", "give budgets, such as 1%,5% or 2/class.")
+
+
+def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Path, dict[str, Any]]:
+    cells = Cells(run.folder / "cells.json")
+    _say_plan(settings, images, encoder, cells)
+    with _stops_resumably(f"clfew compare --resume {shlex.quote(str(run.folder))}"):
+        for method in settings.methods:
+            for number in range(settings.seeds):
+                _pretrain(run, settings, images, encoder, method, number)
+        _baselines(settings, images, encoder, cells)
+        for method in settings.methods:
+            for number in range(settings.seeds):
+                origin = from_artifact(_folder(run, method, number) / "encoder.safetensors", None)
+                _evaluate(f"{method}/{number}", origin, settings.mode, settings, images, cells)
+    result = _result(run, settings, images, encoder, cells)
+    write_json(run.folder / "result.json", result)
+    write_comparison(run.folder, result)
+    console.say(f"saved      {run.folder / 'compare.html'} and compare.png")
+    return run.folder, result
+
+
+@contextlib.contextmanager
+def _stops_resumably(command: str) -> Iterator[None]:
+    """Whatever a signal stops inside, the comparison is what is gone on with."""
+    try:
+        yield
+    except Stopped as stop:
+        raise Stopped(stop.signal, command) from None
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT, command) from None
+    except SystemExit as end:
+        if end.code != 128 + signal.SIGTERM:
+            raise
+        raise Stopped(signal.SIGTERM, command) from None
+
+
+def _say_plan(settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
+    count = len(settings.methods) * settings.seeds
+    budgets = len(settings.labels) * settings.draws
+    total = (count + len(BASELINES)) * budgets
+    console.say(
+        f"plan       {count} pretraining runs of {encoder} at {images.size} px on "
+        f"{len(images.pool):,} images and {total} classifiers, tested on {len(images.test):,} images"
+    )
+    if cells.done:
+        console.say(f"           {len(cells.done)} classifiers are there already")
+    if settings.epochs is None:
+        training = 60 * (settings.minutes or DEFAULT_MINUTES) * len(settings.methods)
+    else:
+        training = sum(seconds_of(m, encoder, images, settings.epochs) for m in settings.methods)
+    seconds = training * settings.seeds + _SECONDS_A_CELL * total
+    console.say(f"           about {max(1, seconds / 60):.0f} minutes in all")
+
+
+def _folder(run: Run, method: str, number: int) -> Path:
+    return run.folder / f"pretrain-{method}-{number}"
+
+
+def _pretrain(
+    run: Run, settings: Settings, images: Images, encoder: str, method: str, number: int
+) -> None:
+    folder = _folder(run, method, number)
+    if (folder / "encoder.safetensors").exists():
+        return
+    place = f"{settings.methods.index(method) + 1} of {len(settings.methods)}"
+    console.say(f"\n{place:<10} {method}" + (f", seed {number}" if settings.seeds > 1 else ""))
+    if (folder / "state").exists():
+        resume(folder, settings.device, settings.threads)
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # What was stopped before its first save.
+    minutes = None if settings.epochs else settings.minutes or DEFAULT_MINUTES
+    pretrain(
+        settings.source, method=method, encoder=encoder, size=images.size, epochs=settings.epochs,
+        minutes=minutes, options=options_of(method, {}), flip=settings.flip, init="scratch",
+        save_samples=True, seed=settings.seed + number, split_seed=settings.seed,
+        device=settings.device, precision=settings.precision, threads=settings.threads, out=folder,
+    )  # fmt: skip
+
+
+def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
+    """Rows that are always there; networks from as many seeds as methods are trained with."""
+    plan = _cells(settings, images)
+    if not cells.has("raw-pixels/0", plan):
+        pixels = [pixels_of(images)]
+        cells.fill("raw-pixels/0", plan, lambda _, d: accuracy_of(pixels, images, d, "linear", 0))
+    for number in range(settings.seeds):
+        begin = from_scratch(
+            images.source, None, encoder, images.size, settings.flip, images.device,
+            settings.seed + number,
+        )  # fmt: skip
+        mode = "linear" if settings.mode == "full" else settings.mode
+        whole = TrainingData(images.store.pixels, images.store.aspects, images.pool)
+        untouched = copy.deepcopy(begin)
+        estimate_statistics(begin.start.encoder, whole, images.device)
+        _evaluate(f"random/{number}", begin, mode, settings, images, cells)
+        _evaluate(f"scratch/{number}", untouched, "full", settings, images, cells)
+
+
+def _cells(settings: Settings, images: Images) -> list[tuple[str, int, np.ndarray]]:
+    return [(b, i, images.drawn[b][i]) for b in settings.labels for i in range(settings.draws)]
+
+
+def _evaluate(
+    name: str, origin: Origin, mode: str, settings: Settings, images: Images, cells: Cells
+) -> None:
+    plan = _cells(settings, images)
+    if cells.has(name, plan):
+        return
+    stages = [] if mode == "full" else features_by_stage(origin.start.encoder, images)
+
+    def measure(draw: int, drawn: np.ndarray) -> dict[str, Any]:
+        return accuracy_of(stages, images, drawn, mode, settings.seed + draw, origin.start)
+
+    with console.progress_bar(f"test {name.split('/')[0]}") as update:
+        cells.fill(name, plan, measure, update)
+
+
+def _result(run: Run, settings: Settings, images: Images, encoder: str, cells: Cells) -> dict[str, Any]:
+    pretraining = []
+    for method in settings.methods:
+        for number in range(settings.seeds):
+            folder = _folder(run, method, number)
+            rows = Run(folder).metrics()
+            pretraining.append(
+                {
+                    "method": method, "seed": settings.seed + number,
+                    "epochs": read_config(folder).get("epochs"), "seconds": rows[-1]["seconds"],
+                    "images_per_second": float(np.median([r["images_per_second"] for r in rows])),
+                    "loss": rows[-1]["loss"], "samples": f"{folder.name}/samples.png",
+                }
+            )  # fmt: skip
+    return {
+        "source": settings.source, "images": len(images.pool), "test_images": len(images.test),
+        "encoder": encoder, "size": images.size, "mode": settings.mode, "draws": settings.draws,
+        "seeds": settings.seeds, "minutes": settings.minutes, "epochs": settings.epochs,
+        "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(images.device),
+        "titles": {**{m: m for m in settings.methods}, **BASELINES},
+        "rows": rows_of(cells, [*BASELINES, *settings.methods], images.drawn, settings),
+        "pretraining": pretraining,
+    }  # fmt: skip

@@ -1,0 +1,98 @@
+"""`clfew compare` as a user runs it: its table, its files, and going on after a stop."""
+
+import csv
+import io
+import json
+import signal
+import time
+
+import pytest
+
+QUICK = ("--methods", "simclr,jigsaw,colorization", "--labels", "1/class,3/class", "--draws", "2",
+         "--epochs", "1", "--encoder", "resnet8-w16")  # fmt: skip
+BASELINES = {"raw-pixels", "random", "scratch"}
+
+
+@pytest.fixture(scope="module")
+def compared(clfew, images, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    images(folder / "photos", each=30, size=24)
+    return folder, clfew.ok("compare", "photos", *QUICK, cwd=folder)
+
+
+def test_the_table_has_a_row_for_each_method_and_baseline(compared):
+    _, result = compared
+    for name in ("simclr", "jigsaw", "colorization", "raw pixels", "random encoder", "from scratch"):
+        assert name in result.stdout
+    assert (
+        "1/class (3)" in result.stdout and "3/class (9)" in result.stdout and "images/s" in result.stdout
+    )
+    assert "3 pretraining runs of resnet8-w16" in result.stderr and "24 classifiers" not in result.stdout
+
+
+def test_every_number_is_kept_with_its_draws(compared):
+    folder, _ = compared
+    result = json.loads((folder / "runs/compare-1/result.json").read_text())
+    assert {row["method"] for row in result["rows"]} == {"simclr", "jigsaw", "colorization"} | BASELINES
+    for row in result["rows"]:
+        assert len(row["draws"]) == 2 and 0 <= row["mean"] <= 1 and row["ci95"][0] <= row["mean"]
+    assert {run["method"] for run in result["pretraining"]} == {"simclr", "jigsaw", "colorization"}
+    assert all(run["images_per_second"] > 0 and run["epochs"] > 0 for run in result["pretraining"])
+
+
+def test_the_page_needs_no_network_and_shows_plot_and_samples(compared):
+    folder, _ = compared
+    page = (folder / "runs/compare-1/compare.html").read_text()
+    assert page.count("data:image/png;base64,") == 4 and "http" not in page.split("<body>")[1]
+    assert (folder / "runs/compare-1/compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("output", ["json", "jsonl", "csv"])
+def test_formats(clfew, compared, output):
+    """A finished comparison shows its result again: nothing is measured anew."""
+    folder, _ = compared
+    started = time.monotonic()
+    out = clfew.ok("compare", "--resume", "runs/compare-1", "--format", output, cwd=folder).stdout
+    assert time.monotonic() - started < 60
+    if output == "json":
+        rows = json.loads(out)["rows"]
+    elif output == "jsonl":
+        rows = [json.loads(line) for line in out.splitlines()]
+    else:
+        rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 12 and {row["method"] for row in rows} >= BASELINES
+
+
+def test_a_stopped_comparison_goes_on_to_the_same_numbers(clfew, compared):
+    folder, _ = compared
+    process = clfew.popen("compare", "photos", *QUICK, "--out", "stopped", cwd=folder)
+    while not (folder / "stopped/pretrain-simclr-0/encoder.safetensors").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "next: clfew compare --resume stopped"
+    clfew.ok("compare", "--resume", "stopped", cwd=folder)
+    whole, stopped = (
+        json.loads((folder / name / "result.json").read_text())["rows"]
+        for name in ("runs/compare-1", "stopped")
+    )
+    assert [row["draws"] for row in whole] == [row["draws"] for row in stopped]
+
+
+@pytest.mark.parametrize(
+    ("options", "rc", "words"),
+    [
+        (("photos", "--methods", "simclr,moco"), 2, "moco is not known"),
+        (("photos", "--labels", "many"), 2, "hint"),
+        (("photos", "--mode", "knnn"), 2, "choose linear"),
+        (("photos", "--minutes", "1", "--epochs", "1"), 2, "two budgets"),
+        (("nowhere",), 1, "nowhere"),
+        (("--resume", "photos"), 1, "no comparison"),
+        ((), 2, "Which images"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_said_before_anything_is_made(clfew, compared, options, rc, words):
+    folder, _ = compared
+    assert words in clfew.refused("compare", *options, rc=rc, cwd=folder)
