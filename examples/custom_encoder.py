@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from clfew.encoders import register_encoder
+from clfew.backbones import register_encoder
 from clfew.finetune import finetune
 from clfew.pretrain import pretrain
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
-from clfew.encoders import register_encoder
+from clfew.backbones import register_encoder
 from clfew.pretrain import pretrain
 from clfew.runs import Run
 

@@ -31,9 +31,10 @@ from throughput import HERE, REPOSITORY, peers_python
 
 import clfew
 from clfew.artifacts import About, load_encoder, save_encoder
+from clfew.backbones import register_encoder
 from clfew.data.sources import open_source
 from clfew.data.store import open_store
-from clfew.encoders import Encoder, register_encoder
+from clfew.encoders import Encoder
 from clfew.features import apply_to_store
 from clfew.finetune import finetune
 from clfew.pretrain import pretrain
