@@ -1,11 +1,8 @@
 """`clfew compare`: several pretraining methods under one budget and on the same labels."""
 
-import contextlib
 import copy
 import shlex
 import shutil
-import signal
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +33,7 @@ from clfew.pretrain import pretrain, resume
 from clfew.runs import Run, check_new, new_run, read_config
 from clfew.training.batch import TrainingData
 from clfew.training.device import set_threads
+from clfew.training.signals import StopRequest
 
 BASELINES = {
     "raw-pixels": "raw pixels, logistic regression",
@@ -128,37 +126,33 @@ def _check(settings: Settings) -> None:
 
 
 def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Path, dict[str, Any]]:
-    cells = Cells(run.folder / "cells.json")
-    _say_plan(settings, images, encoder, cells)
-    with _stops_resumably(f"clfew compare --resume {shlex.quote(str(run.folder))}"):
-        for method in settings.methods:
-            for number in range(settings.seeds):
-                _pretrain(run, settings, images, encoder, method, number)
-        _baselines(settings, images, encoder, cells)
-        for method in settings.methods:
-            for number in range(settings.seeds):
-                origin = from_artifact(_folder(run, method, number) / "encoder.safetensors", None)
-                _evaluate(f"{method}/{number}", origin, settings.mode, settings, images, cells)
+    command = f"clfew compare --resume {shlex.quote(str(run.folder))}"
+    with StopRequest() as stop:
+
+        def check() -> None:
+            if stop.signal:
+                raise Stopped(stop.signal, command)
+
+        cells = Cells(run.folder / "cells.json", check)
+        _say_plan(settings, images, encoder, cells)
+        try:
+            for method in settings.methods:
+                for number in range(settings.seeds):
+                    check()
+                    _pretrain(run, settings, images, encoder, method, number)
+            _baselines(settings, images, encoder, cells)
+            for method in settings.methods:
+                for number in range(settings.seeds):
+                    check()
+                    origin = from_artifact(_folder(run, method, number) / "encoder.safetensors", None)
+                    _evaluate(f"{method}/{number}", origin, settings.mode, settings, images, cells)
+        except Stopped as stopped:  # Of one training: the comparison is what is gone on with.
+            raise Stopped(stopped.signal, command) from None
     result = _result(run, settings, images, encoder, cells)
     write_json(run.folder / "result.json", result)
     write_comparison(run.folder, result)
     console.say(f"saved      {run.folder / 'compare.html'} and compare.png")
     return run.folder, result
-
-
-@contextlib.contextmanager
-def _stops_resumably(command: str) -> Iterator[None]:
-    """Whatever a signal stops inside, the comparison is what is gone on with."""
-    try:
-        yield
-    except Stopped as stop:
-        raise Stopped(stop.signal, command) from None
-    except KeyboardInterrupt:
-        raise Stopped(signal.SIGINT, command) from None
-    except SystemExit as end:
-        if end.code != 128 + signal.SIGTERM:
-            raise
-        raise Stopped(signal.SIGTERM, command) from None
 
 
 def _say_plan(settings: Settings, images: Images, encoder: str, cells: Cells) -> None:

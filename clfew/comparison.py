@@ -111,10 +111,13 @@ CellPlan = list[tuple[str, int, np.ndarray]]
 
 
 class Cells:
-    """Accuracies by encoder, budget and draw in a JSON file: what is there is not measured again."""
+    """Accuracies by encoder, budget and draw in a JSON file: what is there is not measured again.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    check: called before each is measured; what it raises stops the rest.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        self.path, self.check = path, check
         self.done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def has(self, name: str, plan: CellPlan) -> bool:
@@ -128,6 +131,7 @@ class Cells:
         for done, (budget, draw, drawn) in enumerate(plan):
             key = f"{name}/{budget}/{draw}"
             if key not in self.done:
+                self.check()
                 self.done[key] = measure(draw, drawn)
                 write_json(self.path, self.done)
             progress(done + 1, len(plan))

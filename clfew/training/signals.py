@@ -8,23 +8,33 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, `signal` holds the number of the first SIGINT or SIGTERM, 0 before it."""
+    """While entered, `signal` holds the number of the first SIGINT or SIGTERM, 0 before it.
+
+    Inside another one it starts with what that one has noted, and leaves it what came: a signal in the
+    last step of one training still stops the plan of several that it is part of.
+    """
 
     _HANDLED = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.signal = 0
         self._before: dict[signal.Signals, Any] = {}
+        self._outer: StopRequest | None = None
 
     def __enter__(self) -> "StopRequest":
         # Python lets only the main thread set handlers; elsewhere the caller keeps its own.
         if threading.current_thread() is threading.main_thread():
             self._before = {s: signal.signal(s, self._note) for s in self._HANDLED}
+            outer = getattr(self._before[signal.SIGINT], "__self__", None)
+            if isinstance(outer, StopRequest):
+                self._outer, self.signal = outer, self.signal or outer.signal
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._outer is not None:
+            self._outer.signal = self._outer.signal or self.signal
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.signal:
