@@ -27,7 +27,7 @@ from clfew.data.splits import parse_labels
 from clfew.errors import Stopped, UsageError, UserError
 from clfew.files import write_json
 from clfew.methods import METHODS
-from clfew.objectives import estimate_statistics, options_of
+from clfew.objectives import DEFAULT_MINUTES, estimate_statistics, options_of
 from clfew.origin import Origin, from_artifact, from_scratch
 from clfew.pretrain import pretrain, resume
 from clfew.runs import Run, check_new, new_run, read_config
@@ -41,7 +41,6 @@ BASELINES = {
     "scratch": "same network from scratch",
 }
 MODES = ("linear", "knn", "propagate", "full")
-DEFAULT_MINUTES = 10.0
 _SECONDS_A_CELL = 4.0
 """Of evaluation, roughly: what the estimate before the start counts for each."""
 
@@ -75,6 +74,8 @@ def compare(
     Raises UserError; Stopped after a signal.
     """
     check_new(out)
+    if minutes is None and epochs is None:
+        minutes = DEFAULT_MINUTES
     settings = Settings(
         source, _methods(methods), _split(labels), draws, seeds, minutes, epochs, encoder, size, mode,
         flip, seed, device, precision, threads,
@@ -165,10 +166,11 @@ def _say_plan(settings: Settings, images: Images, encoder: str, cells: Cells) ->
     )
     if cells.done:
         console.say(f"           {len(cells.done)} classifiers are there already")
-    if settings.epochs is None:
-        training = 60 * (settings.minutes or DEFAULT_MINUTES) * len(settings.methods)
+    if settings.minutes is not None:
+        training = 60 * settings.minutes * len(settings.methods)
     else:
-        training = sum(seconds_of(m, encoder, images, settings.epochs) for m in settings.methods)
+        epochs = settings.epochs or 0.0
+        training = sum(seconds_of(m, encoder, images, epochs) for m in settings.methods)
     seconds = training * settings.seeds + _SECONDS_A_CELL * total
     console.say(f"           about {max(1, seconds / 60):.0f} minutes in all")
 
@@ -189,10 +191,9 @@ def _pretrain(
         resume(folder, settings.device, settings.threads)
         return
     shutil.rmtree(folder, ignore_errors=True)  # What was stopped before its first save.
-    minutes = None if settings.epochs else settings.minutes or DEFAULT_MINUTES
     pretrain(
         settings.source, method=method, encoder=encoder, size=images.size, epochs=settings.epochs,
-        minutes=minutes, options=options_of(method, {}), flip=settings.flip, init="scratch",
+        minutes=settings.minutes, options=options_of(method, {}), flip=settings.flip, init="scratch",
         save_samples=True, seed=settings.seed + number, split_seed=settings.seed,
         device=settings.device, precision=settings.precision, threads=settings.threads, out=folder,
     )  # fmt: skip

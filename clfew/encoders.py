@@ -100,6 +100,14 @@ class Encoder(nn.Module):
             return [torch.cat(pair, dim=1) for pair in self.backbone.maps_of_both(inputs_NxCxSxS)]
         return stage_maps(self.backbone, self.stage_names(), inputs_NxCxSxS)
 
+    @torch.no_grad()
+    def map_shapes(self) -> list[tuple[int, int]]:
+        """Channels and side of the maps of each stage."""
+        device, was_training = self.mean.device, self.training
+        maps = self.eval().maps(torch.zeros(2, 3, self.size, self.size, device=device))
+        self.train(was_training)
+        return [(m.shape[1], m.shape[2]) for m in maps]
+
     def stage_names(self) -> list[str]:
         """The modules of the backbone that end its stages."""
         if self._stages is None:
@@ -171,14 +179,10 @@ def _feature_dim(backbone: nn.Module, name: str, size: int) -> int:
 
 def _stage_dim(encoder: Encoder, stage: int) -> int:
     """The channels of a stage's maps. Raises UserError where there is no such stage."""
-    inputs = torch.zeros(2, 3, encoder.size, encoder.size)
-    was_training = encoder.training
-    with torch.no_grad():
-        maps = encoder.eval().maps(inputs)
-    encoder.train(was_training)
-    if stage > len(maps):
+    shapes = encoder.map_shapes()
+    if stage > len(shapes):
         raise UserError(
-            f"{encoder.name} has {len(maps)} stages, there is no stage {stage}.",
-            f"choose one of 1 to {len(maps)}, or leave out --stage for the network's own features.",
+            f"{encoder.name} has {len(shapes)} stages, there is no stage {stage}.",
+            f"choose one of 1 to {len(shapes)}, or leave out --stage for the network's own features.",
         )
-    return maps[stage - 1].shape[1]
+    return shapes[stage - 1][0]

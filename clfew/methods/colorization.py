@@ -5,16 +5,14 @@ Zhang, Isola and Efros, Colorful Image Colorization, ECCV 2016 (equations 1 to 5
 Shape suffixes: B images in the batch, H and W of a map, Q colour bins.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from clfew.augment import Recipe, evaluation_view, random_views
+from clfew.augment import Recipe, evaluation_view
 from clfew.colour import lab_to_rgb, rgb_to_lab
 from clfew.encoders import LIGHTNESS, Encoder
-from clfew.methods.method import Method, Pictures, decoder, last_map
+from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
 from clfew.training.batch import Batch
 
 GRID = 10.0
@@ -29,6 +27,12 @@ GREY_BELOW = 5.0
 """An image in which no |a| or |b| is above this has no colours to learn."""
 REDUCED = 4
 """Colours are told at a quarter of the resolution."""
+
+
+def colours_of(images_NxSxSx3: Tensor, aspects_N: Tensor, side: int) -> Tensor:
+    """The a and b of all pixels of stored images seen at `side` pixels: (pixels, 2)."""
+    lab = rgb_to_lab(evaluation_view(images_NxSxSx3, aspects_N, side))
+    return lab[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2)
 
 
 def colour_bins(ab_Nx2: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,29 +87,27 @@ class Colorization(Method):
     sees = LIGHTNESS
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.bins: Tensor
         self.weights: Tensor
         self.register_buffer("bins", torch.zeros(1, 2))
         self.register_buffer("weights", torch.ones(1))
         self.reduced = max(1, encoder.size // REDUCED)
-        self.decoder = decoder(*self.shape(encoder, 1))
+        self.decoder = self.build_decoder(1)
 
-    def shape(self, encoder: Encoder, outputs: int) -> tuple[int, int, int, int]:
-        channels, side = last_map(encoder)
-        return channels, outputs, side, self.reduced
+    def build_decoder(self, outputs: int) -> nn.Sequential:
+        channels, side = self.encoder.map_shapes()[-1]
+        return decoder(channels, outputs, side, self.reduced)
 
     def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
         """The bins are the colours that these images have."""
-        small = evaluation_view(images_NxSxSx3, aspects_N, self.reduced)
-        self.bins, shares = colour_bins(rgb_to_lab(small)[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2))
+        self.bins, shares = colour_bins(colours_of(images_NxSxSx3, aspects_N, self.reduced))
         self.weights = rebalancing(self.bins, shares)
-        self.decoder = decoder(*self.shape(self.encoder, len(self.bins))).to(self.bins.device)
+        self.decoder = self.build_decoder(len(self.bins)).to(self.bins.device)
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Views, and their L, a, b at the resolution at which colours are told."""
-        arguments = batch.images, batch.aspects, self.encoder.size
-        view = random_views(*arguments, self.recipe, batch.random, views=1)
+        view = self.one_view(batch)
         return view, rgb_to_lab(F.adaptive_avg_pool2d(view, self.reduced))
 
     def logits(self, view_BxCxSxS: Tensor) -> Tensor:

@@ -6,15 +6,13 @@ Doersch, Gupta and Efros, Unsupervised Visual Representation Learning by Context
 Shape suffixes: B images in the batch, D features.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, random_views, resampling_matrix
+from clfew.augment import Recipe, resampling_matrix
 from clfew.encoders import Encoder
-from clfew.methods.method import Method, Pictures, patches, require_side
+from clfew.methods.method import Method, Pictures, crops_and_flips, patches, require_side
 from clfew.training.batch import Batch
 from clfew.training.device import to_device
 
@@ -39,7 +37,7 @@ class ContextPrediction(Method):
     shows_patches = True
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        super().__init__(encoder, crops_and_flips(recipe), gentle)
         # The patches of a view at four times the patch's side, as of the paper's images.
         self.patch = max(12, 4 * round(encoder.size * 0.375 / 4))
         require_side(encoder, self.patch)
@@ -55,8 +53,7 @@ class ContextPrediction(Method):
 
     def patches(self, batch: Batch) -> Tensor:
         """(B, 9, 3, patch, patch) in [0, 1], row by row."""
-        arguments = batch.images, batch.aspects, self.view, self.recipe, batch.random
-        view_BxCxVxV = random_views(*arguments, views=1)
+        view_BxCxVxV = self.one_view(batch, self.view)
         moved = to_device(batch.random.uniform(100, 18), view_BxCxVxV.device).view(-1, 9, 2)
         grid = torch.cartesian_prod(*[torch.arange(3, device=moved.device)] * 2) * self.pitch
         corners = grid + (moved * (2 * self.jitter + 1)).long()

@@ -6,15 +6,13 @@ to 5, section 4).
 Shape suffixes: B images in the batch, T tiles, D features, K counts.
 """
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, random_views
+from clfew.augment import Recipe
 from clfew.encoders import Encoder
-from clfew.methods.method import Method, Pictures, require_side
+from clfew.methods.method import Method, Pictures, crops_and_flips, require_side
 from clfew.training.batch import Batch
 
 MARGIN = 10.0
@@ -47,7 +45,7 @@ class Counting(Method):
     learning_rate = 3e-4  # With larger steps, soon nothing is counted: that costs no more than MARGIN.
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        super().__init__(encoder, replace(recipe, jitter=0, grey=GREY, blur=0), gentle)
+        super().__init__(encoder, crops_and_flips(recipe, GREY), gentle)
         # All that the encoder sees are tiles; their detail is that of the images it will be given.
         self.tile = 4 * round(encoder.size * 0.625 / 4)
         require_side(encoder, self.tile)
@@ -63,8 +61,7 @@ class Counting(Method):
 
     def pieces(self, batch: Batch) -> Tensor:
         """The whole at half its size, then its four tiles: (5, B, 3, tile, tile) in [0, 1]."""
-        arguments = batch.images, batch.aspects, 2 * self.tile, self.recipe, batch.random
-        view = random_views(*arguments, views=1)
+        view = self.one_view(batch, 2 * self.tile)
         kind = RESAMPLERS[int(batch.random.once(100, 1)[0] * len(RESAMPLERS))]
         rows = view.split(self.tile, dim=2)
         tiles = [tile for row in rows for tile in row.split(self.tile, dim=3)]

@@ -8,16 +8,15 @@ Shape suffixes: B images in the batch, S side in pixels, C channels.
 """
 
 import math
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, random_views
+from clfew.augment import Recipe
 from clfew.encoders import Encoder
 from clfew.errors import UsageError
-from clfew.methods.method import Method, Pictures, decoder, last_map
+from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
 from clfew.stages import replaced
 from clfew.training.batch import Batch
 from clfew.training.device import to_device
@@ -68,13 +67,13 @@ class Denoising(Method):
         self, encoder: Encoder, recipe: Recipe, gentle: bool = False, corruption: str = "masking",
         stacked: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        super().__init__(encoder, crops_and_flips(recipe), gentle)
         if corruption not in CORRUPTIONS:
             raise UsageError(
                 f"--corruption {corruption} is not known.", f"choose {', '.join(CORRUPTIONS)}."
             )
         self.corruption, self.amount, self.stacked = corruption, CORRUPTIONS[corruption], stacked
-        shapes = _map_shapes(encoder)
+        shapes = encoder.map_shapes()
         if stacked:
             before = [(3, encoder.size), *shapes[:-1]]
             self.decoders = nn.ModuleList(
@@ -82,12 +81,8 @@ class Denoising(Method):
                 for (channels, side), (wanted, end) in zip(shapes, before, strict=True)
             )
         else:
-            channels, side = last_map(encoder)
+            channels, side = shapes[-1]
             self.decoders = nn.ModuleList([decoder(channels, 3, side, encoder.size)])
-
-    def view(self, batch: Batch) -> Tensor:
-        arguments = batch.images, batch.aspects, self.encoder.size
-        return random_views(*arguments, self.recipe, batch.random, views=1)
 
     def damage(self, clean: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         draws = to_device(batch.random.uniform(100, 2 * clean.shape[2] * clean.shape[3]), clean.device)
@@ -100,7 +95,7 @@ class Denoising(Method):
         return self.decoders[0](maps[0 if self.stacked else -1])
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        clean, stage = self.view(batch), stage_at(batch.progress, len(self.decoders))
+        clean, stage = self.one_view(batch), stage_at(batch.progress, len(self.decoders))
         if stage > 0:
             return self.stage_loss(clean, stage, batch)
         damaged, where = self.damage(clean, batch)
@@ -127,16 +122,7 @@ class Denoising(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
-        clean = self.view(batch)
+        clean = self.one_view(batch)
         damaged, _ = self.damage(clean, batch)
         restored = self.restored(damaged).float().sigmoid()
         return [("image", clean), ("damaged", damaged.clamp(0, 1)), ("restored", restored)]
-
-
-def _map_shapes(encoder: Encoder) -> list[tuple[int, int]]:
-    """Channels and side of the maps of each stage."""
-    with torch.no_grad():
-        was_training = encoder.training
-        maps = encoder.eval().maps(torch.zeros(2, 3, encoder.size, encoder.size))
-        encoder.train(was_training)
-    return [(m.shape[1], m.shape[2]) for m in maps]

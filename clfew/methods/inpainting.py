@@ -6,18 +6,16 @@ weights as in its code, pathak22/context-encoder).
 Shape suffixes: B images in the batch, S side in pixels, C channels.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clfew.augment import Recipe, random_views
+from clfew.augment import Recipe
 from clfew.encoders import Encoder
 from clfew.errors import UsageError
-from clfew.methods.method import Method, Pictures, decoder, last_map
+from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
 from clfew.training.batch import Batch
 
 MASKS = ("random", "centre")
@@ -67,11 +65,11 @@ class Inpainting(Method):
         self, encoder: Encoder, recipe: Recipe, gentle: bool = False, mask: str = "random",
         adversarial: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        super().__init__(encoder, crops_and_flips(recipe), gentle)
         if mask not in MASKS:
             raise UsageError(f"--mask {mask} is not known.", f"choose {' or '.join(MASKS)}.")
         self.mask = mask
-        channels, side = last_map(encoder)
+        channels, side = encoder.map_shapes()[-1]
         # Section 3.1, "channel-wise fully-connected layer": a matrix from places to places for each
         # channel, then a 1×1 convolution, in place of the bottleneck of 4000.
         self.places = nn.Parameter(torch.empty(channels, side**2, side**2))
@@ -83,8 +81,7 @@ class Inpainting(Method):
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """A view as the encoder is given it, what of it is hidden, and the weights of errors."""
-        arguments = batch.images, batch.aspects, self.encoder.size
-        view = self.encoder.prepare(random_views(*arguments, self.recipe, batch.random, views=1))
+        view = self.encoder.prepare(self.one_view(batch))
         if self.mask == "centre":
             hidden, weight = centre_mask(self.encoder.size)
         else:  # One for all images of a batch, drawn by the first one's numbers.

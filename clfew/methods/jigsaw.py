@@ -8,16 +8,15 @@ Shape suffixes: B images in the batch, T tiles, K puzzles of each image, D featu
 """
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, random_views
+from clfew.augment import Recipe
 from clfew.encoders import Encoder
-from clfew.methods.method import Method, Pictures, patches, require_side, standardised
+from clfew.methods.method import Method, Pictures, crops_and_flips, patches, require_side, standardised
 from clfew.training.batch import Batch
 from clfew.training.device import to_device
 
@@ -57,7 +56,7 @@ class Jigsaw(Method):
     shows_patches = True
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        super().__init__(encoder, replace(recipe, jitter=0, grey=GREY, blur=0), gentle)
+        super().__init__(encoder, crops_and_flips(recipe, GREY), gentle)
         self.grid = 2 if encoder.size < SMALL else 3
         # Tiles overlap the resolution of the encoder's own images by little: half or three eighths.
         self.tile = 4 * round(encoder.size * (0.5 if self.grid == 2 else 0.375) / 4)
@@ -78,8 +77,7 @@ class Jigsaw(Method):
     def tiles(self, batch: Batch) -> Tensor:
         """(B, T, 3, tile, tile), row by row, with values in [0, 1]."""
         size, count = self.grid * self.cell, self.grid**2
-        arguments = batch.images, batch.aspects, size, self.recipe, batch.random
-        view_BxCxVxV = random_views(*arguments, views=1)
+        view_BxCxVxV = self.one_view(batch, size)
         moved = to_device(batch.random.uniform(100, 2 * count), view_BxCxVxV.device)
         free = self.cell - self.tile + 1
         cells = torch.cartesian_prod(*[torch.arange(self.grid, device=moved.device)] * 2) * self.cell

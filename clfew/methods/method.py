@@ -1,10 +1,12 @@
 """What every pretraining method has: an encoder, a loss, and a few things that only some need."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe
+from clfew.augment import Recipe, random_views
 from clfew.encoders import RGB, Encoder, freeze_statistics
 from clfew.errors import UserError
 from clfew.training.batch import Batch
@@ -48,6 +50,11 @@ class Method(nn.Module):
             freeze_statistics(self.encoder)
         return self
 
+    def one_view(self, batch: Batch, size: int | None = None) -> Tensor:
+        """A random view of each image, (B, 3, size, size) in [0, 1]; of the encoder's size by itself."""
+        arguments = batch.images, batch.aspects, size or self.encoder.size
+        return random_views(*arguments, self.recipe, batch.random, views=1)
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch of stored images, and what to log beside it."""
         raise NotImplementedError
@@ -62,6 +69,11 @@ class Method(nn.Module):
     def pictures(self, batch: Batch) -> Pictures:
         """What the method makes of a few images, column by column."""
         raise NotImplementedError
+
+
+def crops_and_flips(recipe: Recipe, grey: float = 0.0) -> Recipe:
+    """Views as a recipe has them, without changes of colour and without blur; a share of them grey."""
+    return replace(recipe, jitter=0, grey=grey, blur=0)
 
 
 def require_side(encoder: Encoder, side: int) -> None:
@@ -117,12 +129,3 @@ def decoder(channels: int, outputs: int, start: int, end: int) -> nn.Sequential:
         ]
         width = narrower
     return nn.Sequential(*layers, nn.Conv2d(width, outputs, 3, 1, 1))
-
-
-def last_map(encoder: Encoder) -> tuple[int, int]:
-    """Channels and side of the maps that an encoder's last stage gives."""
-    with torch.no_grad():
-        was_training = encoder.training
-        shape = encoder.eval().maps(torch.zeros(2, 3, encoder.size, encoder.size))[-1].shape
-        encoder.train(was_training)
-    return shape[1], shape[2]

@@ -7,18 +7,17 @@ Shape suffixes: B images in the batch, H and W of a map, Q colour bins, L lightn
 """
 
 import re
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clfew.augment import Recipe, evaluation_view, random_views
+from clfew.augment import Recipe
 from clfew.backbones import SPLIT, Halves
 from clfew.colour import lab_to_rgb, rgb_to_lab
 from clfew.encoders import LAB, Encoder
-from clfew.methods.colorization import REDUCED, annealed_mean, colour_bins
-from clfew.methods.method import Method, Pictures, decoder
+from clfew.methods.colorization import REDUCED, annealed_mean, colour_bins, colours_of
+from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
 from clfew.training.batch import Batch
 
 LIGHTNESS_BINS = 100
@@ -44,7 +43,7 @@ class SplitBrain(Method):
     sees = LAB
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        super().__init__(encoder, replace(recipe, jitter=0, grey=0, blur=0), gentle)
+        super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.bins: Tensor
         self.register_buffer("bins", torch.zeros(1, 2))
         self.reduced = max(1, encoder.size // REDUCED)
@@ -59,25 +58,17 @@ class SplitBrain(Method):
         return name if name.startswith(SPLIT) else SPLIT + name
 
     def _decoder(self, outputs: int) -> torch.nn.Sequential:
-        backbone, size = self.encoder.backbone, self.encoder.size
-        assert isinstance(backbone, Halves)
-        device = next(backbone.parameters()).device
-        was_training = backbone.training
-        with torch.no_grad():
-            light, _ = backbone.eval().maps_of_both(torch.zeros(2, 3, size, size, device=device))[-1]
-        backbone.train(was_training)
-        return decoder(light.shape[1], outputs, light.shape[2], self.reduced)
+        channels_of_both, side = self.encoder.map_shapes()[-1]
+        return decoder(channels_of_both // 2, outputs, side, self.reduced)
 
     def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
         """The bins are the colours that these images have."""
-        small = evaluation_view(images_NxSxSx3, aspects_N, self.reduced)
-        self.bins, _ = colour_bins(rgb_to_lab(small)[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2))
+        self.bins, _ = colour_bins(colours_of(images_NxSxSx3, aspects_N, self.reduced))
         self.tells_colour = self._decoder(len(self.bins)).to(self.bins.device)
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Views, and their L, a, b at the resolution at which they are told."""
-        arguments = batch.images, batch.aspects, self.encoder.size
-        view = random_views(*arguments, self.recipe, batch.random, views=1)
+        view = self.one_view(batch)
         return view, rgb_to_lab(F.adaptive_avg_pool2d(view, self.reduced))
 
     def logits(self, view_BxCxSxS: Tensor) -> tuple[Tensor, Tensor]:

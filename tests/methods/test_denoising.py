@@ -54,7 +54,7 @@ def test_the_loss_is_emphasised_cross_entropy_with_the_clean_image(
 ):
     objective: Denoising = make_method("denoising", corruption=corruption).eval()
     batch = make_batch(make_images(2)[0])
-    clean = objective.view(batch)
+    clean = objective.one_view(batch)
     damaged, where = objective.damage(clean, batch)
     with torch.no_grad():
         loss, _ = objective.loss(batch)
@@ -102,7 +102,7 @@ def test_a_later_stages_loss_is_the_squared_error_of_the_maps_below(
     batch = make_batch(make_images(4)[0], progress=0.99)
     with torch.no_grad():
         loss, _ = objective.loss(batch)
-        clean = objective.encoder.maps(objective.encoder.prepare(objective.view(batch)))[1]
+        clean = objective.encoder.maps(objective.encoder.prepare(objective.one_view(batch)))[1]
         damaged, where = objective.damage(clean, batch)
         rest = objective.encoder.backbone
         index = int(objective.encoder.stage_names()[1])
