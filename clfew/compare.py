@@ -135,7 +135,7 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
                 raise Stopped(stop.signal, command)
 
         cells = Cells(run.folder / "cells.json", check)
-        _say_plan(settings, images, encoder, cells)
+        _say_plan(run, settings, images, encoder, cells)
         try:
             for method in settings.methods:
                 for number in range(settings.seeds):
@@ -156,23 +156,28 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
     return run.folder, result
 
 
-def _say_plan(settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
-    count = len(settings.methods) * settings.seeds
-    budgets = len(settings.labels) * settings.draws
-    total = (count + len(BASELINES)) * budgets
+def _say_plan(run: Run, settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
+    runs = [(method, number) for method in settings.methods for number in range(settings.seeds)]
+    left = [m for m, n in runs if not (_folder(run, m, n) / "encoder.safetensors").exists()]
+    networks = len(runs) + 2 * settings.seeds  # A random one and one from scratch for each seed.
+    total = (networks + 1) * len(settings.labels) * settings.draws
     console.say(
-        f"plan       {count} pretraining runs of {encoder} at {images.size} px on "
+        f"plan       {len(runs)} pretraining runs of {encoder} at {images.size} px on "
         f"{len(images.pool):,} images and {total} classifiers, tested on {len(images.test):,} images"
     )
-    if cells.done:
-        console.say(f"           {len(cells.done)} classifiers are there already")
+    if cells.done or len(left) < len(runs):
+        console.say(
+            f"           {len(runs) - len(left)} runs and {len(cells.done)} classifiers are there "
+            "already"
+        )
     if settings.minutes is not None:
-        training = 60 * settings.minutes * len(settings.methods)
+        training = 60 * settings.minutes * len(left)
     else:
         epochs = settings.epochs or 0.0
-        training = sum(seconds_of(m, encoder, images, epochs) for m in settings.methods)
-    seconds = training * settings.seeds + _SECONDS_A_CELL * total
-    console.say(f"           about {max(1, seconds / 60):.0f} minutes in all")
+        each = {m: seconds_of(m, encoder, images, epochs) for m in set(left)}
+        training = sum(each[m] for m in left)
+    seconds = training + _SECONDS_A_CELL * (total - len(cells.done))
+    console.say(f"           about {seconds / 60:.0f} minutes to go")
 
 
 def _folder(run: Run, method: str, number: int) -> Path:

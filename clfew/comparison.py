@@ -199,7 +199,7 @@ def accuracy_of(
     with torch.no_grad():
         logits = head(torch.from_numpy(stages[stage][len(images.pool) :]))
     accuracy = float((logits.argmax(1).numpy() == labels[images.test]).mean())
-    return {"accuracy": accuracy, "stage": stage + 1}
+    return {"accuracy": accuracy} | ({"stage": stage + 1} if len(stages) > 1 else {})
 
 
 def _best_stage(stages: list[np.ndarray], images: Images, drawn: np.ndarray, seed: int) -> int:

@@ -46,7 +46,7 @@ def options_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
         if value is not None and name not in own:
             having = [other for other in METHODS if name in inspect.signature(METHODS[other]).parameters]
             raise UsageError(
-                f"--{name} is no option of --method {method}.", f"it is one of {', '.join(having)}."
+                f"--{name} is no option of --method {method}.", f"it belongs to {', '.join(having)}."
             )
     return own | {name: value for name, value in given.items() if value is not None}
 

@@ -53,10 +53,7 @@ from clfew.training.budget import Budget
 from clfew.training.compilation import check_compile
 from clfew.training.device import choose_device, choose_precision, set_threads
 from clfew.training.loop import Saving, train
-from clfew.training.optim import (
-    ENCODER_RATE,
-    OPTIMIZERS,
-)
+from clfew.training.optim import ENCODER_RATE, OPTIMIZERS
 from clfew.training.plan import Plan
 from clfew.training.state import saved_step
 
@@ -148,7 +145,6 @@ def pretrain(
         ("start", "scratch" if initial is None else initial.what, why_init),
         ("size", f"{resolved_size} px", why_size), ("encoder", name, why_encoder),
         ("method", method, ", ".join(f"{k} {v}" for k, v in resolved.items()) or "no options"),
-        ("views", f"colour strength {recipe.jitter}", why_recipe),
         ("device", chosen_device, why_device),
         ("precision", chosen_precision, why_precision),
     ):  # fmt: skip
@@ -158,6 +154,10 @@ def pretrain(
         start = Encoder(name, resolved_size, mean, std)
         load_initial(initial, start)
     objective = build_objective(config, seed, start)
+    if isinstance(objective, Method) and not objective.recipe.jitter:
+        console.say("views      crops and flips without changes of colour (the method's own)")
+    else:
+        console.say(f"views      colour strength {recipe.jitter} ({why_recipe})")
     budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
     data, left = learned_from(objective, config, store, indices, chosen_device, chosen_precision, budget)
     resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)

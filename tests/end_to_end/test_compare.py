@@ -27,7 +27,7 @@ def test_the_table_has_a_row_for_each_method_and_baseline(compared):
     assert (
         "1/class (3)" in result.stdout and "3/class (9)" in result.stdout and "images/s" in result.stdout
     )
-    assert "3 pretraining runs of resnet8-w16" in result.stderr and "24 classifiers" not in result.stdout
+    assert "3 pretraining runs of resnet8-w16" in result.stderr and "24 classifiers" in result.stderr
 
 
 def test_every_number_is_kept_with_its_draws(compared):
@@ -52,7 +52,10 @@ def test_formats(clfew, compared, output):
     """A finished comparison shows its result again: nothing is measured anew."""
     folder, _ = compared
     started = time.monotonic()
-    out = clfew.ok("compare", "--resume", "runs/compare-1", "--format", output, cwd=folder).stdout
+    again = clfew.ok("compare", "--resume", "runs/compare-1", "--format", output, cwd=folder)
+    assert "3 runs and 24 classifiers are there already" in again.stderr
+    assert "about 0 minutes to go" in again.stderr
+    out = again.stdout
     assert time.monotonic() - started < 60
     if output == "json":
         rows = json.loads(out)["rows"]

@@ -106,7 +106,7 @@ def test_variants_of_methods(clfew, many):
         (("--method", "jigsa"), 2, "did you mean jigsaw?"),
         (("--method", "moco"), 2, "choose simclr, byol"),
         (("--method", "byol", "--temperature", "0.5"), 2, "--temperature is no option of --method byol"),
-        (("--method", "simclr", "--stacked"), 2, "it is one of denoising"),
+        (("--method", "simclr", "--stacked"), 2, "it belongs to denoising"),
         (("--method", "denoising", "--corruption", "salt"), 2, "choose masking, salt-and-pepper"),
         (("--method", "inpainting", "--mask", "middle"), 2, "choose random or centre"),
         (("--method", "colorization", "--init", "imagenet"), 1, "--init scratch"),
