@@ -19,6 +19,7 @@ from clfew.encoders import freeze_first
 from clfew.features import apply_to_store
 from clfew.fitting import Log, Start, Task, fit, predict_store
 from clfew.probes import folds, standardised_logistic
+from clfew.selection import CLEAR
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.optim import ENCODER_RATE, KEPT_SHARE
@@ -79,15 +80,16 @@ class Verdict:
 
     @property
     def is_better(self) -> bool:
-        """Held-out labels show it, or do not deny it where the students clearly agree more than the
-        teachers: by two standard errors of the difference of two shares."""
+        """Held-out labels show it clearly, by CLEAR standard errors as for other choices, or do not deny
+        it where the students clearly agree more than the teachers."""
         if not self.held_out:
             return False
         gain = self.student_hits - self.teacher_hits
         noise = self.differing**0.5  # The standard error of the difference of paired hits.
         shares = (self.teacher_agreement, self.student_agreement)
         error = (sum(p * (1 - p) for p in shares) / max(1, self.compared)) ** 0.5
-        return gain > noise or (gain >= 0 and shares[1] - shares[0] > 2 * error)
+        agree_more = shares[1] - shares[0] > CLEAR * error
+        return gain > CLEAR * noise or (gain >= 0 and agree_more)
 
 
 def soft_targets(lesson: Lesson, teacher: Classifier, labelled_L: np.ndarray) -> np.ndarray:

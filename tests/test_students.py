@@ -52,9 +52,9 @@ def verdict(teacher, student, differing, agreement=(0.5, 0.6), held_out=100, com
 @pytest.mark.parametrize(
     ("found", "better"),
     [
-        (verdict(50, 60, 25), True),  # More than its standard error of 5.
-        (verdict(50, 60, 25, (0.6, 0.5)), True),
-        (verdict(50, 55, 25, (0.6, 0.5)), False),  # Not more, and the students agree less.
+        (verdict(50, 61, 25), True),  # More than two standard errors of 5.
+        (verdict(50, 61, 25, (0.6, 0.5)), True),
+        (verdict(50, 60, 25, (0.6, 0.5)), False),  # Not more, and the students agree less.
         (verdict(50, 55, 25), True),
         (verdict(50, 50, 0), True),  # No sign in the labels, and the students agree more.
         (verdict(50, 50, 0, (0.5, 0.5)), False),

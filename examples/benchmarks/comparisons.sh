@@ -18,7 +18,7 @@ if [ ! -e "$out/cifar10-10k" ]; then  # The first thousand training images of ea
   for class in "$data"/cifar10/train/*/; do
     to="$out/cifar10-part/train/$(basename "$class")"
     mkdir -p "$to"
-    find "$class" -type f | sort | head -1000 | xargs cp -t "$to"
+    find "$class" -type f | sort | sed -n 1,1000p | xargs cp -t "$to"
   done
   mv "$out/cifar10-part" "$out/cifar10-10k"
 fi
