@@ -16,6 +16,7 @@ from clfew.initial import Initial, find_initial
 from clfew.methods import METHODS
 from clfew.methods.method import Method
 from clfew.methods.simclr import is_decoupled
+from clfew.randomness import epoch_order
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget, plan_within
 from clfew.training.device import to_device
@@ -108,15 +109,16 @@ def learned_from(
 def estimate_statistics(
     encoder: Encoder, data: TrainingData, device: torch.device, images: int = 4096
 ) -> None:
-    """Gives the encoder's BatchNorm the statistics of whole images, in place of those of patches: the
-    mean over batches of at most `images` of them."""
+    """Gives the encoder's BatchNorm the statistics of whole, clean images, in place of those of what it
+    was shown: the mean over random batches of at most `images` of them."""
     layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # A plain mean over batches.
     encoder.to(device).train()
-    some = data.indices[np.linspace(0, len(data) - 1, min(images, len(data))).astype(int)]
+    # In folders images come class by class: a batch of neighbours would not vary as all of them do.
+    some = data.indices[epoch_order(0, 0, len(data))[:images]]
     for rows in np.array_split(some, max(1, len(some) // 256)):
         pixels, aspects = to_device(data.pixels[rows], device), to_device(data.aspects[rows], device)
         encoder(evaluation_view(pixels, aspects, encoder.size))

@@ -246,7 +246,7 @@ def _train(
         objective.eval()
         if config["samples"]:
             write_samples(run.folder / "samples.png", objective, data, plan.seed, device)
-        if objective.shows_patches and not objective.gentle:
+        if not objective.shows_whole_images and not objective.gentle:
             estimate_statistics(objective.encoder, data, device)
     elif config["samples"]:
         console.say("samples    none: the layer learned from features, not from images")

@@ -34,7 +34,7 @@ class ContextPrediction(Method):
     that a lens makes away from the middle of a photograph (section 3.1).
     """
 
-    shows_patches = True
+    shows_whole_images = False
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)

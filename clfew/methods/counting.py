@@ -41,7 +41,7 @@ class Counting(Method):
     from wholes; two views of three have no colour, tiles and wholes alike (section 4.1).
     """
 
-    shows_patches = True
+    shows_whole_images = False
     learning_rate = 3e-4  # With larger steps, soon nothing is counted: that costs no more than MARGIN.
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:

@@ -63,6 +63,8 @@ class Denoising(Method):
     restore what the stage before it says, from a damaged copy of that; earlier ones stay as they are.
     """
 
+    shows_whole_images = False
+
     def __init__(
         self, encoder: Encoder, recipe: Recipe, gentle: bool = False, corruption: str = "masking",
         stacked: bool = False,

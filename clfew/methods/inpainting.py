@@ -61,6 +61,8 @@ class Inpainting(Method):
     The paper's features were learned without it.
     """
 
+    shows_whole_images = False
+
     def __init__(
         self, encoder: Encoder, recipe: Recipe, gentle: bool = False, mask: str = "random",
         adversarial: bool = False,
@@ -73,7 +75,7 @@ class Inpainting(Method):
         # Section 3.1, "channel-wise fully-connected layer": a matrix from places to places for each
         # channel, then a 1×1 convolution, in place of the bottleneck of 4000.
         self.places = nn.Parameter(torch.empty(channels, side**2, side**2))
-        nn.init.kaiming_uniform_(self.places, a=5**0.5)
+        nn.init.uniform_(self.places, -1 / side, 1 / side)  # As of a linear layer from so many places.
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, channels, 1), decoder(channels, 3, side, encoder.size)
         )

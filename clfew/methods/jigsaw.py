@@ -53,7 +53,7 @@ class Jigsaw(Method):
     have no colour, so colour fringes do not either.
     """
 
-    shows_patches = True
+    shows_whole_images = False
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe, GREY), gentle)

@@ -30,9 +30,9 @@ class Method(nn.Module):
     learning_rate: float | None = None
     """AdamW's, where the optimizers that suit the others do not suit it."""
 
-    shows_patches = False
-    """The encoder learns from pieces of images, so BatchNorm's statistics are estimated on whole images
-    afterwards."""
+    shows_whole_images = True
+    """False where the encoder learns from pieces of images or damaged ones: BatchNorm's statistics are
+    then estimated on whole images afterwards."""
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__()

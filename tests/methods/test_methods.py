@@ -111,7 +111,7 @@ def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clot
     random = copy.deepcopy(objective.encoder)
     estimate_statistics(random, data, CPU)
     trained(objective, images, steps=150, batch=64)
-    if objective.shows_patches:
+    if not objective.shows_whole_images:
         estimate_statistics(objective.encoder, data, CPU)
     assert knn_accuracy(objective.encoder, images, labels) > knn_accuracy(random, images, labels)
 
@@ -154,3 +154,19 @@ def test_statistics_are_estimated_on_whole_images_and_weights_stay(make_method, 
     torch.testing.assert_close(norm.running_mean, inputs[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     assert norm.momentum == 0.1 and not norm.training
     assert all(torch.equal(a, b) for a, b in zip(weights, encoder.parameters(), strict=True))
+
+
+def test_statistics_are_those_of_all_classes_though_images_come_class_by_class(make_method):
+    """Of a dark class and a bright one: batches of one class would vary less than the whole does."""
+    random = np.random.default_rng(0)
+    images = (
+        random.integers(0, 60, (600, 24, 24, 3)) + 190 * (np.arange(600) >= 300)[:, None, None, None]
+    )
+    encoder = make_method("jigsaw").encoder
+    norm = next(m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
+    seen = []
+    norm.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    data = TrainingData(images.astype(np.uint8), np.ones(600, np.float32), np.arange(600))
+    estimate_statistics(encoder, data, CPU)
+    whole = torch.cat(seen).var((0, 2, 3))
+    torch.testing.assert_close(norm.running_var, whole, rtol=0.05, atol=1e-6)
