@@ -45,6 +45,7 @@ class Recipe:
     flip: mirror half of the views.
     jitter: strength s of SimCLR's colour jitter: 0.8 s for brightness, contrast and saturation,
         0.2 s for hue, applied with probability 0.8 (SimCLR, appendix A). 0 turns it off.
+    saturation: the saturation's share of that strength.
     grey: probability of a view without colour.
     blur: probability of a Gaussian blur with sigma in [0.1, 2] and a kernel of a tenth of the side.
     solarise: probability of inverting all values of 0.5 and more (BYOL, appendix B).
@@ -53,6 +54,7 @@ class Recipe:
     crop_area: float = 0.08
     flip: bool = True
     jitter: float = 1.0
+    saturation: float = 1.0
     grey: float = 0.2
     blur: float = 0.5
     solarise: float = 0.0
@@ -92,7 +94,7 @@ def random_views(
     pixels_Nx3xP = resample(images_NxSxSx3, rows, columns, views)
     if recipe.jitter or recipe.grey:
         mean_Nx3 = pixels_Nx3xP.mean(dim=2)
-        matrix_Nx3x4 = colour_matrix(u[:, 3:9], mean_Nx3, recipe.jitter, recipe.grey)
+        matrix_Nx3x4 = colour_matrix(u[:, 3:9], mean_Nx3, recipe.jitter, recipe.grey, recipe.saturation)
         pixels_Nx3xP = torch.baddbmm(matrix_Nx3x4[:, :, 3:], matrix_Nx3x4[:, :, :3], pixels_Nx3xP)
     pixels_Nx3xP.clamp_(0, 1)
     if recipe.solarise:
@@ -220,7 +222,9 @@ def solarise(pixels_Nx3xP: Tensor, chosen_N: Tensor, threshold: float = 0.5) -> 
     return torch.where(bright, 1 - pixels_Nx3xP, pixels_Nx3xP)
 
 
-def colour_matrix(u_Nx6: Tensor, mean_Nx3: Tensor, strength: float, grey: float) -> Tensor:
+def colour_matrix(
+    u_Nx6: Tensor, mean_Nx3: Tensor, strength: float, grey: float, saturation: float = 1.0
+) -> Tensor:
     """Colour jitter, then greyscale, as one affine map per image: (N, 3, 4).
 
     The paper draws the order of the four operations. Without clipping in between they commute (none
@@ -229,8 +233,9 @@ def colour_matrix(u_Nx6: Tensor, mean_Nx3: Tensor, strength: float, grey: float)
     holds uniform draws: factors of brightness, contrast and saturation, hue, whether to jitter at
     all, and greyscale.
     """
-    low, high = max(0.0, 1 - 0.8 * strength), 1 + 0.8 * strength
-    factor = low + (high - low) * u_Nx6[:, :3]
+    reach = 0.8 * strength * torch.tensor([1.0, 1.0, saturation], device=u_Nx6.device)
+    low = (1 - reach).clamp(min=0)
+    factor = low + (1 + reach - low) * u_Nx6[:, :3]
     angle = 2 * math.pi * 0.2 * strength * (2 * u_Nx6[:, 3] - 1)
     matrix = _compose(saturation_map(factor[:, 2]), hue_map(angle))
     matrix = _compose(contrast_map(factor[:, 1], mean_Nx3), matrix)

@@ -16,11 +16,12 @@ AB_REACH = 110.0
 
 
 def rgb_to_lab(images_NxCxHxW: Tensor) -> Tensor:
-    """sRGB in [0, 1] of shape (N, 3, H, W) to L, a, b of the same shape."""
+    """sRGB in [0, 1] of shape (N, 3, H, W) to L, a, b of the same shape, in float32."""
     rgb = images_NxCxHxW.float()
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055).clamp(min=0) ** 2.4, rgb / 12.92)
     to_xyz = (_RGB_TO_XYZ / _WHITE[:, None]).to(rgb.device)
-    xyz = torch.einsum("dc,nchw->ndhw", to_xyz, linear)
+    with torch.autocast(rgb.device.type, enabled=False):  # bf16 has no room for differences of colours.
+        xyz = torch.einsum("dc,nchw->ndhw", to_xyz, linear)
     root = torch.where(
         xyz > _LINEAR_BELOW**3,
         xyz.clamp(min=1e-6) ** (1 / 3),
@@ -37,6 +38,7 @@ def lab_to_rgb(lab_NxCxHxW: Tensor) -> Tensor:
     root = torch.stack([y + a / 500, y, y - b / 200], dim=1)
     xyz = torch.where(root > _LINEAR_BELOW, root**3, 3 * _LINEAR_BELOW**2 * (root - 4 / 29))
     to_rgb = torch.linalg.inv(_RGB_TO_XYZ / _WHITE[:, None]).to(root.device)
-    linear = torch.einsum("dc,nchw->ndhw", to_rgb, xyz).clamp(0, 1)
+    with torch.autocast(root.device.type, enabled=False):
+        linear = torch.einsum("dc,nchw->ndhw", to_rgb, xyz).clamp(0, 1)
     curved = 1.055 * linear.clamp(min=1e-8) ** (1 / 2.4) - 0.055
     return torch.where(linear > 0.0031308, curved, 12.92 * linear).clamp(0, 1)

@@ -1,6 +1,6 @@
 """BYOL: one network predicts what a slowly moving copy of it says of another view; nothing repels.
 
-Grill et al., Bootstrap Your Own Latent, NeurIPS 2020 (equation 2, appendices A and B).
+Grill et al., Bootstrap Your Own Latent, NeurIPS 2020 (equation 2, section 3.3; views: appendix B).
 
 Shape suffixes: B images in the batch, D features, P projected features.
 """
@@ -19,8 +19,9 @@ from clfew.methods.method import Method, Pictures, spread
 from clfew.training.batch import Batch
 
 MOMENTUM = 0.97
-"""Of the target at the start. The paper's 0.996 is for 1000 epochs; its code takes 0.99 for 100 and 300
-and 0.97 for 40, and the runs here are short."""
+"""Of the target at the start. The paper's 0.996 is for 1000 epochs of ImageNet; its code takes 0.99 for
+100 and 300 epochs and 0.97 for 40. What counts is the number of steps, and the runs here have thousands
+at most."""
 
 
 def byol_loss(prediction_BxP: Tensor, target_BxP: Tensor) -> Tensor:
@@ -30,12 +31,12 @@ def byol_loss(prediction_BxP: Tensor, target_BxP: Tensor) -> Tensor:
 
 
 def momentum_at(progress: float, start: float = MOMENTUM) -> float:
-    """τ = 1 - (1 - τ₀)·(cos(π·progress) + 1) / 2, from τ₀ to 1 (appendix B)."""
+    """τ = 1 - (1 - τ₀)·(cos(π·progress) + 1) / 2, from τ₀ to 1 (section 3.3)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, linear: the projector and the predictor (appendix B)."""
+    """Linear, BatchNorm, ReLU, linear: the projector and the predictor (section 3.3)."""
     return nn.Sequential(
         nn.Linear(inputs, hidden, bias=False),
         nn.BatchNorm1d(hidden),
@@ -47,17 +48,22 @@ def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 class BYOL(Method):
     """The online network (encoder, projector, predictor) and its target, a moving average of the first
     two. The target's own BatchNorm sees batches, as the online network's does, so its running statistics
-    are those of its own weights."""
+    are those of its own weights. Each sees the two views one after the other: they differ, and so would
+    what BatchNorm makes of both together.
+    """
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
+        # Appendix B, table 6: at most half of SimCLR's strength, saturation half of that; the first view
+        # is blurred, the second hardly, and solarised at times.
+        recipe = replace(
+            recipe, jitter=min(0.5, recipe.jitter), saturation=0.5, blur=1.0 if recipe.blur else 0
+        )
         super().__init__(encoder, recipe, gentle)
         hidden = min(4096, 4 * encoder.dim)
         self.projector = layers(encoder.dim, hidden, 256)
         self.predictor = layers(256, hidden, 256)
         self.target = copy.deepcopy(nn.Sequential(encoder, self.projector)).requires_grad_(False)
-        # Appendix B, table 6: hue and saturation vary less than SimCLR's; the second view has little
-        # blur and is solarised at times.
-        self.second = replace(recipe, blur=0.2 * recipe.blur, solarise=0.2)
+        self.second = replace(recipe, blur=0.1 * recipe.blur, solarise=0.2)
 
     def train(self, mode: bool = True) -> "BYOL":
         super().train(mode)
@@ -65,19 +71,19 @@ class BYOL(Method):
             freeze_statistics(self.target)
         return self
 
-    def views(self, batch: Batch) -> Tensor:
+    def views(self, batch: Batch) -> tuple[Tensor, Tensor]:
         arguments = batch.images, batch.aspects, self.encoder.size
         first = random_views(*arguments, self.recipe, batch.random, views=1)
-        return torch.cat([first, random_views(*arguments, self.second, batch.random, views=1, first=1)])
+        return first, random_views(*arguments, self.second, batch.random, views=1, first=1)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        views_2BxCxSxS = self.views(batch)
-        projected_2BxP = self.projector(self.encoder(views_2BxCxSxS))
-        predicted = self.predictor(projected_2BxP).chunk(2)
+        views = self.views(batch)
+        projected = [self.projector(self.encoder(view)) for view in views]
+        predicted = [self.predictor(projection) for projection in projected]
         with torch.no_grad():
-            target = self.target(views_2BxCxSxS).chunk(2)
+            target = [self.target(view) for view in views]
         loss = byol_loss(predicted[0], target[1]) + byol_loss(predicted[1], target[0])
-        return loss, {"spread": spread(projected_2BxP)}
+        return loss, {"spread": spread(torch.cat(projected))}
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
@@ -88,5 +94,5 @@ class BYOL(Method):
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
-        first, second = self.views(batch).chunk(2)
+        first, second = self.views(batch)
         return [("a view", first), ("another", second)]

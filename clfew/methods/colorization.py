@@ -18,7 +18,7 @@ from clfew.training.batch import Batch
 GRID = 10.0
 """Width of a colour bin in units of a and b."""
 NEAREST, SIGMA = 5, 5.0
-"""A colour counts for so many bins, by a Gaussian of this width (section 2.2)."""
+"""A colour counts for so many bins, by a Gaussian of this width (section 2.1)."""
 UNIFORM = 0.5
 """λ: the share of the uniform distribution in the one that weighs colours (equation 4)."""
 TEMPERATURE = 0.38
@@ -55,8 +55,9 @@ def rebalancing(bins_Qx2: Tensor, shares_Q: Tensor) -> Tensor:
 
 def soft_bins(ab_Nx2: Tensor, bins_Qx2: Tensor) -> tuple[Tensor, Tensor]:
     """Each colour's nearest bins, (N, 5), and what it counts for each of them."""
-    # |x - c|² without |x|², which is the same for all bins.
-    closeness = 2 * ab_Nx2 @ bins_Qx2.T - bins_Qx2.square().sum(1)
+    # |x - c|² without |x|², which is the same for all bins; in bf16 it would be off by whole bins.
+    with torch.autocast(ab_Nx2.device.type, enabled=False):
+        closeness = 2 * ab_Nx2.float() @ bins_Qx2.T - bins_Qx2.square().sum(1)
     near, index = closeness.topk(min(NEAREST, len(bins_Qx2)), dim=1)
     return index, torch.softmax(near / (2 * SIGMA**2), dim=1)
 
@@ -74,10 +75,16 @@ def colour_loss(
     return (weighted.mean(1) * has_colour).sum() / has_colour.sum().clamp(min=1)
 
 
+def reduced_side(encoder: Encoder) -> int:
+    """The side of the maps in which colours are told: no fewer than the encoder's last ones have."""
+    return max(encoder.map_shapes()[-1][1], encoder.size // REDUCED)
+
+
 def annealed_mean(logits_BxQxHxW: Tensor, bins_Qx2: Tensor) -> Tensor:
     """The mean colour of the guess at TEMPERATURE: (B, 2, H, W) (equation 5)."""
-    shares = (logits_BxQxHxW.float() / TEMPERATURE).softmax(1)
-    return torch.einsum("bqhw,qc->bchw", shares, bins_Qx2)
+    with torch.autocast(logits_BxQxHxW.device.type, enabled=False):
+        shares = (logits_BxQxHxW.float() / TEMPERATURE).softmax(1)
+        return torch.einsum("bqhw,qc->bchw", shares, bins_Qx2)
 
 
 class Colorization(Method):
@@ -92,7 +99,7 @@ class Colorization(Method):
         self.weights: Tensor
         self.register_buffer("bins", torch.zeros(1, 2))
         self.register_buffer("weights", torch.ones(1))
-        self.reduced = max(1, encoder.size // REDUCED)
+        self.reduced = reduced_side(encoder)
         self.decoder = self.build_decoder(1)
 
     def build_decoder(self, outputs: int) -> nn.Sequential:

@@ -1,7 +1,7 @@
 """Learning to Count: the tiles of an image hold together what the whole holds.
 
 Noroozi, Pirsiavash and Favaro, Representation Learning by Learning to Count, ICCV 2017 (equations 3
-to 5, section 4).
+and 4, section 4).
 
 Shape suffixes: B images in the batch, T tiles, D features, K counts.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clfew.augment import Recipe
 from clfew.encoders import Encoder
-from clfew.methods.method import Method, Pictures, crops_and_flips, require_side
+from clfew.methods.method import Method, Pictures, crops_and_flips, require_side, without_colour
 from clfew.training.batch import Batch
 
 MARGIN = 10.0
@@ -23,7 +23,7 @@ RESAMPLERS = ("bicubic", "bilinear", "lanczos", "area")
 
 
 def counting_loss(whole_BxK: Tensor, tiles_TxBxK: Tensor, margin: float = MARGIN) -> Tensor:
-    """|φ(D∘x) - Σ φ(T_j∘x)|² + max(0, M - |φ(D∘y) - Σ φ(T_j∘x)|²), the mean over images (equation 5).
+    """|φ(D∘x) - Σ φ(T_j∘x)|² + max(0, M - |φ(D∘y) - Σ φ(T_j∘x)|²), the mean over images (equation 4).
 
     y, another image, is the next one of the batch. The margin is on the whole vector's distance: without
     it, to count nothing would do.
@@ -38,14 +38,15 @@ class Counting(Method):
     """Counts of the four tiles of a view, and of the view at half its size.
 
     How it is made smaller changes from step to step, or the traces of one resampler would tell tiles
-    from wholes; two views of three have no colour, tiles and wholes alike (section 4.1).
+    from wholes. In two steps of three nothing has colour: if only one of two images had, that alone
+    would tell them apart.
     """
 
     shows_whole_images = False
     learning_rate = 3e-4  # With larger steps, soon nothing is counted: that costs no more than MARGIN.
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        super().__init__(encoder, crops_and_flips(recipe, GREY), gentle)
+        super().__init__(encoder, crops_and_flips(recipe), gentle)
         # All that the encoder sees are tiles; their detail is that of the images it will be given.
         self.tile = 4 * round(encoder.size * 0.625 / 4)
         require_side(encoder, self.tile)
@@ -62,6 +63,8 @@ class Counting(Method):
     def pieces(self, batch: Batch) -> Tensor:
         """The whole at half its size, then its four tiles: (5, B, 3, tile, tile) in [0, 1]."""
         view = self.one_view(batch, 2 * self.tile)
+        if batch.random.once(101, 1)[0] < GREY:
+            view = without_colour(view)
         kind = RESAMPLERS[int(batch.random.once(100, 1)[0] * len(RESAMPLERS))]
         rows = view.split(self.tile, dim=2)
         tiles = [tile for row in rows for tile in row.split(self.tile, dim=3)]

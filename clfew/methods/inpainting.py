@@ -1,7 +1,7 @@
 """Context Encoders: paint the part of an image that is missing.
 
-Pathak et al., Context Encoders: Feature Learning by Inpainting, CVPR 2016 (section 3; masks and
-weights as in its code, pathak22/context-encoder).
+Pathak et al., Context Encoders: Feature Learning by Inpainting, CVPR 2016 (section 3; the
+centre's mask and weights as in its code, pathak22/context-encoder).
 
 Shape suffixes: B images in the batch, S side in pixels, C channels.
 """
@@ -22,7 +22,7 @@ MASKS = ("random", "centre")
 OVERLAP, OVERLAP_WEIGHT = 4 / 128, 10.0
 """The border of the centre square that is seen as well as painted, in shares of the side, and what its
 errors weigh: so the painting joins what is around it."""
-CELLS, THRESHOLD, LEAST, MOST = 9, 0.25, 0.2, 0.3
+CELLS, THRESHOLD, LEAST, MOST = 8, 0.25, 0.2, 0.3
 """Of random regions: noise on so many cells a side (the code's 0.06 a pixel at 128 pixels), enlarged;
 masked below the threshold; taken where that is a share between LEAST and MOST of the image."""
 TRIES = 64
@@ -57,8 +57,9 @@ class Inpainting(Method):
     """The encoder's last map, a layer that joins places channel by channel, and a decoder that paints.
 
     mask: "random" regions, one a batch, or the "centre" square. adversarial: a discriminator judges the
-    paintings (equation 2); its gradient and the painter's come from one step, where the paper has two.
-    The paper's features were learned without it.
+    paintings (equation 2); its gradient and the painter's come from one step at one learning rate, where
+    the paper has two steps, the painter's ten times as large. The paper's features were learned without
+    it.
     """
 
     shows_whole_images = False
@@ -79,7 +80,8 @@ class Inpainting(Method):
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, channels, 1), decoder(channels, 3, side, encoder.size)
         )
-        self.discriminator = _discriminator(encoder.size) if adversarial else None
+        judged = encoder.size // 2 if mask == "centre" else encoder.size
+        self.discriminator = _discriminator(judged) if adversarial else None
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """A view as the encoder is given it, what of it is hidden, and the weights of errors."""
@@ -104,13 +106,18 @@ class Inpainting(Method):
         loss = reconstruction_loss(painted, view, weight)
         extras = {"squared_error": loss.detach()}
         if self.discriminator is not None:
-            # The discriminator judges whole images, of which only what was hidden is painted.
-            region = (weight > 0).to(view.dtype)
-            composed = view * (1 - region) + painted * region
-            fools, judges = self.adversarial_losses(view, composed)
+            fools, judges = self.adversarial_losses(self.judged(view), self.judged(painted))
             extras["judged_right"] = judges.detach()
             loss = RECONSTRUCTION * loss + ADVERSARIAL * fools + judges
         return loss, extras
+
+    def judged(self, images: Tensor) -> Tensor:
+        """What of an image or a painting the discriminator sees: all that was painted, and none of what
+        was seen around it, whose border would give the painting away (section 3.2)."""
+        if self.mask == "random":
+            return images
+        low, high = self.encoder.size // 4, self.encoder.size - self.encoder.size // 4
+        return images[..., low:high, low:high]
 
     def adversarial_losses(self, real: Tensor, painted: Tensor) -> tuple[Tensor, Tensor]:
         """The painter's loss, which only moves the painter, and the discriminator's own."""

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from clfew.augment import Recipe
 from clfew.encoders import Encoder
-from clfew.methods.method import Method, Pictures, crops_and_flips, patches, require_side, standardised
+from clfew.methods.method import (
+    Method,
+    Pictures,
+    crops_and_flips,
+    patches,
+    require_side,
+    standardised,
+    without_colour,
+)
 from clfew.training.batch import Batch
 from clfew.training.device import to_device
 
@@ -24,6 +32,9 @@ PERMUTATIONS = 100
 PUZZLES = 8
 """Orders that each image's tiles are shown in: tiles are what costs, orders are cheap."""
 GREY = 0.66
+"""Of views without colour, as in Kolesnikov et al.; the paper has 0.3."""
+SHIFT = 2 / 64
+"""How far the channels of a tile with colours are moved against each other, in shares of its side."""
 SMALL = 48
 """Below this many pixels a third of an image shows too little, so there are 2×2 tiles in any order."""
 
@@ -49,14 +60,15 @@ class Jigsaw(Method):
     """Tiles of a view, each through the encoder by itself, and a head that tells their order.
 
     A tile is cut at random from its cell (64 of 85 pixels in the paper), so edges do not continue, and
-    standardised by itself, so brightness and contrast do not give its place away; two views of three
-    have no colour, so colour fringes do not either.
+    standardised by itself, so brightness and contrast do not give its place away. Nor do the fringes of
+    a lens, which grow towards an image's edge: two views of three have no colour, and in the others each
+    tile's channels are moved apart by up to two pixels of 64 (section 3.3).
     """
 
     shows_whole_images = False
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        super().__init__(encoder, crops_and_flips(recipe, GREY), gentle)
+        super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.grid = 2 if encoder.size < SMALL else 3
         # Tiles overlap the resolution of the encoder's own images by little: half or three eighths.
         self.tile = 4 * round(encoder.size * (0.5 if self.grid == 2 else 0.375) / 4)
@@ -65,7 +77,7 @@ class Jigsaw(Method):
         orders = permutation_set(self.grid**2, PERMUTATIONS)
         self.orders: Tensor
         self.register_buffer("orders", torch.from_numpy(orders))
-        width, hidden = min(1024, 2 * encoder.dim), min(4096, 8 * encoder.dim)
+        width, hidden = min(1024, 2 * encoder.dim), min(4096, 4 * encoder.dim)
         self.of_tile = nn.Sequential(
             nn.Linear(encoder.dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()
         )
@@ -78,11 +90,26 @@ class Jigsaw(Method):
         """(B, T, 3, tile, tile), row by row, with values in [0, 1]."""
         size, count = self.grid * self.cell, self.grid**2
         view_BxCxVxV = self.one_view(batch, size)
-        moved = to_device(batch.random.uniform(100, 2 * count), view_BxCxVxV.device)
+        draws = to_device(batch.random.uniform(100, 1 + 6 * count), view_BxCxVxV.device)
+        is_grey = draws[:, :1, None, None] < GREY
+        view_BxCxVxV = torch.where(is_grey, without_colour(view_BxCxVxV), view_BxCxVxV)
+        u_BxTx3x2 = draws[:, 1:].view(-1, count, 3, 2)
         free = self.cell - self.tile + 1
-        cells = torch.cartesian_prod(*[torch.arange(self.grid, device=moved.device)] * 2) * self.cell
-        corners = cells + (moved.view(-1, count, 2) * free).long()
-        return patches(view_BxCxVxV, corners, self.tile)
+        cells = torch.cartesian_prod(*[torch.arange(self.grid, device=draws.device)] * 2) * self.cell
+        corners = cells + (u_BxTx3x2[:, :, 0] * free).long()
+        # The first and the last channel move against the one between them.
+        reach = max(1, round(SHIFT * self.tile))
+        shifts = (u_BxTx3x2[:, :, 1:] * (2 * reach + 1)).long() - reach
+        shifts = torch.where(is_grey, 0, shifts)
+        channels = [
+            patches(
+                view_BxCxVxV[:, c : c + 1],
+                (corners + shift).clamp(0, size - self.tile),
+                self.tile,
+            )
+            for c, shift in enumerate((shifts[:, :, 0], 0 * corners, shifts[:, :, 1]))
+        ]
+        return torch.cat(channels, dim=2)
 
     def puzzles(self, batch: Batch) -> Tensor:
         """The orders that tiles are shown in, as rows of `orders`: (B, K)."""

@@ -114,6 +114,12 @@ def standardised(patches_NxCxHxW: Tensor) -> Tensor:
     return (patches_NxCxHxW - mean) / (spread + 1e-4)
 
 
+def without_colour(images_NxCxHxW: Tensor) -> Tensor:
+    """The brightness of each pixel in all three channels (ITU-R 601)."""
+    weights = images_NxCxHxW.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    return (images_NxCxHxW * weights).sum(1, keepdim=True).expand_as(images_NxCxHxW)
+
+
 def decoder(channels: int, outputs: int, start: int, end: int) -> nn.Sequential:
     """Maps of `start` pixels a side to maps (N, outputs, end, end): convolutions with upsampling between
     them, half as many channels each time, down to 16: the largest maps cost most."""

@@ -16,7 +16,7 @@ from clfew.augment import Recipe
 from clfew.backbones import SPLIT, Halves
 from clfew.colour import lab_to_rgb, rgb_to_lab
 from clfew.encoders import LAB, Encoder
-from clfew.methods.colorization import REDUCED, annealed_mean, colour_bins, colours_of
+from clfew.methods.colorization import annealed_mean, colour_bins, colours_of, reduced_side
 from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
 from clfew.training.batch import Batch
 
@@ -29,7 +29,8 @@ def cross_channel_loss(
     """Cross-entropy of the bin nearest to each pixel's colour, told from lightness; and of its lightness
     in hundredths, told from colour."""
     ab = lab_Bx3xHxW[:, 1:].permute(0, 2, 3, 1)
-    nearest = torch.cdist(ab.flatten(0, 2), bins_Qx2).argmin(1).view(ab.shape[:3])
+    with torch.autocast(ab.device.type, enabled=False):
+        nearest = torch.cdist(ab.flatten(0, 2), bins_Qx2).argmin(1).view(ab.shape[:3])
     level = (lab_Bx3xHxW[:, 0] * LIGHTNESS_BINS / 100).long().clamp(0, LIGHTNESS_BINS - 1)
     return F.cross_entropy(colour_BxQxHxW.float(), nearest), F.cross_entropy(
         light_BxLxHxW.float(), level
@@ -46,7 +47,7 @@ class SplitBrain(Method):
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.bins: Tensor
         self.register_buffer("bins", torch.zeros(1, 2))
-        self.reduced = max(1, encoder.size // REDUCED)
+        self.reduced = reduced_side(encoder)
         self.tells_colour = self._decoder(1)
         self.tells_light = self._decoder(LIGHTNESS_BINS)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from clfew.augment import Recipe
 from clfew.drift import collapse
 from clfew.methods.byol import BYOL, byol_loss, momentum_at
 from clfew.methods.method import spread
@@ -32,13 +33,13 @@ def test_the_loss_is_the_papers():
 def test_both_directions_are_summed(make_method, make_batch, make_images):
     objective: BYOL = make_method("byol")
     batch = make_batch(make_images(8)[0])
-    seen = {}
-    objective.predictor.register_forward_hook(lambda m, a, out: seen.update(predicted=out.detach()))
-    objective.target.register_forward_hook(lambda m, a, out: seen.update(target=out))
+    seen = {"predicted": [], "target": []}
+    objective.predictor.register_forward_hook(lambda m, a, out: seen["predicted"].append(out.detach()))
+    objective.target.register_forward_hook(lambda m, a, out: seen["target"].append(out))
     loss, _ = objective.loss(batch)
     q, z = seen["predicted"], seen["target"]
-    assert loss.item() == pytest.approx(slow_loss(q[:8], z[8:]) + slow_loss(q[8:], z[:8]), rel=1e-4)
-    assert not z.requires_grad
+    assert loss.item() == pytest.approx(slow_loss(q[0], z[1]) + slow_loss(q[1], z[0]), rel=1e-4)
+    assert not z[0].requires_grad and not torch.equal(z[0], z[1])
 
 
 def test_the_momentum_rises_by_a_cosine_from_its_start_to_one():
@@ -77,9 +78,21 @@ def test_the_targets_batchnorm_has_statistics_of_its_own_and_gets_no_gradient(
 def test_the_second_view_is_solarised_and_the_first_is_not(make_method, make_batch):
     objective: BYOL = make_method("byol")
     white = np.full((64, 24, 24, 3), 250, np.uint8)
-    first, second = objective.views(make_batch(white)).chunk(2)
+    first, second = objective.views(make_batch(white))
     dark = [float((v.mean((1, 2, 3)) < 0.2).float().mean()) for v in (first, second)]
     assert dark[0] == 0 and 0.05 < dark[1] < 0.45
+
+
+@pytest.mark.parametrize("blur", [0.0, 0.5])
+def test_the_views_are_those_of_table_6(make_method, blur):
+    objective: BYOL = make_method("byol", recipe=Recipe(jitter=1.0, blur=blur))
+    for recipe in (objective.recipe, objective.second):
+        # Brightness and contrast 0.4, saturation 0.2, hue 0.1.
+        assert (0.8 * recipe.jitter, 0.8 * recipe.jitter * recipe.saturation) == (0.4, 0.2)
+        assert 0.2 * recipe.jitter == pytest.approx(0.1) and recipe.grey == 0.2
+    blurs = (objective.recipe.blur, objective.second.blur)
+    assert blurs == ((1.0, 0.1) if blur else (0, 0))
+    assert (objective.recipe.solarise, objective.second.solarise) == (0, 0.2)
 
 
 def test_a_run_raises_no_alarm_and_embeddings_in_one_direction_do(make_method, make_images):

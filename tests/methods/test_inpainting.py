@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from clfew.errors import UsageError
 from clfew.methods.inpainting import (
@@ -75,10 +76,14 @@ def test_what_is_hidden_is_not_seen(make_method, make_batch, make_images):
 
 
 @torch.no_grad()
-def test_places_are_joined_channel_by_channel(make_method):
+def test_places_are_joined_channel_by_channel(make_method, monkeypatch):
     objective: Inpainting = make_method("inpainting").eval()
-    maps = torch.randn(2, *objective.places.shape[:1], 3, 3)
-    joined = torch.einsum("bcp,cpq->bcq", maps.flatten(2), objective.places)
+    side = round(objective.places.shape[1] ** 0.5)
+    maps = torch.randn(2, len(objective.places), side, side)
+    monkeypatch.setattr(objective.encoder, "maps", lambda inputs: [maps])
+    objective.decoder = nn.Identity()
+    size = objective.encoder.size
+    joined = objective.painted(torch.zeros(2, 3, size, size), torch.zeros(size, size)).flatten(2)
     for b, c in np.ndindex(2, maps.shape[1]):
         torch.testing.assert_close(joined[b, c], maps[b, c].flatten() @ objective.places[c])
 
@@ -106,17 +111,19 @@ def test_the_adversarial_losses_move_the_painter_and_the_judge_apart(
     assert judge.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("mask", ["centre", "random"])
 def test_reconstruction_and_the_adversarial_term_have_the_papers_shares(
-    make_method, make_batch, make_images
+    make_method, make_batch, make_images, mask
 ):
     batch = make_batch(make_images(6)[0])
-    objective: Inpainting = make_method("inpainting", mask="centre", adversarial=True).eval()
+    objective: Inpainting = make_method("inpainting", mask=mask, adversarial=True).eval()
     with torch.no_grad():
         loss, _ = objective.loss(batch)
         view, hidden, weight = objective.view(batch)
         painted = objective.painted(view, hidden)
-        region = (weight > 0).float()
-        losses = objective.adversarial_losses(view, view * (1 - region) + painted * region)
+        # The judge sees all that was painted, and nothing of what was not.
+        inside = slice(6, 18) if mask == "centre" else slice(None)
+        losses = objective.adversarial_losses(view[..., inside, inside], painted[..., inside, inside])
         expected = RECONSTRUCTION * reconstruction_loss(painted, view, weight)
         expected += ADVERSARIAL * losses[0] + losses[1]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

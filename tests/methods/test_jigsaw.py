@@ -5,7 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clfew.methods.jigsaw import PUZZLES, Jigsaw, permutation_set
+from clfew.augment import Recipe
+from clfew.methods.jigsaw import PUZZLES, SHIFT, Jigsaw, permutation_set
 from clfew.methods.method import patches, standardised
 
 
@@ -83,6 +84,32 @@ def test_two_views_of_three_have_no_colour(make_method, make_batch):
     tiles = make_method("jigsaw").tiles(make_batch(images))
     grey = (tiles - tiles.mean(2, keepdim=True)).abs().amax((1, 2, 3, 4)) < 1e-3
     assert 0.58 < grey.float().mean() < 0.74
+
+
+def test_channels_move_apart_at_random_so_that_fringes_tell_no_place(make_method, make_batch):
+    """A lens moves red and blue apart, the more the farther from the middle (chromatic aberration)."""
+    objective: Jigsaw = make_method("jigsaw", size=64, recipe=Recipe(crop_area=1.0, flip=False))
+    ramp = np.linspace(0, 255, 64)[None, :] + np.zeros((64, 1))
+    for across, axis in ((ramp, -1), (ramp.T, -2)):
+        images = np.broadcast_to(across[None, :, :, None], (300, 64, 64, 3)).astype(np.uint8)
+        tiles = objective.tiles(make_batch(images))  # (B, 9, 3, S, S), the channels alike but for moves.
+        inner = tiles[..., 2:-2, 2:-2]
+        step = inner.diff(dim=axis).mean()
+        moved = ((inner[:, :, [0, 2]] - inner[:, :, 1:2]).mean((3, 4)) / step).round()
+        has_moved = (moved != 0).flatten(1).any(1)
+        assert 0.2 < has_moved.float().mean() < 0.5  # Of the third that has colour.
+        coloured = moved[has_moved]
+        reach = max(1, round(SHIFT * objective.tile))
+        assert set(coloured[:, 4].flatten().tolist()) == set(range(-reach, reach + 1))
+        assert (coloured[:, :, 0] != coloured[:, :, 1]).float().mean() > 0.4
+        # Where a tile was says nothing of it, but at the rim, where there is less room to move.
+        assert coloured.mean((0, 2)).abs().max() < 0.35
+
+
+def test_grey_tiles_keep_their_channels_together(make_method, make_batch, make_images):
+    tiles = make_method("jigsaw").tiles(make_batch(make_images(100)[0]))
+    apart = (tiles - tiles.mean(2, keepdim=True)).abs().amax((1, 2, 3, 4))
+    assert ((apart < 1e-3) | (apart > 1e-2)).all() and 0.5 < (apart < 1e-3).float().mean() < 0.8
 
 
 def test_the_loss_is_cross_entropy_over_the_orders_that_tiles_are_shown_in(

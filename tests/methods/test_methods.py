@@ -49,7 +49,7 @@ def mean_loss(objective, images, make_batch):
 
 
 def knn_accuracy(encoder, images, labels):
-    """Of 5 nearest neighbours among 3 of 4 images, on the others."""
+    """Of 5 nearest neighbours among one half of the images, on the other."""
     features = apply_to_store(
         encoder, encoder.size, images, np.ones(len(images), np.float32), np.arange(len(images)), CPU
     )
