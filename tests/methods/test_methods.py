@@ -100,9 +100,7 @@ def test_training_lowers_the_loss(name, options, make_method, make_batch, make_i
     assert mean_loss(objective, images, make_batch) < before
 
 
-# Counting is left out: with so few images and steps its kNN is within noise of random weights (.63 and
-# .66 against .67 and .64 with two seeds): it is hungry for data.
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "counting"])
+@pytest.mark.parametrize("name", METHODS)
 def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clothes):
     images, labels = clothes
     recipe = Recipe(crop_area=0.4, jitter=0.5, grey=0.2, blur=0)
@@ -110,7 +108,8 @@ def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clot
     data = TrainingData(images, np.ones(len(images), np.float32), np.arange(len(images)))
     random = copy.deepcopy(objective.encoder)
     estimate_statistics(random, data, CPU)
-    trained(objective, images, steps=150, batch=64)
+    # The pieces that these two see are few pixels each, and they need more of them.
+    trained(objective, images, steps=400 if name in ("jigsaw", "counting") else 150, batch=64)
     if not objective.shows_whole_images:
         estimate_statistics(objective.encoder, data, CPU)
     assert knn_accuracy(objective.encoder, images, labels) > knn_accuracy(random, images, labels)
