@@ -17,6 +17,7 @@ from clfew.comparison import (
     Settings,
     accuracy_of,
     features_by_stage,
+    objective_of,
     open_images,
     pixels_of,
     rows_of,
@@ -83,8 +84,16 @@ def compare(
     _check(settings)
     set_threads(threads)
     images, encoder_name = open_images(settings)  # Before a folder is made: it may not be there.
+    for method in settings.methods:
+        objective_of(method, encoder_name, images)
     run = new_run("compare", out)
-    run.write_config({"command": "compare", "settings": asdict(settings)})
+    run.write_config(
+        {
+            "command": "compare",
+            "settings": asdict(settings),
+            "fingerprint": images.source.fingerprint,
+        }
+    )
     return _run(run, settings, images, encoder_name)
 
 
@@ -94,8 +103,14 @@ def go_on(folder: Path) -> tuple[Path, dict[str, Any]]:
     if config.get("command") != "compare":
         raise UserError(f"{folder} is no comparison.", "name its folder, such as runs/compare-1.")
     settings = Settings(**config["settings"])
+    _check(settings)
     set_threads(settings.threads)
     images, encoder_name = open_images(settings)
+    if config.get("fingerprint", images.source.fingerprint) != images.source.fingerprint:
+        raise UserError(
+            f"The images in {settings.source} have changed since {folder} was started.",
+            "start a new comparison: clfew compare with the same options.",
+        )
     return _run(Run(folder), settings, images, encoder_name)
 
 
@@ -136,13 +151,20 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
 
         cells = Cells(run.folder / "cells.json", check)
         _say_plan(run, settings, images, encoder, cells)
+        failed: dict[str, UserError] = {}
         try:
             for method in settings.methods:
                 for number in range(settings.seeds):
                     check()
-                    _pretrain(run, settings, images, encoder, method, number)
+                    try:
+                        _pretrain(run, settings, images, encoder, method, number)
+                    except UserError as error:  # The others can be compared all the same.
+                        console.show_error(error)
+                        failed[method] = error
+            if len(failed) == len(settings.methods):
+                raise failed[method]
             _baselines(settings, images, encoder, cells)
-            for method in settings.methods:
+            for method in (m for m in settings.methods if m not in failed):
                 for number in range(settings.seeds):
                     check()
                     origin = from_artifact(_folder(run, method, number) / "encoder.safetensors", None)
@@ -150,6 +172,7 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
         except Stopped as stopped:  # Of one training: the comparison is what is gone on with.
             raise Stopped(stopped.signal, command) from None
     result = _result(run, settings, images, encoder, cells)
+    result["failed"] = {method: error.message for method, error in failed.items()}
     write_json(run.folder / "result.json", result)
     write_comparison(run.folder, result)
     console.say(f"saved      {run.folder / 'compare.html'} and compare.png")
@@ -163,7 +186,7 @@ def _say_plan(run: Run, settings: Settings, images: Images, encoder: str, cells:
     total = (networks + 1) * len(settings.labels) * settings.draws
     console.say(
         f"plan       {len(runs)} pretraining runs of {encoder} at {images.size} px on "
-        f"{len(images.pool):,} images and {total} classifiers, tested on {len(images.test):,} images"
+        f"{images.count:,} images and {total} classifiers, tested on {len(images.test):,} images"
     )
     if cells.done or len(left) < len(runs):
         console.say(
@@ -247,17 +270,20 @@ def _result(run: Run, settings: Settings, images: Images, encoder: str, cells: C
     for method in settings.methods:
         for number in range(settings.seeds):
             folder = _folder(run, method, number)
-            rows = Run(folder).metrics()
+            if not (folder / "encoder.safetensors").exists():
+                continue
+            rows, plan = Run(folder).metrics(), read_config(folder)["plan"]
             pretraining.append(
                 {
                     "method": method, "seed": settings.seed + number,
                     "epochs": read_config(folder).get("epochs"), "seconds": rows[-1]["seconds"],
                     "images_per_second": float(np.median([r["images_per_second"] for r in rows])),
-                    "loss": rows[-1]["loss"], "samples": f"{folder.name}/samples.png",
+                    "loss": rows[-1]["loss"], "optimizer": plan["optimizer"],
+                    "learning_rate": plan["learning_rate"], "samples": f"{folder.name}/samples.png",
                 }
             )  # fmt: skip
     return {
-        "source": settings.source, "images": len(images.pool), "test_images": len(images.test),
+        "source": settings.source, "images": images.count, "test_images": len(images.test),
         "encoder": encoder, "size": images.size, "mode": settings.mode, "draws": settings.draws,
         "seeds": settings.seeds, "minutes": settings.minutes, "epochs": settings.epochs,
         "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(images.device),

@@ -26,6 +26,7 @@ from clfew.files import write_json
 from clfew.fitting import Start, Task, fit, fit_probe, predict_store
 from clfew.labelling import bounded
 from clfew.methods import METHODS
+from clfew.methods.method import Method
 from clfew.metrics import mean_interval
 from clfew.probes import few_label_hits, folds
 from clfew.training.batch import TrainingData
@@ -59,11 +60,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Images:
-    """pool: indices of the images outside the test split. test: of those to test on. drawn: for each
-    budget, the labelled images of each draw. size: side in pixels that encoders see."""
+    """pool: indices of images outside the test split, of which there are `count`; of very many a part.
+    test: of those to test on. drawn: for each budget, the labelled images of each draw. size: side in
+    pixels that encoders see."""
 
     source: Source
     store: Store
+    count: int
     pool: np.ndarray
     test: np.ndarray
     drawn: dict[str, list[np.ndarray]]
@@ -96,6 +99,7 @@ def open_images(settings: Settings) -> tuple[Images, str]:
     images = Images(
         source,
         store,
+        len(pool),
         bounded(pool, every),
         test[source.labels[test] >= 0],
         drawn,
@@ -220,6 +224,8 @@ def rows_of(
         for budget, draws in drawn.items():
             seeds = 1 if name == "raw-pixels" else settings.seeds
             found = cells.of(name, budget, settings.draws, seeds)
+            if not found:  # It could not be trained.
+                continue
             accuracies = [cell["accuracy"] for cell in found]
             spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
             stages = Counter(cell["stage"] for cell in found if "stage" in cell)
@@ -234,11 +240,18 @@ def rows_of(
     return rows
 
 
-def seconds_of(method: str, encoder: str, images: Images, epochs: float) -> float:
-    """How long a pretraining run will take, by a trial of a few steps."""
+def objective_of(method: str, encoder: str, images: Images) -> Method:
+    """What a method trains. Raises UserError for an encoder that it cannot train, or that has no stages
+    to read."""
     kind = METHODS[method]
     network = Encoder(kind.encoder_name(encoder), images.size, [0.5] * 3, [0.25] * 3, sees=kind.sees)
-    objective = kind(network, Recipe())
+    network.map_shapes()
+    return kind(network, Recipe())
+
+
+def seconds_of(method: str, encoder: str, images: Images, epochs: float) -> float:
+    """How long a pretraining run will take, by a trial of a few steps."""
+    objective = objective_of(method, encoder, images)
     data = TrainingData(images.store.pixels, images.store.aspects, images.pool)
     some = images.pool[:200]
     objective.look_at(
@@ -248,4 +261,4 @@ def seconds_of(method: str, encoder: str, images: Images, epochs: float) -> floa
         100, choose_batch(None, len(data), images.device)[0], "adamw", 1e-3, 0, 1, 0, images.precision
     )
     step = seconds_per_step(objective, data, plan, images.device, budget=20)
-    return epochs * plan.steps_per_epoch(len(data)) * step
+    return epochs * plan.steps_per_epoch(images.count) * step

@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from clfew.console import print_table, printable
+from clfew.console import print_table, printable, write_out
 from clfew.files import write_bytes, write_text
 
 # Tableau's ten colours of 2016, made to be told apart.
@@ -32,13 +32,13 @@ def draw_comparison(result: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(8, 4.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     budgets = sorted({row["labels"] for row in result["rows"]})
-    colours = iter(_COLOURS)
+    methods = sorted({row["method"] for row in result["rows"]} - set(_GREY))  # The same on any data.
     ends = {row["method"]: row["mean"] for row in result["rows"] if row["labels"] == budgets[-1]}
     count = len(ends)
     for place, name in enumerate(sorted(ends, key=lambda m: -ends[m])):
         rows = sorted((r for r in result["rows"] if r["method"] == name), key=lambda r: r["labels"])
         line, marker = _BASELINES.get(name, ("-", "o"))
-        colour = _GREY[name] if name in _GREY else next(colours, "#1d2433")
+        colour = _GREY.get(name) or _COLOURS[methods.index(name) % len(_COLOURS)]
         # Beside one another, or intervals would hide one another.
         shift = 1.05 ** ((place - (count - 1) / 2) * 0.35)
         axes.errorbar(
@@ -112,9 +112,14 @@ def print_comparison(result: dict[str, Any]) -> None:
     """The table on stdout, and what each method took."""
     print_table(header(result), lines(result))
     print_table(
-        ["pretraining", "epochs", "seconds", "images/s"],
+        ["pretraining", "epochs", "seconds", "images/s", "optimizer"],
         [
-            [r["method"], f"{r['epochs']:.3g}", f"{r['seconds']:.0f}", f"{r['images_per_second']:.0f}"]
+            [
+                r["method"], f"{r['epochs']:.3g}", f"{r['seconds']:.0f}",
+                f"{r['images_per_second']:.0f}", f"{r['optimizer']} {r['learning_rate']:.2g}",
+            ]
             for r in result["pretraining"]
         ],
-    )
+    )  # fmt: skip
+    for method, message in result["failed"].items():
+        write_out(f"{method} failed: {printable(message)}\n")

@@ -18,6 +18,7 @@ from clfew.choices import (
 )
 from clfew.classifier import build_neck
 from clfew.data.sources import Source
+from clfew.data.splits import test_indices
 from clfew.data.store import Store, open_store, typical_side
 from clfew.encoders import Encoder
 from clfew.errors import UsageError, UserError
@@ -164,7 +165,7 @@ def from_scratch(
         name, _ = choose_encoder(encoder, resolved, len(source), device)
         side = stored_side(resolved, native)
         store = open_store(source, side)
-        mean, std = normalisation(store, store.good)
+        mean, std = normalisation(store, np.setdiff1d(store.good, test_indices(source, seed)))
         about = About(
             kind="encoder", encoder=name, size=resolved, side=side, mean=mean, std=std, dim=1,
             method="", flip=True, clfew_version=clfew.__version__,

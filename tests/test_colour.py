@@ -37,3 +37,12 @@ def test_every_srgb_colour_is_within_reach():
 
 def test_colours_that_no_screen_has_are_cut():
     assert lab_to_rgb(torch.tensor([50.0, 120, 120]).view(1, 3, 1, 1)).max() <= 1
+
+
+def test_colours_are_exact_in_bf16_training():
+    """Where matrix products are rounded to eight bits, those of colours are not."""
+    images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    exact = rgb_to_lab(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rgb_to_lab(images), exact)
+        assert torch.allclose(lab_to_rgb(exact), images, atol=2e-3)

@@ -19,7 +19,7 @@ def images_of(labels, pool, test, pixels=None, size=16):
     pixels = np.zeros((count, size, size, 3), np.uint8) if pixels is None else pixels
     source = SimpleNamespace(labels=labels, classes=["a", "b"])
     store = SimpleNamespace(pixels=pixels, aspects=np.ones(count, np.float32), side=size)
-    return Images(source, store, np.array(pool), np.array(test), {}, size, CPU, "fp32")
+    return Images(source, store, len(pool), np.array(pool), np.array(test), {}, size, CPU, "fp32")
 
 
 def features(labels, helps, seed=0):

@@ -92,6 +92,8 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(clfew, compared):
         (("photos", "--mode", "knnn"), 2, "choose linear"),
         (("photos", "--minutes", "1", "--epochs", "1"), 2, "two budgets"),
         (("nowhere",), 1, "nowhere"),
+        # Before an hour of training, not after it.
+        (("photos", "--encoder", "vit_b_16", "--methods", "simclr,jigsaw"), 1, "vit_b_16"),
         (("--resume", "photos"), 1, "no comparison"),
         ((), 2, "Which images"),
     ],

@@ -25,7 +25,7 @@ def colours(count, spread=30.0, seed=0):
 
 
 def slow_soft(colour, bins):
-    """The five nearest bins by a Gaussian, scaled to sum to 1 (section 2.2)."""
+    """The five nearest bins by a Gaussian, scaled to sum to 1 (section 2.1)."""
     distance = np.sqrt(((bins - colour) ** 2).sum(1))
     nearest = np.argsort(distance, kind="stable")[:NEAREST]
     weight = np.exp(-(distance[nearest] ** 2) / (2 * SIGMA**2))

@@ -1,6 +1,8 @@
 """What is true of every method."""
 
 import copy
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 from clfew.augment import Recipe
+from clfew.encoders import Encoder
 from clfew.features import apply_to_store
 from clfew.methods import METHODS
 from clfew.objectives import estimate_statistics, options_of
@@ -169,3 +172,37 @@ def test_statistics_are_those_of_all_classes_though_images_come_class_by_class(m
     estimate_statistics(encoder, data, CPU)
     whole = torch.cat(seen).var((0, 2, 3))
     torch.testing.assert_close(norm.running_var, whole, rtol=0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["colorization", "split-brain"])
+@pytest.mark.parametrize("size", [17, 18, 19, 21, 22, 23])
+def test_colours_are_told_at_any_size(name, size, make_method, make_batch, make_images):
+    """Where a quarter of the side is less than the encoder's last maps have."""
+    images, _ = make_images(4)
+    objective = make_method(name, size=size)
+    objective.look_at(torch.from_numpy(images), torch.ones(4))
+    assert objective.loss(make_batch(images))[0].isfinite()
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_in_bf16_the_loss_is_nearly_the_same(name, options, make_method, make_batch, make_images):
+    images, _ = make_images(16)
+    objective = make_method(name, **options).eval()
+    objective.look_at(torch.from_numpy(images), torch.ones(16))
+    with torch.no_grad():
+        exact = objective.loss(make_batch(images))[0].item()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = objective.loss(make_batch(images))[0].item()
+    assert rounded == pytest.approx(exact, rel=0.05)
+
+
+def test_the_method_of_the_examples_trains_as_clfews_do(make_images):
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples/custom_method.py"))
+    images, _ = make_images(48)
+    torch.manual_seed(0)
+    encoder = Encoder("resnet8-w16", 24, [0.5] * 3, [0.25] * 3)
+    objective = example["Rotation"](encoder, Recipe(crop_area=0.5, blur=0))
+    losses = trained(objective, images, steps=40)
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    data = TrainingData(images, np.ones(48, np.float32), np.arange(48))
+    assert len(samples_of(objective, data, 0, CPU, images=3)) == 4
