@@ -6,12 +6,11 @@ DATA holds cifar10/, aerial/, sign-digits/ and fashion-mnist-6k/, each with trai
 Needs clfew[lite]. Five draws of the labels, the same for all methods; the test split chooses nothing.
 Pretraining runs come first and want the machine for themselves; then accuracies, which do not depend on
 time, but for those of `distill` (0.2 minutes), which come last. What is finished is not run again. Ends
-with the table and results/few_labels-SET.png; --table only shows them.
+with two tables and results/few_labels-SET.png; --table only shows them.
 """
 
 import argparse
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,12 +161,14 @@ def plan(sets):
 
 
 def table(results):
-    """Markdown: a row for each set and method with mean ± spread of the draws, – for what is not
-    measured."""
+    """Markdown: a row for each set and method but `distill` with mean ± spread (the standard deviation)
+    of the draws, – for what is not measured."""
     lines = ["| images | method | " + " | ".join(f"{b} a class" for b in BUDGETS) + " |"]
     lines.append("|---|---|" + "---|" * len(BUDGETS))
     for name in SETS:
         for method, title in METHODS.items():
+            if method.endswith("+distill"):
+                continue
             cells = []
             for budget in BUDGETS:
                 found = accuracies(results, name, method, budget)
@@ -175,6 +176,30 @@ def table(results):
                 cells.append(f"{100 * np.mean(found):.1f}{spread}" if len(found) == DRAWS else "–")
             if set(cells) != {"–"}:
                 lines.append(f"| {name} | {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def students(results):
+    """Markdown: what `distill` made of the teachers, before it was decided which to keep."""
+    lines = [
+        "| images | start | labels a class | teachers | students | kept |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in SETS:
+        for method, title in METHODS.items():
+            for budget in BUDGETS:
+                keys = [f"{name} {method} {budget} {draw}" for draw in range(DRAWS)]
+                found = [results.done[k] for k in keys if "student" in results.done.get(k, {})]
+                if len(found) < DRAWS:
+                    continue
+                start = "pretrained" if "pretrained" in title else "scratch"
+                means = [
+                    f"{100 * np.mean([f[who] for f in found]):.1f}" for who in ("teacher", "student")
+                ]
+                kept = sum(f["kept"] for f in found)
+                lines.append(
+                    f"| {name} | {start} | {budget} | " + " | ".join(means) + f" | {kept} of 5 |"
+                )
     return "\n".join(lines)
 
 
@@ -191,7 +216,7 @@ def picture(results, name):
         if len(found := accuracies(results, name, method, budget)) == DRAWS
     ]  # fmt: skip
     counts = {method: sum(row["method"] == method for row in rows) for method in METHODS}
-    shown = [row for row in rows if counts[row["method"]] > 2]
+    shown = [r for r in rows if counts[r["method"]] > 2 and not r["method"].endswith("+distill")]
     if len({row["method"] for row in shown}) < 2:
         return None
     return draw_label_efficiency(shown, METHODS, "labels a class")
@@ -217,7 +242,9 @@ def main():
     for name in SETS:
         if drawn := picture(results, name):
             write_bytes(HERE / f"few_labels-{name}.png", drawn)
-    print(table(results), file=sys.stdout)
+    print(table(results))
+    print()
+    print(students(results))
 
 
 if __name__ == "__main__":
