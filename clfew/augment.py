@@ -233,17 +233,22 @@ def colour_matrix(
     holds uniform draws: factors of brightness, contrast and saturation, hue, whether to jitter at
     all, and greyscale.
     """
-    reach = 0.8 * strength * torch.tensor([1.0, 1.0, saturation], device=u_Nx6.device)
-    low = (1 - reach).clamp(min=0)
-    factor = low + (1 + reach - low) * u_Nx6[:, :3]
+    light_Nx2 = _factors(u_Nx6[:, :2], 0.8 * strength)
+    saturation_N = _factors(u_Nx6[:, 2], 0.8 * strength * saturation)
     angle = 2 * math.pi * 0.2 * strength * (2 * u_Nx6[:, 3] - 1)
-    matrix = _compose(saturation_map(factor[:, 2]), hue_map(angle))
-    matrix = _compose(contrast_map(factor[:, 1], mean_Nx3), matrix)
-    matrix = _compose(brightness_map(factor[:, 0]), matrix)
+    matrix = _compose(saturation_map(saturation_N), hue_map(angle))
+    matrix = _compose(contrast_map(light_Nx2[:, 1], mean_Nx3), matrix)
+    matrix = _compose(brightness_map(light_Nx2[:, 0]), matrix)
     jitters = (u_Nx6[:, 4] < 0.8)[:, None, None]
     matrix = torch.where(jitters, matrix, torch.eye(3, 4, device=matrix.device))
     without_colour = _compose(saturation_map(torch.zeros(1, device=matrix.device)), matrix)
     return torch.where((u_Nx6[:, 5] < grey)[:, None, None], without_colour, matrix)
+
+
+def _factors(u: Tensor, reach: float) -> Tensor:
+    """Uniform draws in [0, 1) to factors in [1 - reach, 1 + reach], not below 0."""
+    low = max(0.0, 1 - reach)
+    return low + (1 + reach - low) * u
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The commands beside the steps from images to predictions. Nothing here imports torch first."""
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -43,13 +44,13 @@ def compare(
             )
         from clfew.compare import go_on
 
-        _, result = go_on(resume)
+        folder, result = go_on(resume)
     else:
         if source is None:
             raise UsageError("Which images? No SOURCE was named.", "for example: clfew compare ./photos")
         from clfew.compare import compare as run
 
-        _, result = run(
+        folder, result = run(
             source, methods=methods, labels=labels, draws=draws, seeds=seeds, minutes=minutes,
             epochs=epochs, encoder=encoder, size=size, mode=mode, flip=flip, seed=seed, device=device,
             precision=precision, threads=threads, out=out,
@@ -62,6 +63,11 @@ def compare(
         print_json(result)
     else:
         print_rows(result["rows"], output.value)
+    if failed := result["failed"]:
+        raise UserError(
+            f"{' and '.join(failed)} could not be trained: {next(iter(failed.values()))}",
+            f"all others are compared. To try again: clfew compare --resume {shlex.quote(str(folder))}",
+        )
 
 
 def info(

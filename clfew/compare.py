@@ -159,10 +159,11 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
                     try:
                         _pretrain(run, settings, images, encoder, method, number)
                     except UserError as error:  # The others can be compared all the same.
-                        console.show_error(error)
                         failed[method] = error
-            if len(failed) == len(settings.methods):
-                raise failed[method]
+                        if len(failed) == len(settings.methods):
+                            raise
+                        console.say(f"failed     {method}: {error.message}")
+                        break
             _baselines(settings, images, encoder, cells)
             for method in (m for m in settings.methods if m not in failed):
                 for number in range(settings.seeds):
@@ -171,8 +172,8 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
                     _evaluate(f"{method}/{number}", origin, settings.mode, settings, images, cells)
         except Stopped as stopped:  # Of one training: the comparison is what is gone on with.
             raise Stopped(stopped.signal, command) from None
-    result = _result(run, settings, images, encoder, cells)
-    result["failed"] = {method: error.message for method, error in failed.items()}
+    messages = {method: error.message for method, error in failed.items()}
+    result = _result(run, settings, images, encoder, cells, messages)
     write_json(run.folder / "result.json", result)
     write_comparison(run.folder, result)
     console.say(f"saved      {run.folder / 'compare.html'} and compare.png")
@@ -236,7 +237,7 @@ def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -
     for number in range(settings.seeds):
         begin = from_scratch(
             images.source, None, encoder, images.size, settings.flip, images.device,
-            settings.seed + number,
+            settings.seed + number, settings.seed,
         )  # fmt: skip
         mode = "linear" if settings.mode == "full" else settings.mode
         whole = TrainingData(images.store.pixels, images.store.aspects, images.pool)
@@ -265,13 +266,13 @@ def _evaluate(
         cells.fill(name, plan, measure, update)
 
 
-def _result(run: Run, settings: Settings, images: Images, encoder: str, cells: Cells) -> dict[str, Any]:
-    pretraining = []
-    for method in settings.methods:
+def _result(
+    run: Run, settings: Settings, images: Images, encoder: str, cells: Cells, failed: dict[str, str]
+) -> dict[str, Any]:
+    pretraining, methods = [], [m for m in settings.methods if m not in failed]
+    for method in methods:
         for number in range(settings.seeds):
             folder = _folder(run, method, number)
-            if not (folder / "encoder.safetensors").exists():
-                continue
             rows, plan = Run(folder).metrics(), read_config(folder)["plan"]
             pretraining.append(
                 {
@@ -288,6 +289,6 @@ def _result(run: Run, settings: Settings, images: Images, encoder: str, cells: C
         "seeds": settings.seeds, "minutes": settings.minutes, "epochs": settings.epochs,
         "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(images.device),
         "titles": {**{m: m for m in settings.methods}, **BASELINES},
-        "rows": rows_of(cells, [*BASELINES, *settings.methods], images.drawn, settings),
+        "rows": rows_of(cells, [*BASELINES, *methods], images.drawn, settings), "failed": failed,
         "pretraining": pretraining,
     }  # fmt: skip

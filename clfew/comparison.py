@@ -224,8 +224,6 @@ def rows_of(
         for budget, draws in drawn.items():
             seeds = 1 if name == "raw-pixels" else settings.seeds
             found = cells.of(name, budget, settings.draws, seeds)
-            if not found:  # It could not be trained.
-                continue
             accuracies = [cell["accuracy"] for cell in found]
             spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
             stages = Counter(cell["stage"] for cell in found if "stage" in cell)

@@ -32,7 +32,7 @@ def draw_comparison(result: dict[str, Any]) -> bytes:
     figure = Figure(figsize=(8, 4.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     budgets = sorted({row["labels"] for row in result["rows"]})
-    methods = sorted({row["method"] for row in result["rows"]} - set(_GREY))  # The same on any data.
+    methods = sorted(set(result["titles"]) - set(_GREY))  # The same colours for the same methods.
     ends = {row["method"]: row["mean"] for row in result["rows"] if row["labels"] == budgets[-1]}
     count = len(ends)
     for place, name in enumerate(sorted(ends, key=lambda m: -ends[m])):

@@ -190,7 +190,9 @@ def _student_start(
     origin = (
         from_initial(source, initial, size, about.flip, device)
         if initial
-        else from_scratch(source, None, encoder, size, about.flip, device, seed)
+        else from_scratch(
+            source, None, encoder, size, about.flip, device, seed, about.data["finetune"]["split_seed"]
+        )
     )
     console.say(f"student    {encoder} from {initial.what if initial else 'scratch'} ({why})")
     return origin.start, replace(

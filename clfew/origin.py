@@ -149,10 +149,10 @@ def from_initial(
 
 def from_scratch(
     source: Source, pretrained: About | None, encoder: str, size: int | None, flip: bool | None,
-    device: torch.device, seed: int,
+    device: torch.device, seed: int, split_seed: int | None = None,
 ) -> Origin:  # fmt: skip
     """The network of a pretraining run (where `encoder` and `size` do not ask for another) without
-    its training, else one chosen as pretraining would."""
+    its training, else one chosen as pretraining would. split_seed: of the test split; None is `seed`."""
     nothing_seen = np.array([], dtype=np.uint64)
     if pretrained is not None and encoder == "auto" and size is None:
         about = replace(
@@ -165,7 +165,9 @@ def from_scratch(
         name, _ = choose_encoder(encoder, resolved, len(source), device)
         side = stored_side(resolved, native)
         store = open_store(source, side)
-        mean, std = normalisation(store, np.setdiff1d(store.good, test_indices(source, seed)))
+        held_out = test_indices(source, seed if split_seed is None else split_seed)
+        known = np.setdiff1d(store.good, held_out)
+        mean, std = normalisation(store, known if len(known) else store.good)
         about = About(
             kind="encoder", encoder=name, size=resolved, side=side, mean=mean, std=std, dim=1,
             method="", flip=True, clfew_version=clfew.__version__,

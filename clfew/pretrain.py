@@ -154,10 +154,12 @@ def pretrain(
         start = Encoder(name, resolved_size, mean, std)
         load_initial(initial, start)
     objective = build_objective(config, seed, start)
-    if isinstance(objective, Method) and not objective.recipe.jitter:
+    views = objective.recipe if isinstance(objective, Method) else recipe
+    if not views.jitter:
         console.say("views      crops and flips without changes of colour (the method's own)")
     else:
-        console.say(f"views      colour strength {recipe.jitter} ({why_recipe})")
+        why_recipe = why_recipe if views == recipe else "the method's own"
+        console.say(f"views      colour strength {views.jitter} ({why_recipe})")
     budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
     data, left = learned_from(objective, config, store, indices, chosen_device, chosen_precision, budget)
     resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)

@@ -90,7 +90,8 @@ class Inpainting(Method):
             hidden, weight = centre_mask(self.encoder.size)
         else:  # One for all images of a batch, drawn by the first one's numbers.
             hidden = random_mask(self.encoder.size, batch.random.once(100, TRIES * CELLS**2))
-            weight = hidden
+            # Where a judge sees all of the painting, all of it is to be like the image.
+            weight = hidden if self.discriminator is None else torch.ones_like(hidden)
         return view, hidden.to(view.device), weight.to(view.device)
 
     def painted(self, view_BxCxSxS: Tensor, hidden_SxS: Tensor) -> Tensor:
@@ -112,8 +113,8 @@ class Inpainting(Method):
         return loss, extras
 
     def judged(self, images: Tensor) -> Tensor:
-        """What of an image or a painting the discriminator sees: all that was painted, and none of what
-        was seen around it, whose border would give the painting away (section 3.2)."""
+        """What of an image or a painting the discriminator sees: all that was painted, and nothing of
+        the image itself around it, whose border would give the painting away (section 3.2)."""
         if self.mask == "random":
             return images
         low, high = self.encoder.size // 4, self.encoder.size - self.encoder.size // 4

@@ -34,7 +34,7 @@ PUZZLES = 8
 GREY = 0.66
 """Of views without colour, as in Kolesnikov et al.; the paper has 0.3."""
 SHIFT = 2 / 64
-"""How far the channels of a tile with colours are moved against each other, in shares of its side."""
+"""How far two channels of a tile with colours are moved, in shares of its side."""
 SMALL = 48
 """Below this many pixels a third of an image shows too little, so there are 2×2 tiles in any order."""
 
@@ -62,7 +62,7 @@ class Jigsaw(Method):
     A tile is cut at random from its cell (64 of 85 pixels in the paper), so edges do not continue, and
     standardised by itself, so brightness and contrast do not give its place away. Nor do the fringes of
     a lens, which grow towards an image's edge: two views of three have no colour, and in the others each
-    tile's channels are moved apart by up to two pixels of 64 (section 3.3).
+    tile's first and last channel are moved by up to two pixels of 64, and at least one (section 3.3).
     """
 
     shows_whole_images = False

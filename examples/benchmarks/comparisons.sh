@@ -8,7 +8,7 @@
 # as what ten minutes are worth depends on what else runs. Goes on where it was stopped. Ends with
 # results/compare-SET.json and .png beside this script.
 set -euo pipefail
-data=$(realpath "$1") out=$2
+data=$(realpath "$1") out=$(realpath -m "$2")
 results=$(realpath "$(dirname "$0")")/results
 mkdir -p "$out"
 

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -101,3 +103,52 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(clfew, compared):
 def test_what_cannot_be_is_said_before_anything_is_made(clfew, compared, options, rc, words):
     folder, _ = compared
     assert words in clfew.refused("compare", *options, rc=rc, cwd=folder)
+
+
+BROKEN = """
+import clfew.methods.jigsaw as jigsaw
+loss = jigsaw.Jigsaw.loss
+jigsaw.Jigsaw.loss = lambda self, batch: (loss(self, batch)[0] * float("nan"), {})
+"""
+
+
+def broken(clfew, folder, *options):
+    """`clfew compare photos OPTIONS` where jigsaw's loss is not a number."""
+    argv = ["clfew", "compare", "photos", *options]
+    program = f"{BROKEN}\nimport sys\nsys.argv = {argv!r}\nfrom clfew.cli import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=clfew.env, text=True, capture_output=True
+    )
+
+
+def test_a_method_that_fails_does_not_stop_the_others(clfew, compared, tmp_path):
+    """And is tried again by --resume."""
+    folder, _ = compared
+    done = broken(clfew, folder, *QUICK, "--seeds", "2", "--out", str(tmp_path / "run"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: jigsaw could not be trained: ") and "diverged" in error
+    assert f"clfew compare --resume {tmp_path / 'run'}" in hint
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert set(result["failed"]) == {"jigsaw"}
+    assert {row["method"] for row in result["rows"]} == {"simclr", "colorization"} | BASELINES
+    page = (tmp_path / "run/compare.html").read_text()
+    assert "jigsaw failed: The loss is nan" in page and "jigsaw failed" in done.stdout
+    clfew.ok("compare", "--resume", tmp_path / "run", cwd=folder)
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["failed"] == {} and "jigsaw" in {row["method"] for row in result["rows"]}
+
+
+def test_a_single_method_that_fails_is_one_error(clfew, compared, tmp_path):
+    folder, _ = compared
+    options = ("--methods", "jigsaw", "--labels", "1/class", "--epochs", "1", "--encoder", "resnet8-w16")
+    done = broken(clfew, folder, *options, "--out", str(tmp_path / "run"))
+    assert done.returncode == 1 and done.stderr.count("error: ") == 1, done.stderr
+
+
+def test_a_comparison_is_not_gone_on_with_on_other_images(clfew, compared, images, tmp_path):
+    images(tmp_path / "photos", each=12, size=24)
+    options = ("--methods", "simclr", "--labels", "1/class", "--epochs", "1", "--encoder", "resnet8-w16")
+    clfew.ok("compare", "photos", *options, cwd=tmp_path)
+    (tmp_path / "photos/ring/000.png").unlink()
+    assert "have changed" in clfew.refused("compare", "--resume", "runs/compare-1", cwd=tmp_path)

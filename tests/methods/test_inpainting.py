@@ -123,6 +123,7 @@ def test_reconstruction_and_the_adversarial_term_have_the_papers_shares(
     with torch.no_grad():
         loss, _ = objective.loss(batch)
         view, hidden, weight = objective.view(batch)
+        assert mask == "centre" or (weight == 1).all()  # All that is judged is to be like the image.
         painted = objective.painted(view, hidden)
         # The judge sees all that was painted, and nothing of what was not.
         inside = slice(6, 18) if mask == "centre" else slice(None)

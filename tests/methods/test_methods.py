@@ -193,7 +193,7 @@ def test_in_bf16_the_loss_is_nearly_the_same(name, options, make_method, make_ba
         exact = objective.loss(make_batch(images))[0].item()
         with torch.autocast("cpu", torch.bfloat16):
             rounded = objective.loss(make_batch(images))[0].item()
-    assert rounded == pytest.approx(exact, rel=0.05)
+    assert rounded == pytest.approx(exact, rel=0.1)
 
 
 def test_the_method_of_the_examples_trains_as_clfews_do(make_images):
