@@ -155,11 +155,10 @@ def pretrain(
         load_initial(initial, start)
     objective = build_objective(config, seed, start)
     views = objective.recipe if isinstance(objective, Method) else recipe
-    if not views.jitter:
-        console.say("views      crops and flips without changes of colour (the method's own)")
-    else:
-        why_recipe = why_recipe if views == recipe else "the method's own"
-        console.say(f"views      colour strength {views.jitter} ({why_recipe})")
+    colour = (
+        f"colour strength {views.jitter}" if views.jitter else "crops and flips in their own colours"
+    )
+    console.say(f"views      {colour} ({why_recipe if views == recipe else 'as the method has them'})")
     budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
     data, left = learned_from(objective, config, store, indices, chosen_device, chosen_precision, budget)
     resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)
