@@ -132,10 +132,10 @@ def pretrain(
     recipe, why_recipe = choose_recipe(min(resolved_size, native), store, indices, flip)
     config: dict[str, Any] = {
         "command": "pretrain", "command_line": command_line(), "source": opened.spec,
-        "fingerprint": opened.fingerprint, "images": len(indices), "transductive": transductive, "split_seed": split_seed,
-        "method": method, "options": resolved, "recipe": asdict(recipe), "samples": save_samples,
-        "encoder": name, "size": resolved_size, "side": side, "mean": mean, "std": std,
-        "init": SCRATCH if initial is None else initial.what,
+        "fingerprint": opened.fingerprint, "images": len(indices), "transductive": transductive,
+        "split_seed": split_seed, "method": method, "options": resolved, "recipe": asdict(recipe),
+        "samples": save_samples, "encoder": name, "size": resolved_size, "side": side, "mean": mean,
+        "std": std, "init": SCRATCH if initial is None else initial.what,
         "adapt": NETWORK if initial is None else adapt,
         "device": str(chosen_device), "threads": torch.get_num_threads(),
     }  # fmt: skip
