@@ -61,19 +61,13 @@ class Recipe:
 
 
 def random_views(
-    images_NxSxSx3: Tensor,
-    aspects_N: Tensor,
-    size: int,
-    recipe: Recipe,
-    random: ImageRandom,
-    views: int = 2,
-    first: int = 0,
-) -> Tensor:
+    images_NxSxSx3: Tensor, aspects_N: Tensor, size: int, recipe: Recipe, random: ImageRandom,
+    views: int = 2, first: int = 0,
+) -> Tensor:  # fmt: skip
     """Random views of uint8 images: float32 in [0, 1], of shape (views·N, 3, size, size).
 
     The first N results are view `first` of each image, the next N the one after it: each number is
-    another draw.
-    `aspects_N` holds each image's own width / height before it was stored as a square.
+    another draw. `aspects_N` holds each image's width / height before it was stored as a square.
     """
     device = images_NxSxSx3.device
     side = images_NxSxSx3.shape[1]
