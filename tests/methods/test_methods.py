@@ -112,7 +112,8 @@ def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clot
     random = copy.deepcopy(objective.encoder)
     estimate_statistics(random, data, CPU)
     # The pieces that these two see are few pixels each, and they need more of them.
-    trained(objective, images, steps=400 if name in ("jigsaw", "counting") else 150, batch=64)
+    steps = 400 if name in ("jigsaw", "counting") else 150
+    trained(objective, images, steps, batch=64, rate=objective.learning_rate or 3e-3)
     if not objective.shows_whole_images:
         estimate_statistics(objective.encoder, data, CPU)
     assert knn_accuracy(objective.encoder, images, labels) > knn_accuracy(random, images, labels)
