@@ -165,7 +165,7 @@ def _torchvision_backbone(name: str, size: int) -> nn.Module:
         network = torchvision.models.get_model(name, weights=None, **options)
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"{name} cannot be built for images of {size} pixels: {' '.join(str(error).split())}",
+            f"{name} cannot be built for images of {size} pixels ({' '.join(str(error).split())}).",
             "choose another size (--size 224 suits every network) or another encoder.",
         ) from None
     _remove_classifier(network)

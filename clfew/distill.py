@@ -210,13 +210,15 @@ def _usable(images: Images, store: Store) -> tuple[np.ndarray, np.ndarray]:
     labels.
     """
     held_out = np.intersect1d(images.held_out, store.good)
+    # A copy of an image that was learned from, among other images, tests nothing.
+    held_out = held_out[~np.isin(store.digests[held_out], store.digests[images.labelled])]
     pool = np.setdiff1d(store.good, held_out)
     pool = pool[~np.isin(store.digests[pool], store.digests[held_out])]
     lost = np.setdiff1d(images.labelled, pool)
     if len(lost):
         raise UserError(
             f"The labelled image {images.source.identities[lost[0]]} cannot be used any more.",
-            "is it damaged, or a copy of a test image? Fine-tune again, then distill.",
+            "is it damaged? Fine-tune again, then distill.",
         )
     test = held_out[images.source.labels[held_out] >= 0]
     return pool, test

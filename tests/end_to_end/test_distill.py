@@ -1,6 +1,7 @@
 """`clfew distill` as a user types it: with and without something to compare by, kept and not kept."""
 
 import json
+import shutil
 
 import pytest
 
@@ -183,3 +184,18 @@ def test_labels_that_went_missing_are_named(taught, clfew, tmp_path):
     assert "labels.csv" in clfew.refused("distill", "--from", str(copy), cwd=folder)
     (copy / "labels.csv").write_text("path,label\nmoved/away.png,ring\n")
     assert "away.png" in clfew.refused("distill", "--from", str(copy), cwd=folder)
+
+
+def test_labelled_copies_of_some_of_the_unlabelled_images(clfew, images, tiny, tmp_path):
+    """As the README has them: ./labeled holds a few of ./unlabeled. What of it would be tested on in
+    ./unlabeled, had that the labels, is learned from and so not tested on."""
+    images(tmp_path / "unlabeled")
+    for name in ("cross", "ring", "stripe"):
+        (tmp_path / "labeled" / name).mkdir(parents=True)
+        for file in sorted((tmp_path / "unlabeled" / name).iterdir())[:8]:
+            shutil.copy(file, tmp_path / "labeled" / name)
+    clfew.ok("pretrain", "./unlabeled", *tiny, cwd=tmp_path)
+    clfew.ok("finetune", "./labeled", "--labels", "all", "--mode", "linear", cwd=tmp_path)
+    clfew.ok("eval", cwd=tmp_path)
+    result = clfew.ok("distill", "--epochs", "1", "--keep", cwd=tmp_path)
+    assert "saved      runs/distill-1/classifier.safetensors" in result.stderr
