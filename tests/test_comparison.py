@@ -102,7 +102,7 @@ def test_rows_hold_mean_spread_and_interval_over_draws_and_seeds(tmp_path):
     assert byol["std"] == pytest.approx(np.std([0.2, 0.3, 0.6, 0.7], ddof=1))
     low, high = byol["ci95"]
     assert low < byol["mean"] < high and byol["stage"] == 2
-    result = {"rows": [raw, byol], "titles": {"raw-pixels": "raw pixels"}}
+    result = {"rows": [raw, byol], "titles": {"raw-pixels": "raw pixels", "byol": "byol"}}
     assert header(result) == ["accuracy, %", "1% (4)"]
     assert [line[0] for line in lines(result)] == ["raw pixels", "byol"]
     assert lines(result)[1][1] == f"45.0 ± {50 * (high - low):.1f}"

@@ -62,7 +62,7 @@ class Counting(Method):
 
     def pieces(self, batch: Batch) -> Tensor:
         """The whole at half its size, then its four tiles: (5, B, 3, tile, tile) in [0, 1]."""
-        view = self.one_view(batch, 2 * self.tile)
+        view = self.one_view(batch, 2 * self.tile).float()  # In bf16 training it comes in bf16.
         if batch.random.once(101, 1)[0] < GREY:
             view = without_colour(view)
         kind = RESAMPLERS[int(batch.random.once(100, 1)[0] * len(RESAMPLERS))]
@@ -104,7 +104,8 @@ def halved(images_NxCxSxS: Tensor, kind: str) -> Tensor:
         return F.avg_pool2d(images_NxCxSxS, 2)
     if kind == "lanczos":
         matrix = lanczos_matrix(2 * side, side).to(images_NxCxSxS)
-        return matrix @ images_NxCxSxS @ matrix.T
+        with torch.autocast(matrix.device.type, enabled=False):
+            return matrix @ images_NxCxSxS @ matrix.T
     return F.interpolate(images_NxCxSxS, (side, side), mode=kind, align_corners=False, antialias=True)
 
 
