@@ -64,8 +64,8 @@ def random_views(
     images_NxSxSx3: Tensor, aspects_N: Tensor, size: int, recipe: Recipe, random: ImageRandom,
     views: int = 2, first: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Random views of uint8 images: float32 in [0, 1], of shape (views·N, 3, size, size).
-
+    """Random views of uint8 images, in [0, 1], of shape (views·N, 3, size, size): float32, or bf16 in
+    autocast.
     The first N results are view `first` of each image, the next N the one after it: each number is
     another draw. `aspects_N` holds each image's width / height before it was stored as a square.
     """
