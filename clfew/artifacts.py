@@ -1,165 +1,30 @@
-"""Encoder and classifier files: safetensors with a checked description, readable without torch.
+"""Encoder and classifier files: sealed safetensors with a checked description.
 
-The metadata key "clfew" holds one JSON object (`About`). It is checked field by field before a
-model is built from it, and weights are loaded strictly: every tensor, every shape, every value
-finite.
+The metadata key "clfew" holds one JSON object (`About`). Weights are loaded strictly: every tensor,
+every shape, every value finite.
 """
 
 import json
-import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import safetensors
 
+from clfew.about import OTHER_VERSION, About, read_about
 from clfew.errors import UserError
 from clfew.files import write_bytes
+from clfew.seal import Damaged, check_data, read_header, seal
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
     from clfew.classifier import Classifier
     from clfew.encoders import Encoder
 
-T = TypeVar("T")
-
-FORMAT_VERSION = 2
-KINDS = ("encoder", "classifier")
-_OTHER_VERSION = "was it made by another version of clfew?"
-MODES = ("full", "linear", "knn", "propagate")
-"""How `finetune` makes a classifier."""
-
-SEES = ("rgb", "lightness", "lab")
-"""What of the images an encoder is given."""
-
-DISTILLED = "distilled"
-"""The mode of a classifier that `distill` made."""
-
-
-@dataclass(frozen=True)
-class About:
-    """What an artifact says of itself.
-
-    kind: "encoder" or "classifier". encoder: its name (see `clfew.encoders`). size: side in pixels
-    of what the encoder sees. side: side at which images are stored before that. mean, std: of the
-    three channels, for images in [0, 1]. dim: features. method: how the encoder was pretrained
-    ("simclr"), "" from scratch. flip: whether mirror images mean the same. neck: width of the
-    projector layer kept below the classifier, 0 for none. classes and mode: of a classifier.
-    temperature: what its logits are divided by. adapter: width of the linear layer beside the
-    network's features, 0 for none. sees, stage: what of the images the network is given, and the stage
-    its features are read from (see `clfew.encoders.Encoder`). training: resolved settings, by step
-    ("pretrain", "finetune"). data: source, fingerprint and the seed of the test split, by step likewise.
-    """
-
-    kind: str
-    encoder: str
-    size: int
-    side: int
-    mean: list[float]
-    std: list[float]
-    dim: int
-    method: str
-    flip: bool
-    clfew_version: str
-    neck: int = 0
-    classes: list[str] = field(default_factory=list)
-    mode: str = ""
-    temperature: float = 1.0
-    adapter: int = 0
-    sees: str = "rgb"
-    stage: int = 0
-    training: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-
-def _problem(about: dict[str, Any]) -> str:
-    """What is wrong with a description read from a file, "" for nothing."""
-    if about.get("format_version") != FORMAT_VERSION:
-        return f"its format version is {about.get('format_version')!r}, not {FORMAT_VERSION}"
-    kinds: dict[str, type] = {
-        "kind": str, "encoder": str, "size": int, "side": int, "mean": list, "std": list, "dim": int,
-        "method": str, "flip": bool, "clfew_version": str, "neck": int, "classes": list, "mode": str,
-        "temperature": float, "adapter": int, "sees": str, "stage": int, "training": dict,
-        "data": dict, "format_version": int,
-    }  # fmt: skip
-    if set(about) != set(kinds):
-        return f"its fields differ: {', '.join(sorted(set(about) ^ set(kinds)))}"
-    for name, kind in kinds.items():
-        if type(about[name]) is not kind:
-            return f"its field {name} is no {kind.__name__}"
-    for name in ("mean", "std"):
-        values = about[name]
-        if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-            return f"its field {name} is not three numbers"
-    if min(about["std"]) <= 0:
-        return "its field std is not positive"
-    if not all(type(name) is str for name in about["classes"]):
-        return "its classes are not all names"
-    if len(set(about["classes"])) != len(about["classes"]):
-        return "it names a class twice"
-    is_classifier = about["kind"] == "classifier"
-    if about["kind"] not in KINDS or (
-        about["mode"] not in (*MODES, DISTILLED) if is_classifier else about["mode"]
-    ):
-        return f"its kind is {about['kind']!r} with mode {about['mode']!r}"
-    if is_classifier != (len(about["classes"]) >= 2):
-        return f"an {about['kind']} with {len(about['classes'])} classes"
-    if not 0 < about["temperature"] < math.inf:
-        return "its temperature is no positive number"
-    if not (4 <= about["size"] <= 4096 and 4 <= about["side"] <= 8192):
-        return "its image size is out of range"
-    if not (
-        1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20 and 0 <= about["adapter"] <= 2**20
-    ):
-        return "its number of features is out of range"
-    if about["sees"] not in SEES or not 0 <= about["stage"] <= 64:
-        return f"it sees {about['sees']!r} at stage {about['stage']}"
-    return ""
-
-
-def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
-    """The description in an artifact and the shape of each tensor, without loading weights or torch.
-
-    Raises UserError for anything that is not a whole clfew artifact.
-    """
-    hint = "encoder.safetensors and classifier.safetensors in a run folder are what clfew writes."
-    if not path.is_file():
-        raise UserError(f"There is no file {path}.", hint)
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error}).", hint) from None
-    try:
-        content = json.loads(metadata["clfew"])
-    except (KeyError, ValueError, RecursionError):
-        raise UserError(f"{path} is a safetensors file, but not one that clfew wrote.", hint) from None
-    if isinstance(content, dict) and repr(content.get("format_version")) == "1":
-        content |= {
-            "format_version": FORMAT_VERSION,
-            "temperature": 1.0,
-            "adapter": 0,
-            "sees": "rgb",
-            "stage": 0,
-        }  # What version 2 added.
-    problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
-    if problem:
-        raise UserError(f"{path} cannot be used: {problem}.", _OTHER_VERSION)
-    return About(**content), shapes
-
-
-def is_artifact(path: Path) -> bool:
-    """Whether a file says that clfew wrote it; it may be damaged all the same."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return "clfew" in (file.metadata() or {})
-    except (safetensors.SafetensorError, OSError):
-        return False
+M = TypeVar("M", bound="Module")
 
 
 def save_encoder(
@@ -189,20 +54,17 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
     """
     from clfew.classifier import build_neck, encoder_of
 
-    about, _ = read_about(path)
-    tensors = _load_tensors(path)
-    encoder = _built(path, lambda: encoder_of(about))
+    about, shapes = read_about(path)
+    is_encoder = about.kind == "encoder"
+    part, below = ("encoder", "projector") if is_encoder else ("classifier.encoder", "classifier.neck")
+    layers = [f"{below}.{layer}" for layer in ("0", "1")]
+    first = {name: shape for name, shape in shapes.items() if name.startswith(tuple(layers))}
+    encoder = _built(path, lambda: encoder_of(about), shapes, part)
     _check_dim(path, about, encoder)
-    part = "encoder" if about.kind == "encoder" else "classifier.encoder"
+    neck = _built(path, lambda: build_neck(encoder.dim, about.neck), first, below)
+    tensors = _load_tensors(path)
     _load_strictly(path, encoder, _below(tensors, part))
-    neck = build_neck(encoder.dim, about.neck)
-    first_layer = {
-        name: value
-        for name, value in _below(
-            tensors, "projector" if about.kind == "encoder" else "classifier.neck"
-        ).items()
-        if name.split(".")[0] in ("0", "1")
-    }
+    first_layer = {n: v for n, v in _below(tensors, below).items() if f"{below}.{n}" in first}
     _load_strictly(path, neck, first_layer)
     return encoder, neck, about, _seen(path, tensors, "pretraining")
 
@@ -221,8 +83,8 @@ def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarra
             f"{path} is an {about.kind}, not a classifier.",
             f"make a classifier from it: clfew finetune --from {path} --labels 1%",
         )
+    classifier = _built(path, lambda: Classifier.build(about, shapes), shapes, "classifier")
     tensors = _load_tensors(path)
-    classifier = _built(path, lambda: Classifier.build(about, shapes))
     _check_dim(path, about, classifier.encoder)
     _load_strictly(path, classifier, _below(tensors, "classifier"))
     seen = {step: _seen(path, tensors, step) for step in ("pretraining", "finetuning")}
@@ -233,7 +95,13 @@ def _save(path: Path, tensors: "dict[str, Tensor]", about: About) -> None:
     import safetensors.torch
 
     description = json.dumps(asdict(about))
-    write_bytes(path, safetensors.torch.save(tensors, {"clfew": description}))
+    try:
+        content = seal(safetensors.torch.save(tensors, {"clfew": description}))
+    except Damaged as error:
+        raise UserError(
+            f"{path} cannot be written: {error}.", "use fewer or shorter class names."
+        ) from None
+    write_bytes(path, content)
 
 
 def _prefixed(prefix: str, module: Any) -> "dict[str, Tensor]":
@@ -247,7 +115,11 @@ def _below(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
 def _load_tensors(path: Path) -> "dict[str, Tensor]":
     import safetensors.torch
 
-    return safetensors.torch.load_file(path)
+    try:
+        check_data(path, read_header(path))
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, Damaged, OSError) as error:
+        raise UserError(f"{path} cannot be used: {error}.", "make it again, or take a copy.") from None
 
 
 def _load_strictly(path: Path, module: Any, tensors: "dict[str, Tensor]") -> None:
@@ -262,7 +134,7 @@ def _load_strictly(path: Path, module: Any, tensors: "dict[str, Tensor]") -> Non
         reason = " ".join(str(error).split("\n\t")[1:2]).strip() or str(error)
         raise UserError(
             f"The weights in {path} do not fit the network it names ({reason}).",
-            _OTHER_VERSION,
+            OTHER_VERSION,
         ) from None
 
 
@@ -279,20 +151,33 @@ def _seen(path: Path, tensors: "dict[str, Tensor]", step: str) -> np.ndarray:
 
     stored = tensors.get(f"seen.{step}")
     if stored is None or stored.dtype != torch.int64 or stored.ndim != 1:
-        raise UserError(f"{path} does not say which images it has seen in {step}.", _OTHER_VERSION)
+        raise UserError(f"{path} does not say which images it has seen in {step}.", OTHER_VERSION)
     return stored.numpy().view(np.uint64)
 
 
-def _built(path: Path, build: "Callable[[], T]") -> "T":
-    """What `build` makes of a description; its errors name the file."""
+def _built(path: Path, build: "Callable[[], M]", shapes: dict[str, tuple[int, ...]], prefix: str) -> "M":
+    """What `build` makes of a description; its errors name the file. First without memory, so that a
+    description cannot ask for more of it than the file has weights."""
+    import torch
+
     try:
-        return build()
+        with torch.device("meta"):
+            wanted = {f"{prefix}.{n}": tuple(v.shape) for n, v in build().state_dict().items()}
+        there = {name: shape for name, shape in shapes.items() if name.startswith(f"{prefix}.")}
+        if wanted == there:
+            return build()
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error.message}", error.hint) from None
+    name = min(n for n in wanted.keys() | there.keys() if wanted.get(n) != there.get(n))
+    raise UserError(
+        f"The weights in {path} do not fit the network it names ({name} is "
+        f"{there.get(name, 'not there')}, not {wanted.get(name, 'there')}).",
+        OTHER_VERSION,
+    )
 
 
 def _check_dim(path: Path, about: About, encoder: "Encoder") -> None:
     if about.dim != encoder.dim:
         raise UserError(
-            f"{path} says {about.dim} features, but its encoder gives {encoder.dim}.", _OTHER_VERSION
+            f"{path} says {about.dim} features, but its encoder gives {encoder.dim}.", OTHER_VERSION
         )

@@ -95,10 +95,10 @@ def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
     """
     # Widths in eights fill the CPU's vectors. (With 4 or 6 channels, torch 2.15's channels-last
     # backward pass of a strided 1×1 convolution writes beyond its memory on AVX2.)
-    if depth < 8 or (depth - 2) % 6 or not 8 <= width <= 512 or width % 8:
+    if not 8 <= depth <= 110 or (depth - 2) % 6 or not 8 <= width <= 512 or width % 8:
         raise UserError(
             f"There is no encoder named '{name}'.",
-            "small ResNets are resnetD-wW with D = 8, 14, 20, … and W = 8, 16, 24, … 512.",
+            "small ResNets are resnetD-wW with D = 8, 14, 20, … 110 and W = 8, 16, 24, … 512.",
         )
     blocks = (depth - 2) // 6
     layers: list[nn.Module] = [
@@ -122,7 +122,7 @@ def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
 def build_backbone(name: str, size: int) -> nn.Module:
     if name in _REGISTERED:
         return _REGISTERED[name](size)
-    if name.startswith(SPLIT):
+    if name.startswith(SPLIT) and not name.startswith(2 * SPLIT):
         return Halves(name.removeprefix(SPLIT), size)
     small = _SMALL_RESNET.fullmatch(name)
     if small:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.artifacts import About
+from clfew.about import About
 from clfew.encoders import Encoder
 
 

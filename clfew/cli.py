@@ -72,11 +72,7 @@ def pretrain(
 ) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
-        if opt.given(context) - {"resume", "device", "threads"}:
-            raise UsageError(
-                "--resume takes everything but --device and --threads from the run.",
-                f"leave out the rest: clfew pretrain --resume {resume}",
-            )
+        opt.check_resumed(context, "pretrain", resume, {"device", "threads"})
         from clfew.pretrain import resume as resume_run
 
         resume_run(resume, device, threads)
@@ -97,7 +93,8 @@ def pretrain(
 
 @app.command(epilog="Example:  clfew finetune ./labeled --labels 4/class --repeat 5")
 def finetune(
-    labels: opt.Labels,
+    context: typer.Context,
+    labels: opt.Labels = None,
     source: opt.Labelled = None,
     origin: opt.From = None,
     init: opt.Init = "auto",
@@ -110,6 +107,7 @@ def finetune(
     batch: opt.Batch = None,
     lr: opt.Rate = None,
     flip: opt.SameFlip = None,
+    resume: opt.Resume = None,
     output: opt.Output = opt.Format.table,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -122,14 +120,23 @@ def finetune(
     --from scratch trains the same network without pretraining, for comparison;
     --encoder and --size choose that network.
     """
-    from clfew.finetune import finetune as run
+    if resume is not None:
+        opt.check_resumed(context, "finetune", resume, {"device", "threads", "output"})
+        from clfew.finetune import resume as resume_run
 
-    folder, result = run(
-        source, labels=labels, origin=origin, init=init, mode=mode, stage=stage, repeat=repeat,
-        encoder=encoder, size=size,
-        epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed, device=device, precision=precision,
-        threads=threads, out=out,
-    )  # fmt: skip
+        folder, result = resume_run(resume, device, threads)
+    else:
+        if labels is None:
+            raise UsageError(
+                "How many labels? --labels was not given.", "for example: clfew finetune --labels 1%"
+            )
+        from clfew.finetune import finetune as run
+
+        folder, result = run(
+            source, labels=labels, origin=origin, init=init, mode=mode, stage=stage, repeat=repeat,
+            encoder=encoder, size=size, epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed,
+            device=device, precision=precision, threads=threads, out=out,
+        )  # fmt: skip
     if output is opt.Format.json:
         print_json({"run": str(folder), **result})
     else:
@@ -138,6 +145,7 @@ def finetune(
 
 @app.command(epilog="Example:  clfew distill --minutes 5")
 def distill(
+    context: typer.Context,
     source: opt.Unlabelled = None,
     origin: opt.From = None,
     student: opt.Student = "same",
@@ -151,6 +159,7 @@ def distill(
     use_labels: opt.UseLabels = True,
     keep: opt.Keep = False,
     adapt: opt.Adapt = "layer",
+    resume: opt.Resume = None,
     output: opt.Output = opt.Format.table,
     seed: opt.Seed = 0,
     device: opt.Device = "auto",
@@ -162,14 +171,20 @@ def distill(
 
     --student NAME --keep makes a small network of a large one.
     """
-    from clfew.distill import distill as run
+    if resume is not None:
+        opt.check_resumed(context, "distill", resume, {"device", "threads", "output"})
+        from clfew.distill import resume as resume_run
 
-    folder, result = run(
-        source, origin=origin, student=student, init=init, size=size, epochs=epochs, minutes=minutes,
-        batch=batch, lr=lr, temperature=temperature, use_labels=use_labels, keep=keep,
-        adapt=adapt, seed=seed,
-        device=device, precision=precision, threads=threads, out=out,
-    )  # fmt: skip
+        folder, result = resume_run(resume, device, threads)
+    else:
+        from clfew.distill import distill as run
+
+        folder, result = run(
+            source, origin=origin, student=student, init=init, size=size, epochs=epochs,
+            minutes=minutes, batch=batch, lr=lr, temperature=temperature, use_labels=use_labels,
+            keep=keep, adapt=adapt, seed=seed, device=device, precision=precision, threads=threads,
+            out=out,
+        )  # fmt: skip
     if output is opt.Format.json:
         print_json({"run": str(folder), **result})
     else:

@@ -37,11 +37,7 @@ def compare(
     Always beside them: raw pixels, a random encoder, and the same network from scratch.
     """
     if resume is not None:
-        if opt.given(context) - {"resume", "output"}:
-            raise UsageError(
-                "--resume takes everything but --format from the run.",
-                f"leave out the rest: clfew compare --resume {resume}",
-            )
+        opt.check_resumed(context, "compare", resume, {"output"})
         from clfew.compare import go_on
 
         folder, result = go_on(resume)

@@ -31,7 +31,7 @@ from clfew.methods import METHODS
 from clfew.objectives import DEFAULT_MINUTES, estimate_statistics, options_of
 from clfew.origin import Origin, from_artifact, from_scratch
 from clfew.pretrain import pretrain, resume
-from clfew.runs import Run, check_new, new_run, read_config
+from clfew.runs import Run, check_new, check_unchanged, held, new_run, read_config
 from clfew.training.batch import TrainingData
 from clfew.training.device import set_threads
 from clfew.training.signals import StopRequest
@@ -74,6 +74,11 @@ def compare(
     result: `rows`, one for each method and budget, and `pretraining`, one for each method and seed.
     Raises UserError; Stopped after a signal.
     """
+    asked = {
+        "source": source, "methods": methods, "labels": labels, "draws": draws, "seeds": seeds,
+        "minutes": minutes, "epochs": epochs, "encoder": encoder, "size": size, "mode": mode,
+        "flip": flip, "seed": seed, "device": device, "precision": precision, "threads": threads,
+    }  # fmt: skip
     check_new(out)
     if minutes is None and epochs is None:
         minutes = DEFAULT_MINUTES
@@ -87,14 +92,14 @@ def compare(
     for method in settings.methods:
         objective_of(method, encoder_name, images)
     run = new_run("compare", out)
-    run.write_config(
-        {
-            "command": "compare",
-            "settings": asdict(settings),
-            "fingerprint": images.source.fingerprint,
-        }
-    )
-    return _run(run, settings, images, encoder_name)
+    with held(run.folder):
+        run.write_config(
+            {
+                "command": "compare", "arguments": asked, "settings": asdict(settings),
+                "source": images.source.spec, "fingerprint": images.source.fingerprint,
+            }
+        )  # fmt: skip
+        return _run(run, settings, images, encoder_name)
 
 
 def go_on(folder: Path) -> tuple[Path, dict[str, Any]]:
@@ -104,14 +109,11 @@ def go_on(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{folder} is no comparison.", "name its folder, such as runs/compare-1.")
     settings = Settings(**config["settings"])
     _check(settings)
-    set_threads(settings.threads)
-    images, encoder_name = open_images(settings)
-    if config.get("fingerprint", images.source.fingerprint) != images.source.fingerprint:
-        raise UserError(
-            f"The images in {settings.source} have changed since {folder} was started.",
-            "start a new comparison: clfew compare with the same options.",
-        )
-    return _run(Run(folder), settings, images, encoder_name)
+    with held(folder):
+        set_threads(settings.threads)
+        images, encoder_name = open_images(settings)
+        check_unchanged(folder, config, images.source.fingerprint)
+        return _run(Run(folder), settings, images, encoder_name)
 
 
 def _methods(names: str) -> list[str]:
@@ -215,7 +217,8 @@ def _pretrain(
     if (folder / "encoder.safetensors").exists():
         return
     place = f"{settings.methods.index(method) + 1} of {len(settings.methods)}"
-    console.say(f"\n{place:<10} {method}" + (f", seed {number}" if settings.seeds > 1 else ""))
+    console.say("")
+    console.say(f"{place:<10} {method}" + (f", seed {number}" if settings.seeds > 1 else ""))
     if (folder / "state").exists():
         resume(folder, settings.device, settings.threads)
         return

@@ -24,12 +24,13 @@ _PLAIN_SECONDS = 10.0
 
 def say(text: str) -> None:
     """A line on stderr."""
-    log_console.print(text, markup=False, soft_wrap=True)
+    # Of Text, as nothing in it is markup and no :name: an emoji.
+    log_console.print(Text(printable(text)), soft_wrap=True)
 
 
 def next_command(command: str) -> None:
     """The command to type next, on stderr."""
-    log_console.print(Text.assemble("next: ", (command, "bold cyan")), soft_wrap=True)
+    log_console.print(Text.assemble("next: ", (printable(command), "bold cyan")), soft_wrap=True)
 
 
 def show_error(error: UserError) -> None:
@@ -84,8 +85,11 @@ def _plain_progress(description: str) -> Callable[..., None]:
 
 
 def write_out(text: str) -> None:
-    """Text on stdout exactly as it is. Where whoever read it has gone, as in `clfew predict … | head`,
-    ends the process quietly, as SIGPIPE would."""
+    """Text on stdout, exactly as it is unless that is a terminal, which names in it must not steer.
+    Where whoever read it has gone, as in `clfew predict … | head`, ends the process quietly, as SIGPIPE
+    would."""
+    if sys.stdout.isatty():
+        text = "\n".join(map(printable, text.split("\n")))
     try:
         # A name that is not UTF-8 holds lone surrogates, which no stream encodes.
         sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.artifacts import read_about
+from clfew.about import read_about
 from clfew.data.sources import open_source
 from clfew.data.splits import draw_labels, parse_labels, test_indices
 from clfew.data.store import open_store

@@ -73,6 +73,15 @@ def collapse(row: dict[str, float]) -> str:
     return ""
 
 
+def collapse_told(rows: list[dict[str, float]]) -> str:
+    """When in a training's log a collapse was seen, and how it ended; "" for none."""
+    steps = [int(row["step"]) for row in rows if collapse(row)]
+    if not steps:
+        return ""
+    ending = f"At the end, {wrong}" if (wrong := collapse(rows[-1])) else "It was over before the end"
+    return f"A collapse was seen from step {steps[0]:,} to step {steps[-1]:,}. {ending}."
+
+
 def _nearest(features_NxD: np.ndarray) -> np.ndarray:
     unit = features_NxD - features_NxD.mean(0)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)

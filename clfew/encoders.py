@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.artifacts import SEES
+from clfew.about import SEES
 from clfew.backbones import Halves, build_backbone
 from clfew.colour import AB_REACH, rgb_to_lab
 from clfew.errors import UserError
@@ -165,9 +165,12 @@ def _feature_dim(backbone: nn.Module, name: str, size: int) -> int:
     """The number of features, from shapes alone: nothing is computed and no weight changes."""
     was_training = backbone.training
     backbone.eval()
+    nowhere = {k: v.to("meta") for k, v in [*backbone.named_parameters(), *backbone.named_buffers()]}
     try:
         with torch.no_grad():
-            return backbone(torch.zeros(2, 3, size, size)).flatten(1).shape[1]
+            images = torch.zeros(2, 3, size, size, device="meta")
+            features: Tensor = torch.func.functional_call(backbone, nowhere, images)
+            return features.flatten(1).shape[1]
     except RuntimeError as error:
         raise UserError(
             f"{name} cannot take images of {size} pixels ({str(error).splitlines()[0]}).",

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.artifacts import About, load_classifier
+from clfew.about import About
+from clfew.artifacts import load_classifier
 from clfew.data.sources import Source, open_source
 from clfew.data.splits import apply_label_csv, test_indices
 from clfew.data.store import Store

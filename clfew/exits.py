@@ -22,6 +22,12 @@ def _share_the_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory has run out where no batch could be made smaller: torch's words, without torch."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
+
+
 def run_and_exit(app: Callable[[], object]) -> NoReturn:
     """Runs a command and ends the process with its exit code: 0 done, 1 the user can mend it, 2 wrong
     usage, 128 + signal."""
@@ -46,7 +52,15 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
             raise
         console.show_error(UserError("A name is too long for this system.", "check the spelling."))
         sys.exit(1)
-    except (RuntimeError, ImportError) as error:
+    except (RuntimeError, ImportError, MemoryError) as error:
+        if _is_out_of_memory(error):
+            console.show_error(
+                UserError(
+                    "There is not enough memory for this.",
+                    "end other programs, or take a smaller --size, --encoder or --batch.",
+                )
+            )
+            sys.exit(1)
         is_mismatch = "torchvision::" in str(error) or isinstance(error, ImportError)
         if not is_mismatch or "torchvision" not in str(error):
             raise

@@ -1,15 +1,20 @@
 """Writing files so that a kill or a full disk at any instant leaves the previous file whole."""
 
+import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clfew.errors import UserError
+
+_UNFINISHED = ".unfinished"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -19,7 +24,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, temporary = tempfile.mkstemp(_UNFINISHED, f".{path.name}.", path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
@@ -35,6 +40,45 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a process that was killed while it wrote left in a folder that nobody else writes."""
+    for leftover in folder.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a log; a kill in the middle leaves a part of it. Raises UserError."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({len(line) + 1:,} bytes more): {error.strerror or error}.",
+            "free some space; what was saved before is untouched.",
+        ) from None
+
+
+def digest_of(path: Path) -> str:
+    """A digest of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, unless it is there. Raises UserError."""
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be made: {error.strerror or error}.",
+            "check that its parent is there and can be written.",
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,9 +98,29 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def csv_line(row: Sequence[Any]) -> str:
+    """A line of CSV in which no text is a formula to a spreadsheet: see `guarded`."""
+    cells = [guarded(cell) if isinstance(cell, str) else cell for cell in row]
+    # The writer leaves a carriage return bare, which ends the row for whoever reads it.
+    is_broken = any(isinstance(cell, str) and "\r" in cell for cell in cells)
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(row)
+    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if is_broken else csv.QUOTE_MINIMAL
+    csv.writer(buffer, lineterminator="\n", quoting=quoting).writerow(cells)
     return buffer.getvalue()
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+
+
+def guarded(cell: str) -> str:
+    """A cell of CSV as it is written: spreadsheets run one that begins as a formula does, unless an
+    apostrophe stands before it. One that has some already gets one more, so that `unguarded` can tell.
+    """
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """A cell as it was before `guarded`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _umask() -> int:

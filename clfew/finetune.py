@@ -1,7 +1,7 @@
 """`clfew finetune`: a classifier from an encoder and a few labels."""
 
-import shutil
-from dataclasses import asdict, replace
+import shlex
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 
 import clfew
 from clfew import console
-from clfew.artifacts import MODES, read_about, save_classifier
+from clfew.about import MODES, read_about
+from clfew.artifacts import save_classifier
 from clfew.classifier import neck_width
-from clfew.data.sources import open_source
+from clfew.data.sources import Source, open_source
 from clfew.data.splits import draw_labels, parse_labels, require_testable, test_indices
+from clfew.data.store import Store
 from clfew.decoding import stored
 from clfew.draws import fit_draws
 from clfew.errors import UsageError
@@ -22,9 +24,53 @@ from clfew.fitting import FullSettings, Task
 from clfew.initial import AUTO
 from clfew.labelling import bounded, find_source, outside, pool_features, readable, with_labels
 from clfew.metrics import mean_interval, wilson_interval
-from clfew.origin import find_start, open_start
-from clfew.runs import check_new, command_line, from_option, new_run
+from clfew.origin import Found, Origin, find_start, named_start, open_start, refound
+from clfew.runs import (
+    Run,
+    check_new,
+    check_unchanged,
+    command_line,
+    from_option,
+    gone_on,
+    held,
+    new_run,
+    read_config,
+)
 from clfew.training.device import choose_device, choose_precision, set_threads
+from clfew.training.saving import resumable
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked for; kept in its config.json, so that it can be gone on with."""
+
+    source: str | None
+    labels: str
+    origin: str | None
+    init: str
+    mode: str
+    stage: int
+    repeat: int
+    encoder: str
+    size: int | None
+    epochs: float | None
+    batch: int | None
+    lr: float | None
+    flip: bool | None
+    seed: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The images of a run: `pool` to learn from, of which `draws` are labelled, and `test`."""
+
+    source: Source
+    store: Store
+    split_seed: int
+    pool: np.ndarray
+    draws: list[np.ndarray]
+    test: np.ndarray
 
 
 def finetune(
@@ -60,87 +106,139 @@ def finetune(
     `draws` its accuracy and what was decided. Raises UserError; Stopped after a signal.
     """
     check_new(out)
-    spec = parse_labels(labels)
+    asked = Asked(
+        source, labels, origin, init, mode, stage, repeat, encoder, size, epochs, batch, lr, flip, seed,
+        precision,
+    )  # fmt: skip
+    parse_labels(labels)
     if mode not in ("auto", *MODES):
         raise UsageError(f"--mode {mode} is not known.", f"choose auto, {', '.join(MODES)}.")
     set_threads(threads)
-    chosen_device, _ = choose_device(device)
-    chosen_precision, _ = choose_precision(chosen_device, precision)
-    found = find_start(origin, init, encoder, chosen_device)
+    chosen, _ = choose_device(device)
+    found = find_start(origin, init, encoder, chosen)
     described = read_about(found.artifact)[0] if found.artifact else None
-    name = find_source(source, described, spec)
+    asked = replace(asked, source=find_source(source, described, parse_labels(labels)))
+    return _run(asked, found, chosen, out, None)
+
+
+def resume(
+    folder: Path, device: str = "auto", threads: int | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """Goes on with a run that was stopped; returns what `finetune` returns. Raises UserError."""
+    with gone_on(folder, "finetune") as config:
+        set_threads(threads)
+        chosen, _ = choose_device(device)
+        asked = Asked(**config["arguments"])
+        return _run(asked, refound(config["start"], chosen), chosen, None, Run(folder))
+
+
+def _run(
+    asked: Asked, found: Found, device: torch.device, out: Path | None, resumed: Run | None
+) -> tuple[Path, dict[str, Any]]:
+    spec = parse_labels(asked.labels)
+    precision, _ = choose_precision(device, asked.precision)
+    described = read_about(found.artifact)[0] if found.artifact else None
+    assert asked.source is not None
     same_classes = None if found.is_scratch else described
-    opened, named = with_labels(open_source(name), spec, same_classes)
-    begins = open_start(found, opened, encoder, size, flip, chosen_device, seed, mode == "auto", stage)
-    begin = begins[0]
-    split_seed = begin.about.data.get("pretrain", {}).get("split_seed", seed)
+    opened, named = with_labels(open_source(asked.source), spec, same_classes)
+    if resumed is not None:
+        check_unchanged(resumed.folder, read_config(resumed.folder), opened.fingerprint)
+    begins = open_start(
+        found, opened, asked.encoder, asked.size, asked.flip, device, asked.seed, asked.mode == "auto",
+        asked.stage,
+    )  # fmt: skip
+    split_seed = begins[0].about.data.get("pretrain", {}).get("split_seed", asked.seed)
     if named is None:
         require_testable(opened)
     held_out = test_indices(opened, split_seed) if named is None else outside(opened, named, split_seed)
-    store = stored(opened, begin.about.side)
+    store = stored(opened, begins[0].about.side)
     test = np.intersect1d(held_out[opened.labels[held_out] >= 0], store.good)
     pool = np.setdiff1d(store.good, held_out)
     if named is None:
         known = pool[opened.labels[pool] >= 0]
-        draws = [draw_labels(opened, known, spec, seed + i) for i in range(repeat)]
+        draws = [draw_labels(opened, known, spec, asked.seed + i) for i in range(asked.repeat)]
     else:
         draws = [readable(opened, named, pool, spec)]
     console.say(
-        f"source     {name}: {len(opened.classes)} classes, {len(draws[0])} labels used of "
+        f"source     {asked.source}: {len(opened.classes)} classes, {len(draws[0])} labels used of "
         f"{len(pool):,} images, {len(test):,} more held out for testing"
     )
-    pool = bounded(pool, np.concatenate(draws))
+    learned = Learned(opened, store, split_seed, bounded(pool, np.concatenate(draws)), draws, test)
     candidates = []
     for each in begins:
-        arguments = (each, opened, store, pool, test, mode, chosen_device, chosen_precision)
+        arguments = (each, opened, store, learned.pool, test, asked.mode, device, precision)
         candidates.append((each, Task(
-            store.pixels, store.aspects, pool, opened.labels, len(opened.classes),
-            pool_features(*arguments), chosen_device, chosen_precision,
+            store.pixels, store.aspects, learned.pool, opened.labels, len(opened.classes),
+            pool_features(*arguments), device, precision,
         )))  # fmt: skip
+    if resumed is not None:
+        return resumed.folder, _fit(asked, found, learned, candidates, resumed, False)
     run = new_run("finetune", out)
-    settings = FullSettings(epochs, batch, lr)
-    try:
-        results, kept = fit_draws(candidates, opened, draws, test, mode, seed, settings, run)
-    except BaseException:
-        shutil.rmtree(run.folder, ignore_errors=True)  # It holds nothing that could be gone on with.
-        raise
-    begin, classifier, decided, drawn = kept
-    used = {
-        "source": opened.spec, "fingerprint": opened.fingerprint, "split_seed": split_seed,
-        "labels": len(drawn), "label_file": str(spec.file.resolve()) if spec.file else None,
-        "test_images": len(test),
-    }  # fmt: skip
-    how = {"command": command_line(), "labels": labels, "seed": seed, **decided}
-    about = replace(
-        begin.about, kind="classifier", classes=opened.classes, mode=decided["mode"],
-        neck=neck_width(classifier.neck), flip=begin.start.flip, temperature=classifier.temperature,
-        clfew_version=clfew.__version__,
-        training={**begin.about.training, "finetune": how},
-        data={**({} if found.is_scratch else begin.about.data), "finetune": used},
-    )  # fmt: skip
-    result = _summary(results, len(test))
-    config = {
-        "command": "finetune", "from": str(begin.artifact or found.words), "mode": mode, "seed": seed,
-        "repeat": len(draws), **used, "labels": labels, "device": str(chosen_device),
-        "precision": chosen_precision, "threads": torch.get_num_threads(), "about": asdict(about),
-    }  # fmt: skip
-    run.write_config(config)
-    write_json(run.folder / "result.json", result)
-    write_csv(
-        run.folder / "labels.csv", ["path", "label"],
-        [(opened.identities[i], opened.classes[opened.labels[i]]) for i in drawn],
-    )  # fmt: skip
-    if store.bad:
-        write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
-    path = run.folder / "classifier.safetensors"
-    save_classifier(path, classifier, about, begin.seen, store.digests[drawn])
+    labels = str(spec.file.resolve()) if spec.file else asked.labels
+    with held(run.folder):
+        run.write_config(
+            {
+                "command": "finetune", "command_line": command_line(), "source": opened.spec,
+                "labels": asked.labels, "fingerprint": opened.fingerprint, "start": named_start(found),
+                "arguments": asdict(replace(asked, source=opened.spec, labels=labels)),
+            }
+        )  # fmt: skip
+        return run.folder, _fit(asked, found, learned, candidates, run, True)
+
+
+def _fit(
+    asked: Asked, found: Found, learned: Learned, candidates: list[tuple[Origin, Task]], run: Run,
+    is_new: bool,
+) -> dict[str, Any]:  # fmt: skip
+    opened, store, test = learned.source, learned.store, learned.test
+    command = f"clfew finetune --resume {shlex.quote(str(run.folder))}"
+    with resumable(run, command, is_new):
+        settings = FullSettings(asked.epochs, asked.batch, asked.lr)
+        results, kept = fit_draws(
+            candidates, opened, learned.draws, test, asked.mode, asked.seed, settings, run
+        )
+        begin, classifier, decided, drawn = kept
+        spec = parse_labels(asked.labels)
+        used = {
+            "source": opened.spec, "fingerprint": opened.fingerprint, "split_seed": learned.split_seed,
+            "labels": len(drawn), "label_file": str(spec.file.resolve()) if spec.file else None,
+            "test_images": len(test),
+        }  # fmt: skip
+        config = read_config(run.folder)
+        typed = {"command": config["command_line"], "labels": config["labels"]}
+        about = replace(
+            begin.about, kind="classifier", classes=opened.classes, mode=decided["mode"],
+            neck=neck_width(classifier.neck), flip=begin.start.flip, temperature=classifier.temperature,
+            clfew_version=clfew.__version__,
+            training={**begin.about.training, "finetune": typed | {"seed": asked.seed, **decided}},
+            data={**({} if found.is_scratch else begin.about.data), "finetune": used},
+        )  # fmt: skip
+        result = _summary(results, len(test))
+        task = candidates[0][1]
+        run.write_config(
+            config | {
+                "from": str(begin.artifact or found.words), "mode": asked.mode, "seed": asked.seed,
+                "repeat": len(learned.draws), **used, "labels": config["labels"],
+                "device": str(task.device), "precision": task.precision,
+                "threads": torch.get_num_threads(), "about": asdict(about),
+            }
+        )  # fmt: skip
+        write_csv(
+            run.folder / "labels.csv", ["path", "label"],
+            [(opened.identities[i], opened.classes[opened.labels[i]]) for i in drawn],
+        )  # fmt: skip
+        if store.bad:
+            write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
+        write_json(run.folder / "result.json", result)
+        path = run.folder / "classifier.safetensors"
+        save_classifier(path, classifier, about, begin.seen, store.digests[drawn])
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
     console.say(f"saved      {path}")
     option = from_option(path, "finetune")
     if len(test):
         console.next_command(f"clfew eval{option}")
     console.next_command(f"clfew predict IMAGE{option}")
-    return run.folder, result
+    return result
 
 
 def _summary(draws: list[dict[str, Any]], tested: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from clfew import published, timm_encoders
-from clfew.artifacts import is_artifact, load_encoder, read_about
+from clfew.about import is_artifact, read_about
+from clfew.artifacts import load_encoder
 from clfew.backbones import AS_PUBLISHED, SMALL_IMAGE, build_backbone, is_torchvision
 from clfew.encoders import Encoder
 from clfew.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.artifacts import About
+from clfew.about import About
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
 from clfew.data.splits import LabelSpec, apply_label_csv, test_indices
 from clfew.data.store import Store

@@ -1,14 +1,17 @@
 """What a pretraining run trains, on what, and for how many steps."""
 
 import inspect
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from clfew.adapter import LAYER, WIDTH, Adapter, adapter_optimizer
+from clfew.adapter import LAYER, NETWORK, WIDTH, Adapter, adapter_optimizer
 from clfew.augment import Recipe, evaluation_view
+from clfew.data.sources import Source
+from clfew.data.splits import test_indices
 from clfew.data.store import Store
 from clfew.encoders import RGB, Encoder, freeze_first
 from clfew.errors import UsageError, UserError
@@ -22,6 +25,7 @@ from clfew.training.budget import Budget, plan_within
 from clfew.training.device import to_device
 from clfew.training.optim import (
     KEPT_SHARE,
+    OPTIMIZERS,
     OptimizerChoice,
     choose_pretraining,
     gentle_pretraining,
@@ -143,3 +147,26 @@ def pretraining_plan(
         return choose_pretraining(batch, steps, size, optimizer)
 
     return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)
+
+
+def pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:
+    """The good images outside the test split, whose labels decide nothing else here."""
+    if transductive:
+        return store.good
+    return np.setdiff1d(store.good, test_indices(source, seed), assume_unique=True)
+
+
+def check_settings(
+    method: str, optimizer: str, adapt: str, epochs: float | None, minutes: float | None
+) -> None:
+    for option, value, allowed in (
+        ("--method", method, list(METHODS)),
+        ("--optimizer", optimizer, ["auto", *OPTIMIZERS]),
+        ("--adapt", adapt, [LAYER, NETWORK]),
+    ):
+        if value not in allowed:
+            close = get_close_matches(value, allowed, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(allowed)}."
+            raise UsageError(f"{option} {value} is not known.", hint)
+    if epochs is not None and minutes is not None:
+        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")

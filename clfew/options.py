@@ -1,10 +1,14 @@
 """The options of the commands: one definition for each, so that they mean the same everywhere."""
 
+import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from clfew.errors import UsageError
+from clfew.runs import read_config
 
 
 class Format(str, Enum):
@@ -27,6 +31,31 @@ def given(context: typer.Context) -> set[str]:
     """The names of the options that stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def check_resumed(context: typer.Context, command: str, folder: Path, free: set[str]) -> None:
+    """Raises UsageError where an option beside --resume, but for those of `free`, asks for something
+    else than the run was started with."""
+    config = read_config(folder)
+    before = config.get("arguments", {})
+    for name in sorted(given(context) - free - {"resume"} if config else []):
+        value, flag = context.params[name], _FLAGS.get(name, "--" + name.replace("_", "-"))
+        is_same = value == before.get(name) or (
+            name == "source" and _place(value) == _place(before.get(name))
+        )
+        if not is_same:
+            was = f"{folder} was started with {before[name]}" if name in before else "the run has it"
+            raise UsageError(
+                f"{flag} {value} cannot be changed on the way: {was}.",
+                f"leave it out: clfew {command} --resume {shlex.quote(str(folder))}",
+            )
+
+
+def _place(source: Any) -> str:
+    return str(Path(str(source)).resolve())
+
+
+_FLAGS = {"source": "SOURCE", "origin": "--from"}
 
 
 # In every command.
@@ -107,7 +136,7 @@ Stage = Annotated[
     ),
 ]  # fmt: skip
 Labels = Annotated[
-    str, _option("1%, 40 (in all), 4/class, all, or a CSV of path,label.", metavar="SPEC")
+    str | None, _option("1%, 40 (in all), 4/class, all, or a CSV of path,label.", metavar="SPEC")
 ]
 Labelled = Annotated[
     str | None,

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import clfew
 from clfew import console
-from clfew.artifacts import About, load_encoder, read_about
+from clfew.about import About, read_about
+from clfew.artifacts import load_encoder
 from clfew.choices import (
     choose_encoder,
     choose_pretrained_size,
@@ -22,6 +24,7 @@ from clfew.data.splits import test_indices
 from clfew.data.store import Store, open_store, typical_side
 from clfew.encoders import Encoder
 from clfew.errors import UsageError, UserError
+from clfew.files import digest_of
 from clfew.fitting import Start
 from clfew.initial import AUTO, IMAGENET, SCRATCH, Initial, find_initial, load_initial, own_artifact
 from clfew.runs import START, find_artifact, newest
@@ -81,6 +84,31 @@ def find_start(origin: str | None, init: str, encoder: str, device: torch.device
     if init != IMAGENET and (path := own_artifact(Path(init))):
         return Found(path, None, False)
     return Found(None, find_initial(init, encoder, device)[0], False)
+
+
+def named_start(found: Found) -> dict[str, Any]:
+    """A start as a run's config.json keeps it, so that the run can be gone on with: see `refound`."""
+    initial = found.initial
+    return {
+        "artifact": str(found.artifact.resolve()) if found.artifact else None,
+        "digest": digest_of(found.artifact) if found.artifact else None,
+        "weights": [initial.source, initial.encoder] if initial else None,
+        "is_scratch": found.is_scratch,
+    }
+
+
+def refound(named: dict[str, Any], device: torch.device) -> Found:
+    """The start that `named_start` kept. Raises UserError where its file is not what it was."""
+    artifact = Path(named["artifact"]) if named["artifact"] else None
+    if artifact is not None and (not artifact.is_file() or digest_of(artifact) != named["digest"]):
+        raise UserError(
+            f"{artifact}, which the run started from, is not there any more or has changed.",
+            "start a new run.",
+        )
+    if named["weights"] is None:
+        return Found(artifact, None, named["is_scratch"])
+    source, encoder = named["weights"]
+    return Found(artifact, find_initial(source, encoder, device)[0], named["is_scratch"])
 
 
 def open_start(

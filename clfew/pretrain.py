@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch import nn
 
 import clfew
 from clfew import console
+from clfew.about import About
 from clfew.adapter import LAYER, NETWORK
-from clfew.artifacts import About, load_encoder, save_encoder
+from clfew.artifacts import load_encoder, save_encoder
 from clfew.choices import (
     choose_batch,
     choose_encoder,
@@ -25,12 +25,11 @@ from clfew.choices import (
 )
 from clfew.classifier import neck_width
 from clfew.data.sources import LABELLED_FOLDERS, Source, open_source
-from clfew.data.splits import test_indices
 from clfew.data.store import Store, typical_side
 from clfew.decoding import stored
 from clfew.drift import collapse, report_drift
 from clfew.encoders import Encoder
-from clfew.errors import UsageError, UserError
+from clfew.errors import UserError
 from clfew.files import write_csv
 from clfew.initial import SCRATCH, load_initial
 from clfew.methods import METHODS
@@ -40,21 +39,35 @@ from clfew.objectives import (
     DEFAULT_MINUTES,
     Objective,
     build_objective,
+    check_settings,
     estimate_statistics,
     find_pretraining_start,
     learned_from,
     options_of,
+    pretraining_images,
     pretraining_plan,
 )
-from clfew.runs import START, Run, check_new, command_line, from_option, new_run, read_config
+from clfew.runs import (
+    START,
+    Run,
+    check_new,
+    check_unchanged,
+    command_line,
+    from_option,
+    gone_on,
+    held,
+    new_run,
+    read_config,
+)
 from clfew.samples import write_samples
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget
 from clfew.training.compilation import check_compile
 from clfew.training.device import choose_device, choose_precision, set_threads
-from clfew.training.loop import Saving, train
-from clfew.training.optim import ENCODER_RATE, OPTIMIZERS
+from clfew.training.loop import train
+from clfew.training.optim import ENCODER_RATE
 from clfew.training.plan import Plan
+from clfew.training.saving import Saving
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
@@ -97,9 +110,15 @@ def pretrain(
     save_samples: write samples.png, what the method makes of a few images. split_seed: of the test
     split, where the data has none; None is `seed`. Raises UserError; Stopped after a signal.
     """
+    asked = {
+        "source": source, "method": method, "encoder": encoder, "size": size, "epochs": epochs,
+        "minutes": minutes, "batch": batch, "optimizer": optimizer, "lr": lr, **(options or {}),
+        "flip": flip, "transductive": transductive, "init": init, "adapt": adapt,
+        "save_samples": save_samples, "seed": seed, "precision": precision, "compile": compilation,
+    }  # fmt: skip
     check_new(out)
     set_threads(threads)
-    _check_settings(method, optimizer, adapt, epochs, minutes)
+    check_settings(method, optimizer, adapt, epochs, minutes)
     resolved = options_of(method, options or {})
     chosen_device, why_device = choose_device(device)
     check_compile(compilation, chosen_device)
@@ -116,7 +135,7 @@ def pretrain(
     side = stored_side(resolved_size, native)
     store = stored(opened, side)
     split_seed = seed if split_seed is None else split_seed
-    indices = _pretraining_images(opened, store, transductive, split_seed)
+    indices = pretraining_images(opened, store, transductive, split_seed)
     if len(indices) < FEWEST_IMAGES:
         raise UserError(
             f"{source} has {len(indices)} images to learn from, and pretraining needs {FEWEST_IMAGES}.",
@@ -168,45 +187,45 @@ def pretrain(
     )  # fmt: skip
     config["viewed"] = len(data)
     per_epoch = plan.steps_per_epoch(len(data))
+    config |= {
+        "plan": asdict(plan),
+        "epochs": plan.steps / per_epoch,
+        "minutes": minutes,
+        "arguments": asked,
+    }
     run = new_run("pretrain", out)
-    if start is not None:  # To resume from, and to compare with.
-        about = _about(config, start, "", 0)
-        save_encoder(run.folder / START, start, nn.Sequential(), about, store.digests[:0])
-    run.write_config(
-        config | {"plan": asdict(plan), "epochs": plan.steps / per_epoch, "minutes": minutes}
-    )
-    if store.bad:
-        write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
-    return _train(run, objective, data, plan, chosen_device, opened, store, indices)
+    with held(run.folder):
+        if start is not None:  # To resume from, and to compare with.
+            about = _about(config, start, "", 0)
+            save_encoder(run.folder / START, start, nn.Sequential(), about, store.digests[:0])
+        run.write_config(config)
+        if store.bad:
+            write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
+        return _train(run, objective, data, plan, chosen_device, opened, store, indices)
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
     """Goes on with an interrupted pretraining run and returns its folder. Raises UserError."""
-    config = read_config(folder)
-    if config.get("command") != "pretrain":
-        raise UserError(f"{folder} is no pretraining run.", "name its folder, such as runs/pretrain-1.")
-    if (folder / "encoder.safetensors").exists():
-        raise UserError(
-            f"{folder} has finished: there is nothing to resume.",
-            "to train longer, start another run with more --epochs.",
-        )
-    set_threads(threads)
-    plan, chosen_device = Plan(**config["plan"]), choose_device(device)[0]
-    check_compile("on" if plan.compile else "off", chosen_device)
-    opened = open_source(config["source"])
-    if opened.fingerprint != config["fingerprint"]:
-        raise UserError(
-            f"The images in {config['source']} have changed since {folder} was started.",
-            "start a new run: clfew pretrain with the same options.",
-        )
-    store = stored(opened, config["side"])
-    indices = _pretraining_images(opened, store, config["transductive"], config["split_seed"])
-    start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
-    objective = build_objective(config, plan.seed, start)
-    data, _ = learned_from(objective, config, store, indices, chosen_device, plan.precision)
-    run = Run(folder)
-    run.keep_metrics_until(saved_step(folder / "state"))
-    return _train(run, objective, data, plan, chosen_device, opened, store, indices)
+    with gone_on(folder, "pretrain") as config:
+        set_threads(threads)
+        plan, chosen_device = Plan(**config["plan"]), choose_device(device)[0]
+        check_compile("on" if plan.compile else "off", chosen_device)
+        opened = open_source(config["source"])
+        check_unchanged(folder, config, opened.fingerprint)
+        store = stored(opened, config["side"])
+        indices = pretraining_images(opened, store, config["transductive"], config["split_seed"])
+        start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
+        objective = build_objective(config, plan.seed, start)
+        data, _ = learned_from(objective, config, store, indices, chosen_device, plan.precision)
+        run = Run(folder)
+        done = saved_step(_saving(run).file)
+        console.say(f"resumed    {folder} " + (f"after step {done:,}" if done else "from its beginning"))
+        run.keep_metrics_until(done)
+        return _train(run, objective, data, plan, chosen_device, opened, store, indices)
+
+
+def _saving(run: Run) -> Saving:
+    return Saving(run.folder / "state", f"clfew pretrain --resume {shlex.quote(str(run.folder))}")
 
 
 def _train(
@@ -214,7 +233,7 @@ def _train(
     source: Source, store: Store, indices: np.ndarray,
 ) -> Path:  # fmt: skip
     config = read_config(run.folder)
-    saving = Saving(run.folder / "state", f"clfew pretrain --resume {shlex.quote(str(run.folder))}")
+    saving = _saving(run)
     console.say(
         f"training   {config['epochs']:.4g} epochs, {plan.steps:,} steps with {plan.optimizer} "
         f"into {run.folder}"
@@ -228,9 +247,11 @@ def _train(
                 f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s  "
                 f"{row['data_wait']:.0%} waiting"
             )
-            last.update(row)
-            if collapse(row):
+            if wrong := collapse(row):
                 note += "  collapsing"
+                if not collapse(last):  # Now, not when hours have gone by.
+                    console.say(f"alarm      step {row['step']:,}: {wrong}")
+            last.update(row)
             update(row["step"], plan.steps, note)
 
         rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
@@ -275,26 +296,3 @@ def _about(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> 
         training={"pretrain": {"command": config["command_line"]} | how},
         data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
     )  # fmt: skip
-
-
-def _pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:
-    """The good images outside the test split, whose labels decide nothing else here."""
-    if transductive:
-        return store.good
-    return np.setdiff1d(store.good, test_indices(source, seed), assume_unique=True)
-
-
-def _check_settings(
-    method: str, optimizer: str, adapt: str, epochs: float | None, minutes: float | None
-) -> None:
-    for option, value, allowed in (
-        ("--method", method, list(METHODS)),
-        ("--optimizer", optimizer, ["auto", *OPTIMIZERS]),
-        ("--adapt", adapt, [LAYER, NETWORK]),
-    ):
-        if value not in allowed:
-            close = get_close_matches(value, allowed, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(allowed)}."
-            raise UsageError(f"{option} {value} is not known.", hint)
-    if epochs is not None and minutes is not None:
-        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")

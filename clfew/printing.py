@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clfew import console
-from clfew.artifacts import read_about
+from clfew.about import read_about
 from clfew.errors import UserError
 from clfew.files import csv_line, csv_text
 from clfew.runs import ARTIFACTS, read_config

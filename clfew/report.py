@@ -18,6 +18,7 @@ import numpy as np
 
 from clfew import pictures
 from clfew.console import printable
+from clfew.drift import collapse_told
 from clfew.files import write_bytes, write_text
 
 MISTAKES = 24
@@ -88,7 +89,12 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
         tested_classes=int((count_C > 0).sum()),
         mapped=min(len(details.labels), pictures.MAP_IMAGES),
         curves=[
-            {"name": name, "picture": _figure(drawn[f"curve {name}"]), "summary": _summary(rows)}
+            {
+                "name": name,
+                "picture": _figure(drawn[f"curve {name}"]),
+                "summary": _summary(rows),
+                "alarm": collapse_told(rows),
+            }
             for name, rows in details.curves.items()
             if f"curve {name}" in drawn
         ],

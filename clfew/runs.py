@@ -2,21 +2,26 @@
 
 import contextlib
 import json
+import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from clfew.errors import UserError
-from clfew.files import write_json, write_text
+from clfew.files import append_line, sweep, write_json, write_text
 
 RUNS = Path("runs")
 ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
 _MAKERS = {"pretrain": ("pretrain",), "finetune": ("finetune", "distill")}
 """The commands whose runs hold an artifact of a kind."""
+
+_LAST_FILES = {**ARTIFACTS, "distill": "result.json", "compare": "result.json"}
+"""What a run writes last, by its command."""
 
 START = "start.safetensors"
 """In a pretraining run: the pretrained encoder it started from, an artifact like the one it made."""
@@ -26,16 +31,19 @@ class Run:
     """A run folder being written."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self._has_logged = folder, False
 
     def write_config(self, config: dict[str, Any]) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
         write_json(self.folder / "config.json", {"created": now, **config, "versions": versions()})
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends a row to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Appends a row to metrics.jsonl. The first one takes the place of those from its step on, which
+        a process that was killed has left."""
+        if not self._has_logged and (self.folder / "metrics.jsonl").exists():
+            self.keep_metrics_until(row["step"] - 1)
+        self._has_logged = True
+        append_line(self.folder / "metrics.jsonl", json.dumps(row))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, up to one that a crash or a full disk left half-written."""
@@ -51,6 +59,75 @@ class Run:
         """Forgets the rows after `step`: a resumed training writes them again."""
         rows = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         write_text(self.folder / "metrics.jsonl", "".join(rows))
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a run's folder to this process; inside, what a killed one left half-written is removed.
+
+    Raises UserError where another process has it. The lock is the system's: it ends with the process,
+    however that ends, and leaves no file.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be opened: {error.strerror}.", "check who may read it."
+        ) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another clfew is working in {folder}.", "wait until it has finished, or stop it first."
+            ) from None
+        except OSError:
+            pass  # A filesystem without locks.
+        for place in (folder, folder / "state"):
+            sweep(place)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def unfinished(folder: Path, command: str) -> dict[str, Any]:
+    """The configuration of a run of `command` that can be gone on with. Raises UserError."""
+    config = read_config(folder)
+    if config.get("command") != command:
+        raise UserError(
+            f"{folder} is no run of clfew {command}.",
+            f"name its folder, such as runs/{command}-1."
+            if not config.get("command")
+            else f"it is one of clfew {config['command']}.",
+        )
+    if (folder / _LAST_FILES[command]).exists():
+        raise UserError(
+            f"{folder} has finished: there is nothing to resume.",
+            "to train longer, start another run with more --epochs.",
+        )
+    return config
+
+
+@contextlib.contextmanager
+def gone_on(folder: Path, command: str) -> Iterator[dict[str, Any]]:
+    """Holds a run of `command` that is gone on with; yields its configuration. Raises UserError."""
+    unfinished(folder, command)
+    with held(folder):
+        yield unfinished(folder, command)  # It may have been finished while this one asked.
+
+
+def check_unchanged(folder: Path, config: dict[str, Any], fingerprint: str) -> None:
+    """Raises UserError where a run's images are not those it was started with."""
+    if config.get("fingerprint") != fingerprint:
+        raise UserError(
+            f"The images in {config.get('source')} have changed since {folder} was started.",
+            f"start a new run: clfew {config['command']} with the same options.",
+        )
 
 
 def check_new(out: Path | None) -> None:

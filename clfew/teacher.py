@@ -1,22 +1,29 @@
 """The classifier that teaches: what it is, which images it learned from, and what it was made from."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from clfew.artifacts import DISTILLED, About, load_classifier
+from clfew import console
+from clfew.about import DISTILLED, About
+from clfew.artifacts import load_classifier
 from clfew.classifier import Classifier, build_neck
 from clfew.data.sources import Source, open_source
 from clfew.data.splits import apply_label_csv, test_indices
+from clfew.data.store import Store
 from clfew.errors import UserError
+from clfew.files import unguarded
 from clfew.fitting import Start
-from clfew.initial import SCRATCH, find_initial
+from clfew.initial import AUTO, SCRATCH, find_initial
 from clfew.labelling import merged
 from clfew.origin import from_artifact, from_initial, from_scratch
 from clfew.runs import read_config
+
+SAME = "same"
+"""The student's encoder by default: the teacher's."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,6 @@ def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -
 
 
 def _as_encoder(about: About) -> About:
-    from dataclasses import replace
-
     return replace(about, kind="encoder", classes=[], mode="", temperature=1.0)
 
 
@@ -117,7 +122,10 @@ def _drawn(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
     known = {name: c for c, name in enumerate(teacher.about.classes)}
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-            rows = [(index[row["path"]], known[row["label"]]) for row in csv.DictReader(file)]
+            rows = [
+                (index[unguarded(row["path"])], known[unguarded(row["label"])])
+                for row in csv.DictReader(file)
+            ]
     except OSError:
         raise UserError(
             f"There is no {path}, which says whose labels the classifier was given.",
@@ -130,3 +138,50 @@ def _drawn(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
         ) from None
     rows.sort()
     return np.array([i for i, _ in rows]), np.array([c for _, c in rows])
+
+
+def student_start(
+    teacher: Teacher, base: Start, name: str, init: str, size: int | None, source: Source,
+    device: torch.device, seed: int,
+) -> tuple[Start, About]:  # fmt: skip
+    """What a student starts from, and the description of the classifier it will be."""
+    about = teacher.about
+    if name in (SAME, about.encoder) and size in (None, about.size) and init == AUTO:
+        return base, replace(about, mode=DISTILLED, neck=0, dim=base.encoder.dim)
+    encoder = about.encoder if name == SAME else name
+    initial, why = find_initial(init, encoder, device)
+    origin = (
+        from_initial(source, initial, size, about.flip, device)
+        if initial
+        else from_scratch(
+            source, None, encoder, size, about.flip, device, seed, about.data["finetune"]["split_seed"]
+        )
+    )
+    console.say(f"student    {encoder} from {initial.what if initial else 'scratch'} ({why})")
+    return origin.start, replace(
+        origin.about,
+        kind="classifier",
+        classes=about.classes,
+        mode=DISTILLED,
+        neck=0,
+        method=about.method,
+    )
+
+
+def usable(images: Images, store: Store) -> tuple[np.ndarray, np.ndarray]:
+    """The pool to learn from, without copies of what is tested on; and the test images that have
+    labels.
+    """
+    held_out = np.intersect1d(images.held_out, store.good)
+    # A copy of an image that was learned from, among other images, tests nothing.
+    held_out = held_out[~np.isin(store.digests[held_out], store.digests[images.labelled])]
+    pool = np.setdiff1d(store.good, held_out)
+    pool = pool[~np.isin(store.digests[pool], store.digests[held_out])]
+    lost = np.setdiff1d(images.labelled, pool)
+    if len(lost):
+        raise UserError(
+            f"The labelled image {images.source.identities[lost[0]]} cannot be used any more.",
+            "is it damaged? Fine-tune again, then distill.",
+        )
+    test = held_out[images.source.labels[held_out] >= 0]
+    return pool, test

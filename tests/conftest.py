@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytest_plugins = ["commands"]
+
 # Tests run beside each other and beside training jobs: more threads would only make them wait.
 torch.set_num_threads(1)
 

@@ -14,8 +14,9 @@ from clfew.methods.simclr import nt_xent
 from clfew.randomness import ImageRandom
 from clfew.training import loop
 from clfew.training.batch import Batch, TrainingData
-from clfew.training.loop import Saving, train
+from clfew.training.loop import train
 from clfew.training.plan import Plan
+from clfew.training.saving import Saving
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(crop_area=0.5, flip=True, jitter=0.5, grey=0, blur=0)

@@ -12,20 +12,15 @@ import torch
 from torch import nn
 
 from clfew import files
-from clfew.artifacts import (
-    About,
-    load_classifier,
-    load_encoder,
-    read_about,
-    save_classifier,
-    save_encoder,
-)
+from clfew.about import FORMAT_VERSION, About, read_about
+from clfew.artifacts import load_classifier, load_encoder, save_classifier, save_encoder
 from clfew.classifier import Classifier, build_neck
 from clfew.encoders import Encoder
 from clfew.errors import UserError
 from clfew.files import write_bytes
 from clfew.methods.simclr import projector
 from clfew.probes import knn_head
+from clfew.seal import seal
 
 ABOUT = About(
     kind="encoder", encoder="resnet8-w8", size=16, side=20, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4],
@@ -85,7 +80,8 @@ def rewrite(path, about=None, tensors=None):
     content = {name: value for name, value in content.items() if value is not ...}
     old = safetensors.torch.load_file(path)
     new = {name: value for name, value in (old | (tensors or {})).items() if value is not None}
-    path.write_bytes(safetensors.torch.save(new, {"clfew": json.dumps(content)}))
+    whole = safetensors.torch.save(new, {"clfew": json.dumps(content)})
+    path.write_bytes(seal(whole) if content.get("format_version") == FORMAT_VERSION else whole)
 
 
 def load(path):
@@ -170,7 +166,7 @@ def test_the_description_is_read_with_shapes_alone(encoder_file):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 3}, {"format_version": True}, {"temperature": 0.0}, {"temperature": 1},
+        {"format_version": 4}, {"format_version": True}, {"temperature": 0.0}, {"temperature": 1},
         {"temperature": float("nan")}, {"adapter": -1}, {"adapter": 8},
         {"kind": "classifier"}, {"kind": "other"},
         {"encoder": "resnet8-w16"}, {"encoder": "resnet14-w8"}, {"encoder": "no such"}, {"encoder": 5},
@@ -223,6 +219,24 @@ def test_a_description_that_is_not_that_of_the_classifier_is_refused(tmp_path, c
 def test_a_weight_that_is_missing_of_another_shape_or_not_finite_is_refused(encoder_file, value):
     rewrite(encoder_file[0], tensors={"encoder.backbone.0.weight": value})
     with pytest.raises(UserError):
+        load_encoder(encoder_file[0])
+
+
+def test_a_new_file_without_its_seal_is_refused(encoder_file):
+    content = safetensors.torch.load_file(encoder_file[0])
+    with safetensors.safe_open(encoder_file[0], framework="pt") as file:
+        description = {"clfew": file.metadata()["clfew"]}
+    encoder_file[0].write_bytes(safetensors.torch.save(content, description))
+    with pytest.raises(UserError, match="seal is missing"):
+        read_about(encoder_file[0])
+
+
+def test_a_changed_weight_is_noticed(encoder_file):
+    content = bytearray(encoder_file[0].read_bytes())
+    content[-1000] ^= 1
+    encoder_file[0].write_bytes(content)
+    read_about(encoder_file[0])  # Which reads no weights.
+    with pytest.raises(UserError, match="not as they were written"):
         load_encoder(encoder_file[0])
 
 

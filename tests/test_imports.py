@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from clfew.artifacts import About, save_encoder
+from clfew.about import About
+from clfew.artifacts import save_encoder
 from clfew.encoders import Encoder
 from clfew.methods.simclr import projector
 

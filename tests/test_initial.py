@@ -10,7 +10,8 @@ import torchvision
 
 from clfew import initial as initial_module
 from clfew import published, timm_encoders
-from clfew.artifacts import About, save_encoder
+from clfew.about import About
+from clfew.artifacts import save_encoder
 from clfew.encoders import Encoder
 from clfew.errors import UserError
 from clfew.initial import find_initial, load_initial

@@ -44,6 +44,8 @@ ROWS = [
 def no_warnings() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # matplotlib calls what a newer pyparsing is about to rename; nobody but a developer is told.
+        warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 

@@ -4,6 +4,7 @@ A file is untrusted: formats are an allow-list, bytes and pixels are bounded bef
 decoded, and the whole image is decoded (Pillow's `verify` accepts truncated files).
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -33,7 +34,8 @@ EXTENSIONS = frozenset(
 )
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
-"""300 MB once decoded; Pillow alone stops at 179 million pixels."""
+"""Decoding takes at most 20 bytes a pixel, 2 GB; Pillow alone stops at 179 million pixels."""
+_BAND_PIXELS = 2**18
 
 # What Pillow warns of (odd metadata, large images) is either harmless or refused below, and
 # `warnings.catch_warnings` would not be safe in the threads that decode.
@@ -81,7 +83,9 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
         image.load()
         return _to_rgb(_upright(image))
     except UnidentifiedImageError:
-        raise BadImage("not an image in an accepted format") from None
+        kind = _kind(content)
+        reason = f"{kind} whose header cannot be read" if kind else "not an image in an accepted format"
+        raise BadImage(reason) from None
     except Image.DecompressionBombError:
         raise BadImage(f"more than {MAX_PIXELS:,} pixels") from None
     except BadImage:
@@ -115,23 +119,49 @@ def image_size(content: bytes) -> tuple[int, int] | None:
         return None
 
 
+def _kind(content: bytes) -> str | None:
+    """The accepted format that a file begins like: Pillow says no more of one it cannot open."""
+    for kind in FORMATS:
+        accepts = Image.OPEN[kind][1]
+        if accepts is not None and accepts(content[:16]) is True:
+            return kind
+    return None
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # Broken EXIF data says nothing about the pixels: they stay as they are.
-        return image
+    # Broken EXIF data says nothing about the pixels: they stay as they are.
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)  # Otherwise a copy, even of an upright one.
+    return image
+
+
+def _has_wide_key(image: Image.Image) -> bool:
+    """Whether the colour that stands for transparent is one of 16 bits: Pillow, which has made 8 of the
+    pixels' 16, would take it for another."""
+    key = image.info.get("transparency")
+    return isinstance(key, tuple) and max(key) > 255
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and (not image.has_transparency_data or _has_wide_key(image)):
         return image
+    if image.mode == "F":
+        raise BadImage("floating-point pixels have no known range")
+    # A band of rows at a time: what is between the steps takes several times the image's own memory.
+    result = Image.new("RGB", image.size)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        result.paste(_band_to_rgb(band), (0, top))
+    return result
+
+
+def _band_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale, in one of Pillow's spellings.
-        values = np.asarray(image).astype(np.int64)
+        values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise BadImage("pixel values beyond 16 bits")
         return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no known range")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -25,11 +25,7 @@ def walk_images(folder: Path) -> tuple[list[str], int]:
     pending, links = [""], list[str]()
     while pending or links:
         relative = pending.pop() if pending else links.pop(0)
-        status = os.stat(folder / relative)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for entry in sorted(_scan(folder / relative), key=lambda entry: entry.name):
+        for entry in sorted(_scan(folder / relative, seen), key=lambda entry: entry.name):
             name = f"{relative}/{entry.name}" if relative else entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":
                 continue
@@ -42,10 +38,16 @@ def walk_images(folder: Path) -> tuple[list[str], int]:
     return sorted(images), others
 
 
-def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+def _scan(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
+    """The entries of a folder, none where it has been seen before; adds it to `seen`."""
     try:
+        status = os.stat(folder)
+        place = (status.st_dev, status.st_ino)
+        if place in seen:
+            return []
+        seen.add(place)
         with os.scandir(folder) as entries:
-            yield from entries
+            return list(entries)
     except PermissionError:
         raise UserError(
             f"The folder {folder} may not be read.", "change its permissions, or name another folder."

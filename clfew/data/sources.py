@@ -7,8 +7,9 @@ them; pretraining does not look at the labels.
 import csv
 import hashlib
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from clfew.data.decode import EXTENSIONS, read_bytes
 from clfew.data.files import walk_images
 from clfew.errors import UserError
+from clfew.files import unguarded
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 LABELLED_FOLDERS = ("labeled", "labelled")
@@ -64,7 +66,7 @@ def open_source(spec: str) -> Source:
         from clfew.data.huggingface import open_dataset
 
         return open_dataset(spec)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))  # Unlike pathlib, it takes a ~ that names nobody.
     if path.is_dir():
         return _open_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
@@ -85,21 +87,20 @@ def _open_folder(folder: Path) -> Source:
             f"There are no images in {folder} ({found}).",
             f"clfew reads {', '.join(sorted(e[1:] for e in EXTENSIONS))} files, in subfolders too.",
         )
-    parts = [name.split("/") for name in images]
-    has_splits = any(p[0] in SPLITS and len(p) > 1 for p in parts) and any(
-        p[0] in ("train", "test") and len(p) > 1 for p in parts
-    )
+    # Split again for each use, and class names once each: of millions of names the parts take gigabytes.
+    has_splits = any(p[0] in ("train", "test") and len(p) > 1 for p in map(_parts, images))
     splits, class_names = [], []
-    for p in parts:
+    for p in map(_parts, images):
         in_split = has_splits and p[0] in SPLITS and len(p) > 1
         splits.append(SPLITS[p[0]] if in_split else "train")
         below = p[1:] if in_split else p
         # Where the data has splits, folders beside them (unlabeled/, extra/) are no classes.
-        class_names.append(below[0] if len(below) > 1 and (in_split or not has_splits) else "")
+        is_below = len(below) > 1 and (in_split or not has_splits)
+        class_names.append(sys.intern(below[0]) if is_below else "")
     # A first-level folder is a class where it holds images itself, not only folders of images.
     direct = {
         name
-        for p, name in zip(parts, class_names, strict=True)
+        for p, name in zip(map(_parts, images), class_names, strict=True)
         if name and len(p) == (3 if has_splits else 2)
     }
     class_names = [name if name in direct else "" for name in class_names]
@@ -111,36 +112,45 @@ def _open_folder(folder: Path) -> Source:
         classes=classes,
         splits=np.array(splits),
         content=lambda i: read_bytes(folder / images[i]),
-        fingerprint=_fingerprint([(name, folder / name) for name in images]),
+        fingerprint=_fingerprint((name, os.path.join(folder, name)) for name in images),
         ignored=others,
     )
 
 
+def _parts(name: str) -> list[str]:
+    return name.split("/")
+
+
 def read_label_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV with the column `path` and, if there, `label` and `split`.
+    """The rows of a CSV with the column `path` and, if there, `label` and `split`; cells `unguarded`.
 
     Raises UserError for other columns, empty paths and paths that come twice.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
             reader = csv.DictReader(file)
-            columns = [name or "" for name in reader.fieldnames or []]
-            rows = [dict(row) for row in reader]
+            columns = list(reader.fieldnames or [])
+            numbered = [(reader.line_num, dict(row)) for row in reader]
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}.", "save it as UTF-8 CSV.") from None
     unknown = [name for name in columns if name not in CSV_COLUMNS]
-    if "path" not in columns or unknown:
-        problem = f"unknown column '{unknown[0]}'" if unknown else "no column 'path'"
+    doubled = [name for name in CSV_COLUMNS if columns.count(name) > 1]
+    if "path" not in columns or unknown or doubled:
+        problem = f"the column '{doubled[0]}' more than once" if doubled else "no column 'path'"
+        problem = f"unknown column '{unknown[0]}'" if unknown else problem
         raise UserError(
             f"{path} has {problem} (its first line is: {', '.join(columns) or 'empty'}).",
             "the first line must be path,label (and split, if the file names train, val and test).",
         )
-    for number, row in enumerate(rows, start=2):
+    for number, row in numbered:
         if None in row or None in row.values():
             raise UserError(
                 f"Line {number} of {path} has not as many fields as the first line.",
                 'put names that contain commas in "quotes".',
             )
+        if not row["path"].strip():
+            raise UserError(f"Line {number} of {path} names no image.", "fill in its path or remove it.")
+    rows = [{name: unguarded(cell) for name, cell in row.items()} for _, row in numbered]
     twice = [name for name, count in Counter(row["path"] for row in rows).items() if count > 1]
     if twice:
         raise UserError(
@@ -180,7 +190,7 @@ def _open_csv(path: Path) -> Source:
         content=lambda i: read_bytes(files[i]),
         # With the splits: moving an image to the test split must not go unnoticed.
         fingerprint=_fingerprint(
-            [(f"{split} {name}", file) for split, name, file in zip(given, names, files, strict=True)]
+            (f"{split} {name}", file) for split, name, file in zip(given, names, files, strict=True)
         ),
     )
 
@@ -192,8 +202,8 @@ def _encode_labels(names: list[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([index.get(name, -1) for name in names], dtype=np.int64), classes
 
 
-def _fingerprint(files: list[tuple[str, Path]]) -> str:
-    """A digest of names, sizes and modification times."""
+def _fingerprint(files: Iterable[tuple[str, str | Path]]) -> str:
+    """A digest of names, sizes and modification times; one file at a time, however many there are."""
     digest = hashlib.blake2b(digest_size=16)
     for name, file in files:
         try:

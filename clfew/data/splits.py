@@ -4,7 +4,9 @@ Both are functions of a seed and of each image's name, not of the order in which
 files: an image added later does not move the others.
 """
 
+import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def parse_labels(spec: str) -> LabelSpec:
     if text == "all":
         return LabelSpec()
     if text.lower().endswith(".csv"):
-        if not Path(text).is_file():
+        if not os.path.isfile(text):  # Unlike pathlib, it answers no to a name that is too long.
             raise UserError(f"There is no file {text} to read labels from.", hint)
         return LabelSpec(file=Path(text))
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
@@ -48,7 +50,8 @@ def parse_labels(spec: str) -> LabelSpec:
         if not 0 < share <= 1:
             raise UsageError(f"--labels {spec} is not between 0% and 100%.", hint)
         return LabelSpec(share=share)
-    if match := re.fullmatch(r"(\d+)(/class)?", text):
+    # No more digits than an int64 has: Python itself refuses to read thousands of them.
+    if match := re.fullmatch(r"(\d{1,18})(/class)?", text):
         count = int(match[1])
         if count < 1:
             raise UsageError(f"--labels {spec} asks for no labels at all.", hint)
@@ -143,10 +146,12 @@ def _share_out(source: Source, sizes: dict[int, int], total: int, seed: int) -> 
     classes = [list(sizes)[i] for i in order]
     counts = dict.fromkeys(sizes, 0)
     while total:
-        for label in classes:
-            if total and counts[label] < sizes[label]:
-                counts[label] += 1
-                total -= 1
+        left = [label for label in classes if counts[label] < sizes[label]]
+        # As many rounds at once as everybody can take part in: a large class would need one a label.
+        rounds = min(total // len(left), *(sizes[label] - counts[label] for label in left))
+        for label in left if rounds else left[:total]:
+            counts[label] += max(1, rounds)
+            total -= max(1, rounds)
     return counts
 
 
@@ -170,24 +175,43 @@ def apply_label_csv(source: Source, path: Path) -> tuple[Source, np.ndarray]:
         index = by_name.get(row["path"])
         for base in (path.parent, Path.cwd()):
             if index is None:
-                index = by_name.get(_relative((base / row["path"]).resolve(), root))
+                index = by_name.get(_relative(base / row["path"], root))
         if index is None:
             raise UserError(
                 f"{path} names {row['path']}, which is not among the images of {source.spec}.",
                 "paths are relative to that folder (or to the CSV); is it the right source?",
             )
         indices.append(index)
-    names = [row["label"].strip() for row in rows]
+    commonest, times = Counter(indices).most_common(1)[0]
+    if times > 1:
+        raise UserError(
+            f"{path} names {source.identities[commonest]} more than once, in several spellings.",
+            "give each image one line: an image has one label.",
+        )
+    # As it stands where there is such a class: a folder's name may begin or end with a space.
+    existing = set(source.classes)
+    names = [row["label"] if row["label"] in existing else row["label"].strip() for row in rows]
     known = source.classes if set(names) <= set(source.classes) else sorted(set(names))
     labels = source.labels.copy() if known is source.classes else np.full(len(source), -1)
-    labels[indices] = [known.index(name) for name in names]
+    number_of = {name: number for number, name in enumerate(known)}
+    labels[indices] = [number_of[name] for name in names]
     return source.relabelled(labels, list(known)), np.array(indices)
 
 
 def _relative(file: Path, root: Path) -> str:
-    return file.relative_to(root).as_posix() if file.is_relative_to(root) else ""
+    """The file's name within `root`, links followed; "" where it is not there or cannot be a name."""
+    try:
+        place = Path(os.path.realpath(file))  # Unlike pathlib, it takes a link that leads to itself.
+    except ValueError:  # A null byte in the name.
+        return ""
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else ""
 
 
 def _by_class(source: Source, indices: np.ndarray) -> dict[int, np.ndarray]:
+    """The indices of each class, in the order given; one pass, however many classes there are."""
     labels = source.labels[indices]
-    return {int(c): indices[labels == c] for c in np.unique(labels) if c >= 0}
+    order = np.argsort(labels, kind="stable")
+    classes, starts = np.unique(labels[order], return_index=True)
+    # Of no indices at all it is one group too, and no class.
+    groups = np.split(indices[order], starts[1:])
+    return {int(c): group for c, group in zip(classes, groups, strict=False) if c >= 0}

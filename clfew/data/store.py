@@ -27,7 +27,7 @@ from clfew.data.workers import decode_ahead, decoders
 from clfew.errors import UserError
 from clfew.files import write_json
 
-FORMAT = 1
+FORMAT = 2
 _CHUNK = 256
 MAX_BAD_SHARE = 0.5
 """More bad images than this share of a source stop the run: something else is wrong."""

@@ -9,12 +9,15 @@ import torch
 from torch import nn
 
 from clfew import console
-from clfew.errors import UserError
+from clfew.errors import UsageError, UserError
 from clfew.training.batch import TrainingData
 from clfew.training.compilation import choose_compile
 from clfew.training.loop import seconds_per_step
 from clfew.training.optim import OptimizerChoice
 from clfew.training.plan import Plan
+
+_MOST_STEPS = 1e15
+"""Years, at a microsecond each; the positions in a schedule of so many are still exact."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ def plan_within(
     """
     epochs, minutes = budget.epochs, budget.minutes
     per_epoch = max(1, len(data) // batch)
+    for option, value, most in (("epochs", epochs, _MOST_STEPS / per_epoch), ("minutes", minutes, 1e9)):
+        if value is not None and not 0 < value < most:  # What is not a number is neither.
+            raise UsageError(f"--{option} {value:g} is no budget.", f"give a number below {most:g}.")
     longest = round(budget.default_epochs * per_epoch)
     steps = longest if epochs is None else round(epochs * per_epoch)
     seconds = 60 * (minutes or budget.default_minutes)

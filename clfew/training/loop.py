@@ -6,12 +6,9 @@ the steps it would have taken.
 """
 
 import contextlib
-import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,13 +20,17 @@ from clfew.training.batch import Batch, Batches, TrainingData
 from clfew.training.compilation import compiled
 from clfew.training.convolution import MatrixWeightGradients
 from clfew.training.device import keep_freed_memory
+from clfew.training.guard import Kept, NotFinite, diverged, is_out_of_memory, require_finite
 from clfew.training.optim import build_optimizer, learning_rate, parameter_groups
 from clfew.training.plan import Plan
+from clfew.training.saving import DIVERGED, Saving, next_saving
 from clfew.training.signals import StopRequest
-from clfew.training.state import FILE, load_state, save_state
+from clfew.training.state import load_state, save_state
 
 SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
+WORTH_KEEPING_SECONDS = 5.0
+"""A training that took less is repeated rather than kept, where a command has others to go on with."""
 _TRIAL_SHARE, _TRIAL_STEPS = 0.05, 12
 
 
@@ -37,18 +38,6 @@ class Objective(Protocol):
     """What is trained; one with a moving average has `after_step(progress)` too."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-
-@dataclass(frozen=True)
-class Saving:
-    """Where the state of a training is kept while it can be resumed, and the command that resumes."""
-
-    folder: Path
-    resume_command: str
-
-    def discard(self) -> None:
-        """Removes the state of a training that has ended."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def train(
@@ -63,19 +52,37 @@ def train(
     """Trains `objective` in place for `plan.steps` steps.
 
     `log` is given a row (step, epoch, loss, lr, images_per_second, data_wait, and what the objective
-    reports) about once a second and at the end. Where `saving` is given, a state found there is
-    continued, the state is kept every two minutes, and SIGINT or SIGTERM saves it and raises
-    Stopped. `lr_scale` maps a parameter's name to a factor on its learning rate.
-    Raises UserError when the loss is not finite.
+    reports) about once a second and at the end. Where `saving` is given, or the command can be gone on
+    with (see `saving.resumable`), a state found there is continued, the state is kept every two minutes,
+    and SIGINT or SIGTERM saves it and raises Stopped. `lr_scale` maps a parameter's name to a factor on
+    its learning rate.
+    Raises UserError when the loss or the gradient is not finite, before that step is taken, and where
+    the batch does not fit into memory.
     """
+    saving = saving or next_saving()
+    try:
+        _train(objective, data, plan, device, log, saving, lr_scale)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not in the handler: the error holds on to the tensors of the step that failed.
+    raise _does_not_fit(objective, data, plan, device)
+
+
+def _train(
+    objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device,
+    log: Callable[[dict[str, float]], None], saving: Saving | None, lr_scale: Callable[[str], float],
+) -> None:  # fmt: skip
     _prepare(objective, device)
     groups = parameter_groups(objective, plan.weight_decay, lr_scale)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
     done, seconds_before = 0, 0.0
-    if saving is not None and (saving.folder / FILE).exists():
-        position = load_state(saving.folder, objective, optimizer)
+    if saving is not None and saving.file.exists():
+        position = load_state(saving.file, objective, optimizer, plan)
         done, seconds_before = int(position["step"]), position["seconds"]
     meter = _Meter(plan, len(data), done)
+    kept = Kept(objective)
     started = saved = time.monotonic()
     with (
         StopRequest() as stop,
@@ -84,25 +91,60 @@ def train(
     ):
         for step in range(done, plan.steps):
             batch = meter.waiting(batches)
-            loss, extras = _step(objective, optimizer, batch, plan, step)
+            kept.take()
+            try:
+                loss, extras = _step(objective, optimizer, batch, plan, step)
+            except NotFinite as wrong:
+                kept.put_back()
+                path = saving.folder / DIVERGED if saving else None
+                raise diverged(wrong, path, objective, optimizer, plan, batch, step) from None
             meter.count(len(batch.images))
             is_last = step + 1 == plan.steps
+            seconds = seconds_before + time.monotonic() - started
             if is_last or meter.due():
                 row = meter.row(step + 1, loss, extras, optimizer)
-                row["seconds"] = round(seconds_before + time.monotonic() - started, 2)
-                log(row)
-            if saving is not None and not is_last:
-                if stop.signal or time.monotonic() - saved > SAVE_SECONDS:
-                    _finite(loss, step + 1)
-                    seconds = seconds_before + time.monotonic() - started
-                    save_state(
-                        saving.folder, objective, optimizer, {"step": step + 1, "seconds": seconds}
-                    )
-                    saved = time.monotonic()
+                log(row | {"seconds": round(seconds, 2)})
+            if saving is None:
+                if stop.signal and not is_last:
+                    raise Stopped(stop.signal, "")
+            elif _is_due(saving, is_last, stop.signal, time.monotonic() - saved, seconds):
+                save_state(
+                    saving.file, objective, optimizer, plan, {"step": step + 1, "seconds": seconds}
+                )
+                saved = time.monotonic()
                 if stop.signal:
                     raise Stopped(stop.signal, saving.resume_command)
-            elif stop.signal and not is_last:
-                raise Stopped(stop.signal, "")
+
+
+def _is_due(saving: Saving, is_last: bool, signal: int, since: float, seconds: float) -> bool:
+    """Whether the state is to be saved after a step. A training that has ended is its command's result,
+    unless the command has others to do."""
+    if is_last:
+        return saving.keeps_end and (bool(signal) or seconds > WORTH_KEEPING_SECONDS)
+    return bool(signal) or since > SAVE_SECONDS
+
+
+def _does_not_fit(
+    objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device
+) -> UserError:
+    """The error for a batch that does not fit into memory, with one that does, found by trying."""
+    batch = plan.batch // 2
+    while batch >= 2:
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            _trial(objective, data, replace(plan, batch=batch), device, budget=0)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        batch //= 2
+    return UserError(
+        f"A batch of {plan.batch} images does not fit into the memory of the {device.type.upper()}.",
+        f"a batch of {batch} fits: --batch {batch}. What was saved before is untouched."
+        if batch >= 2
+        else "not even two images fit: take a smaller --size or another --encoder.",
+    )
 
 
 def seconds_per_step(
@@ -110,8 +152,20 @@ def seconds_per_step(
 ) -> float:
     """The time a step takes, from a few trial steps whose effect is undone.
 
-    The trial takes at most a twentieth of `budget` seconds, but no fewer than three steps.
+    The trial takes at most a twentieth of `budget` seconds, but no fewer than three steps. Raises
+    UserError where the batch does not fit into memory.
     """
+    try:
+        return _trial(objective, data, plan, device, budget)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise _does_not_fit(objective, data, plan, device)
+
+
+def _trial(
+    objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device, budget: float
+) -> float:
     _prepare(objective, device)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     groups = parameter_groups(objective, plan.weight_decay)
@@ -124,8 +178,8 @@ def seconds_per_step(
                 len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_SHARE * budget
             ):
                 started = time.monotonic()
-                loss, _ = _step(objective, optimizer, next(batches), plan, 0)
-                loss.item()  # Waits for the device.
+                with contextlib.suppress(NotFinite):  # What it takes is what is asked.
+                    _step(objective, optimizer, next(batches), plan, 0)
                 times.append(time.monotonic() - started)
     finally:
         objective.load_state_dict(before)
@@ -154,21 +208,11 @@ def _step(
         loss, extras = objective.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    require_finite(loss, optimizer)
     optimizer.step()
     if hasattr(objective, "after_step"):
         objective.after_step((step + 1) / plan.steps)
     return loss.detach(), extras
-
-
-def _finite(loss: Tensor, step: int) -> float:
-    """The value of the loss. Raises UserError where it is not finite."""
-    value = loss.item()
-    if not math.isfinite(value):
-        raise UserError(
-            f"The loss is {value} at step {step}: the training has diverged.",
-            "start a new run with a smaller --lr, or with --precision fp32.",
-        )
-    return value
 
 
 class _Meter:
@@ -198,12 +242,11 @@ class _Meter:
     def row(
         self, step: int, loss: Tensor, extras: dict[str, Tensor], optimizer: torch.optim.Optimizer
     ) -> dict[str, float]:
-        value = _finite(loss, step)
         elapsed = max(time.monotonic() - self._since, 1e-9)
         row = {
             "step": step,
             "epoch": round(step / self._per_epoch, 3),
-            "loss": value,
+            "loss": loss.item(),
             "lr": max(group["lr"] for group in optimizer.param_groups),
             "images_per_second": round(self._images / elapsed, 1),
             "data_wait": round(self._waited / elapsed, 4),

@@ -1,69 +1,96 @@
-"""Training state as safetensors: weights, optimizer and position, nothing pickled.
+"""Training state as sealed safetensors: weights, optimizer and position, nothing pickled.
 
-Augmentation and batch order are functions of (seed, epoch, index), so there is no random state.
+Augmentation and batch order are functions of (seed, epoch, index), so there is no random state; bf16
+needs no loss scaling, so there is no scale.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clfew.errors import UserError
-from clfew.files import write_bytes
+from clfew.files import make_folder, write_bytes
+from clfew.seal import Damaged, check_data, is_sealed, read_header, seal
+from clfew.training.plan import Plan
 
 FILE = "state.safetensors"
 
 
 def save_state(
-    folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, position: dict[str, float]
-) -> None:
-    """Writes `folder/state.safetensors`. `position` holds the step and the seconds already used."""
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan,
+    position: dict[str, Any],
+) -> None:  # fmt: skip
+    """Writes a state file and, if need be, its folder. `position` holds the step and the seconds already
+    used. Raises UserError."""
     tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             tensors[f"optimizer.{index}.{name}"] = value.contiguous()
-    folder.mkdir(exist_ok=True)
-    write_bytes(folder / FILE, safetensors.torch.save(tensors, {"position": json.dumps(position)}))
+    make_folder(path.parent)
+    metadata = {"position": json.dumps(position), "plan": json.dumps(asdict(plan))}
+    write_bytes(path, seal(safetensors.torch.save(tensors, metadata)))
 
 
-def saved_step(folder: Path) -> int:
-    """The step of the state in a folder, 0 where there is none that can be read."""
-    try:
-        with safetensors.safe_open(folder / FILE, framework="pt") as file:
-            return int(json.loads(file.metadata()["position"])["step"])
-    except (OSError, safetensors.SafetensorError, ValueError, TypeError, KeyError):
+def saved_step(path: Path) -> int:
+    """The step of a state file, 0 where there is none. Raises UserError for one that is damaged."""
+    if not path.exists():
         return 0
-
-
-def load_state(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Restores module and optimizer in place, returns the position. Raises UserError."""
     try:
-        with safetensors.safe_open(folder / FILE, framework="pt") as file:
-            position = json.loads(file.metadata()["position"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        module.load_state_dict(
-            {n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")}
-        )
-    except (
-        OSError,
-        safetensors.SafetensorError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ) as error:
-        raise UserError(
-            f"The saved state in {folder} cannot be used ({str(error).splitlines()[0]}).",
-            "start again without --resume.",
-        ) from None
-    restored: dict[int, dict[str, torch.Tensor]] = {}
+        header = read_header(path)
+        check_data(path, header)
+        return int(_position(header)["step"])
+    except (OSError, Damaged, ValueError, TypeError, KeyError) as error:
+        raise _unusable(path, error) from None
+
+
+def load_state(
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan
+) -> dict[str, Any]:
+    """Restores module and optimizer in place, returns the position. Raises UserError for a file that is
+    damaged or of another training."""
+    try:
+        header = read_header(path)
+        if not is_sealed(header):
+            raise Damaged("it was written by another version of clfew")
+        if json.loads(header["__metadata__"]["plan"]) != asdict(plan):
+            raise Damaged("it is of a training with other settings")
+        check_data(path, header)
+        tensors = safetensors.torch.load_file(path)
+        module.load_state_dict(_below(tensors, "module."))
+        _load_optimizer(optimizer, _below(tensors, "optimizer."))
+        return _position(header)
+    # Damaged files fail in many ways; a state that does not fit, in load_state_dict.
+    except (OSError, Damaged, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise _unusable(path, error) from None
+
+
+def _unusable(path: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"The saved state {path} cannot be used: {reason}.",
+        "start a new run: the command that started this one is in its config.json.",
+    )
+
+
+def _position(header: dict[str, Any]) -> dict[str, Any]:
+    position: dict[str, Any] = json.loads(header["__metadata__"]["position"])
+    return position
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    restored: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            restored.setdefault(int(index), {})[key] = tensor
+        index, key = name.split(".", 1)
+        restored.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": restored, "param_groups": groups})
-    return position

@@ -32,7 +32,8 @@ def make_classifier(path, encoder, size, side):
     from torch import nn
 
     import clfew
-    from clfew.artifacts import About, save_classifier
+    from clfew.about import About
+    from clfew.artifacts import save_classifier
     from clfew.classifier import Classifier
     from clfew.encoders import Encoder
 

@@ -30,7 +30,8 @@ from common import Results
 from throughput import HERE, REPOSITORY, peers_python
 
 import clfew
-from clfew.artifacts import About, load_encoder, save_encoder
+from clfew.about import About
+from clfew.artifacts import load_encoder, save_encoder
 from clfew.backbones import register_encoder
 from clfew.data.sources import open_source
 from clfew.data.store import open_store

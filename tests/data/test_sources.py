@@ -109,8 +109,8 @@ def test_names_do_not_depend_on_the_order_in_which_the_disk_lists_them(tree, mon
     forward, listings = files._scan, []
     for turn in (1, -1):
 
-        def scan(folder, turn=turn):
-            return sorted(forward(folder), key=lambda entry: entry.name)[::turn]
+        def scan(*arguments, turn=turn):
+            return sorted(forward(*arguments), key=lambda entry: entry.name)[::turn]
 
         monkeypatch.setattr(files, "_scan", scan)
         listings.append(walk_images(root)[0])
@@ -235,7 +235,10 @@ def test_the_fingerprint_of_a_csv_follows_its_images(tree):
         ([["path", "label"], ["1.png"]], "Line 2 .* not as many fields"),
         ([["path", "label"], ["1.png", "a", "b"]], "Line 2 .* not as many fields"),
         ([["path", "split"], ["1.png", "holdout"]], "split 'holdout'"),
-        ([["path", "label"], ["", "a"]], "do not exist"),
+        ([["path", "label"], ["", "a"]], "Line 2 .* names no image"),
+        ([["path", "label"], [" ", "a"]], "Line 2 .* names no image"),
+        ([["path", "label"], [], ["1.png", "a\nb"], [], ["2.png"]], "Line 6 .* not as many fields"),
+        ([["path", "label", "label"], ["1.png", "a", "b"]], "the column 'label' more than once"),
     ],
 )
 def test_a_csv_that_is_not_clear_is_a_user_error(tree, rows, message):
@@ -256,3 +259,8 @@ def test_a_csv_with_latin_1_names_finds_its_files(tree):
 def test_reading_a_csv_keeps_quoted_commas(tmp_path):
     file = write_csv(tmp_path / "list.csv", [["path", "label"], ["a, b.png", "x, y"]])
     assert read_label_csv(file) == [{"path": "a, b.png", "label": "x, y"}]
+
+
+def test_a_home_of_nobody_is_a_folder_that_is_not_there():
+    with pytest.raises(UserError, match="no folder or file ~nobody-has-this-name"):
+        open_source("~nobody-has-this-name/photos")

@@ -54,7 +54,24 @@ def test_labels_are_parsed(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0", "0%", "0/class", "101%", "-1", "-1%", "1.5", "4/classes", "1e3", "some", "%", "nan%"],
+    [
+        "",
+        "0",
+        "0%",
+        "0/class",
+        "101%",
+        "-1",
+        "-1%",
+        "1.5",
+        "4/classes",
+        "1e3",
+        "some",
+        "%",
+        "nan%",
+        "9" * 5000,
+        "9" * 5000 + "/class",
+        "9" * 5000 + "%",
+    ],
 )
 def test_labels_that_mean_nothing_are_wrong_usage(text):
     with pytest.raises(UsageError, match="--labels") as error:
@@ -63,9 +80,10 @@ def test_labels_that_mean_nothing_are_wrong_usage(text):
 
 
 def test_a_csv_of_labels_must_exist(tmp_path):
-    with pytest.raises(UserError, match="no file") as error:
-        parse_labels("missing.csv")
-    assert error.value.exit_code == 1
+    for missing in ("missing.csv", "long" * 100 + ".csv", "null\0.csv"):
+        with pytest.raises(UserError, match="no file") as error:
+            parse_labels(missing)
+        assert error.value.exit_code == 1
     (tmp_path / "mine.CSV").write_text("path,label\n")
     assert parse_labels(str(tmp_path / "mine.CSV")) == LabelSpec(file=tmp_path / "mine.CSV")
 
@@ -94,6 +112,13 @@ def test_a_total_is_shared_out_as_evenly_as_the_classes_allow(total, expected):
     source = source_of({"a": 10, "b": 10, "c": 2})
     counts = per_class(source, draw_labels(source, np.arange(22), LabelSpec(total=total), 0))
     assert sorted(counts) == expected and counts[2] == expected[0]
+
+
+def test_a_total_goes_on_where_small_classes_are_used_up():
+    source = source_of({"a": 5000, "b": 7, "c": 3})
+    for total, expected in ((9, [3, 3, 3]), (11, [4, 4, 3]), (30, [20, 7, 3]), (5010, [5000, 7, 3])):
+        drawn = draw_labels(source, np.arange(5010), LabelSpec(total=total), 0)
+        assert per_class(source, drawn) == expected
 
 
 def test_labels_that_do_not_divide_go_to_classes_that_are_drawn():
@@ -246,11 +271,15 @@ def test_a_csv_of_the_sources_own_classes_corrects_a_label(image_folder):
         ("path\ncat/000.png\n", "no column 'label'"),
         ("path,label\ncat/000.png,\n", "empty label"),
         ("path,label\ncat/009.png,cat\n", "cat/009.png, which is not among"),
-        ("path,label\n,cat\n", "not among"),
+        ("path,label\n,cat\n", "Line 2 of .* names no image"),
+        ("path,label\ncat/000.png,cat\n../images/cat/000.png,dog\n", "cat/000.png more than once"),
+        ("path,label\ncat/\0.png,cat\n", "cat/\0.png, which is not among|line contains NUL"),
+        ("path,label\nloop,cat\n", "loop, which is not among"),
     ],
 )
 def test_a_label_csv_that_is_not_clear_is_a_user_error(image_folder, text, message):
     folder = image_folder({"cat": 2, "dog": 2})
+    (folder.parent / "loop").symlink_to("loop")
     file = folder.parent / "labels.csv"
     file.write_text(text)
     with pytest.raises(UserError, match=message):

@@ -9,6 +9,8 @@ import struct
 import pytest
 import safetensors.numpy
 
+from clfew.seal import seal
+
 pretrain = ("pretrain", "images", "--encoder", "resnet8-w8", "--epochs", "1")
 finetune = ("finetune", "--labels", "1/class", "--mode", "knn")
 
@@ -82,7 +84,7 @@ def test_a_folder_that_cannot_be_learned_from(clfew, images, tmp_path, make, wor
         (["--device", "cuda"], 1, ["cuda", "--device cpu"]),
         (["--device", "gpu"], 1, ["gpu", "--device cpu"]),
         (["--compile", "yes"], 2, ["--compile yes", "on"]),
-        (["--resume", "runs/pretrain-1"], 2, ["--resume"]),
+        (["--resume", "runs/pretrain-1"], 1, ["runs/pretrain-1", "no run"]),
     ],
 )
 def test_settings_that_cannot_be_used(clfew, images, tmp_path, options, rc, words):
@@ -227,7 +229,7 @@ def odd_artifacts(trained, tmp_path_factory):
             {**header, "__metadata__": {"clfew": json.dumps({**about, **changes})}}
         ).encode()
         content = struct.pack("<Q", len(changed)) + changed + whole[8 + length :]
-        (folder / f"{name}.safetensors").write_bytes(content)
+        (folder / f"{name}.safetensors").write_bytes(seal(content))
 
     (folder / "truncated.safetensors").write_bytes(whole[:-100])
     (folder / "empty.safetensors").write_bytes(b"")
@@ -242,7 +244,8 @@ def odd_artifacts(trained, tmp_path_factory):
     with_about("unknown", encoder="resnet-of-tomorrow")
     with_about("classless", classes=["a", "a", "b"])
     no_seen = {n: v for n, v in safetensors.numpy.load(whole).items() if not n.startswith("seen.")}
-    safetensors.numpy.save_file(no_seen, folder / "forgetful.safetensors", header["__metadata__"])
+    forgetful = safetensors.numpy.save(no_seen, {"clfew": header["__metadata__"]["clfew"]})
+    (folder / "forgetful.safetensors").write_bytes(seal(forgetful))
     return folder
 
 

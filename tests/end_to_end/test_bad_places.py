@@ -26,13 +26,15 @@ def test_a_finished_or_missing_run_is_not_resumed(clfew, project):
     assert "has finished" in clfew.refused("pretrain", "--resume", "runs/pretrain-1", cwd=project)
     for given in (
         ("--compile", "on"),
-        ("--precision", "fp32"),
-        ("--seed", 0),
+        ("--precision", "bf16"),
+        ("--seed", 1),
         ("--no-flip",),
         ("images",),
     ):
         said = clfew.refused("pretrain", "--resume", "runs/pretrain-1", *given, rc=2, cwd=project)
-        assert "--resume takes everything" in said
+        assert "cannot be changed on the way" in said and "leave it out" in said
+    same = ("--seed", 0, "--encoder", "resnet8-w8")  # What it was started with anyway.
+    assert "has finished" in clfew.refused("pretrain", "--resume", "runs/pretrain-1", *same, cwd=project)
     for folder in ("runs/pretrain-9", "runs/finetune-1", "unlabeled"):
         assert folder in clfew.refused("pretrain", "--resume", folder, cwd=project)
 

@@ -14,8 +14,9 @@ from clfew.methods.simclr import SimCLR
 from clfew.randomness import epoch_order
 from clfew.training import loop
 from clfew.training.batch import TrainingData
-from clfew.training.loop import Saving, seconds_per_step, train
+from clfew.training.loop import seconds_per_step, train
 from clfew.training.plan import Plan
+from clfew.training.saving import Saving
 
 CPU = torch.device("cpu")
 

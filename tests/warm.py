@@ -35,6 +35,7 @@ def run(request: dict) -> int:
     sys.argv = request["argv"]
     code = 0
     try:
+        exec(request["faults"], {})
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)

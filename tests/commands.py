@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the installed command, tiny images, one trained run."""
+"""What tests of whole commands share: the installed command, tiny images, one trained run."""
 
 import hashlib
 import json
@@ -58,13 +58,13 @@ class Command:
     A test of hundreds of commands cannot wait for torch to be imported each time: see warm.py.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, env: dict[str, str] | None = None) -> None:
         self.home = home
         # Nothing of the machine's own settings; one thread, so that busy cores change nothing.
         self.env = {
             "PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "COLUMNS": "100",
             "CLFEW_CACHE": str(home / "cache"), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **(env or {}),
         }  # fmt: skip
         script = Path(__file__).with_name("warm.py")
         self._server = subprocess.Popen(
@@ -75,7 +75,8 @@ class Command:
             env=self.env,
         )
 
-    def __call__(self, *args: object, cwd: Path, stdin="", env=None, warm=True) -> Result:
+    def __call__(self, *args: object, cwd: Path, stdin="", env=None, warm=True, faults="") -> Result:
+        """faults: code that the command's own process runs before it (see reliability/faults.py)."""
         argv, full = [str(CLFEW), *map(str, args)], self.env | (env or {})
         if not warm:
             done = subprocess.run(
@@ -84,7 +85,10 @@ class Command:
             return Result(done.returncode, done.stdout, done.stderr)
         streams = [self.home / name for name in ("stdin", "stdout", "stderr")]
         streams[0].write_text(stdin)
-        request = {"argv": argv, "cwd": str(cwd), "env": full, "streams": [str(s) for s in streams]}
+        request = {
+            "argv": argv, "cwd": str(cwd), "env": full, "streams": [str(s) for s in streams],
+            "faults": faults,
+        }  # fmt: skip
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         code = int(self._server.stdout.readline())
@@ -119,7 +123,7 @@ class Command:
 
     def close(self) -> None:
         self._server.stdin.close()
-        self._server.wait(10)
+        self._server.wait(120)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,107 @@
+"""Where the states of trainings are kept while a command can be gone on with.
+
+`pretrain` trains once; `finetune` and `distill` train several times, always the same trainings in the
+same order, so that a number says which is which.
+"""
+
+import contextlib
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from clfew.errors import Stopped
+from clfew.files import make_folder, write_json
+from clfew.runs import Run
+from clfew.training.state import FILE
+
+T = TypeVar("T")
+
+DIVERGED = "diverged.safetensors"
+"""What led to a loss that is not finite, beside the state."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where the state of a training is kept while it can be resumed, and the command that resumes.
+
+    keeps_end: the command has more to do when this training has ended. name: of the file.
+    """
+
+    folder: Path
+    resume_command: str
+    keeps_end: bool = False
+    name: str = FILE
+
+    @property
+    def file(self) -> Path:
+        return self.folder / self.name
+
+    def discard(self) -> None:
+        """Removes the state of a training that has ended."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass
+class Trainings:
+    """The trainings of a command, each with a file of its own, and what was decided on the way."""
+
+    folder: Path
+    resume_command: str
+    begun: int = field(default=0, init=False)
+
+    def next(self) -> Saving:
+        self.begun += 1
+        return Saving(self.folder, self.resume_command, True, f"{self.begun}.safetensors")
+
+    def remember(self, name: str, decide: Callable[[], T]) -> T:
+        """What `decide` gives, as it goes through JSON; decided once, however often the command is
+        stopped."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            make_folder(self.folder)
+            write_json(path, decide())
+        content: T = json.loads(path.read_text(encoding="utf-8"))
+        return content
+
+    def exist(self) -> bool:
+        return any(self.folder.glob("*.safetensors"))
+
+
+_CURRENT: ContextVar[Trainings | None] = ContextVar("trainings", default=None)
+
+
+def next_saving() -> Saving | None:
+    """Where the training that now begins is to be kept; None outside `resumable`."""
+    trainings = _CURRENT.get()
+    return None if trainings is None else trainings.next()
+
+
+@contextlib.contextmanager
+def resumable(run: Run, resume_command: str, is_new: bool) -> Iterator[Trainings]:
+    """Inside, every training keeps its state in the run's folder, and a signal raises Stopped, whatever
+    is being done. The states go when all is done. A new run that nothing was saved of goes as a whole.
+    """
+    trainings = Trainings(run.folder / "state", resume_command)
+    token = _CURRENT.set(trainings)
+    try:
+        yield trainings
+        shutil.rmtree(trainings.folder, ignore_errors=True)
+    except BaseException as error:
+        kept = trainings.exist()
+        if is_new and not kept:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        command = resume_command if kept or not is_new else ""
+        if isinstance(error, Stopped):
+            raise Stopped(error.signal, command) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Stopped(signal.SIGINT, command) from None
+        if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+            raise Stopped(signal.SIGTERM, command) from None
+        raise
+    finally:
+        _CURRENT.reset(token)

@@ -1,0 +1,122 @@
+"""Faults for a command to run into: each is code that its process runs before the command's own.
+
+They replace functions of clfew and of the system where the fault is to be, and nothing else. `artifact`
+is what two runs are compared by.
+"""
+
+import json
+
+import safetensors.numpy
+
+
+def signal_at(step: int, number: int, training: int = 1, twice: bool = False) -> str:
+    """Sends the process a signal while it takes a step of one of its trainings, both counted from 1.
+    Twice: again before the state that the first one asks for is saved."""
+    return f"""
+import os
+from clfew.training import loop
+take, train, saves, trainings = loop._step, loop._train, loop.save_state, [0]
+def faulty_train(*arguments):
+    trainings[0] += 1
+    train(*arguments)
+def faulty_step(objective, optimizer, batch, plan, step):
+    result = take(objective, optimizer, batch, plan, step)
+    if (step + 1, trainings[0]) == ({step}, {training}):
+        os.kill(os.getpid(), {number})
+    return result
+loop._train, loop._step = faulty_train, faulty_step
+if {twice}:
+    def faulty_save(*arguments):
+        os.kill(os.getpid(), {number})
+        saves(*arguments)
+    loop.save_state = faulty_save
+"""
+
+
+def save_every(steps: int) -> str:
+    """Saves the state after every so many steps, not after two minutes, and keeps every training."""
+    return f"""
+from clfew.training import loop
+def often(saving, is_last, signal, since, seconds, count=[0]):
+    count[0] += 1
+    return saving.keeps_end if is_last else bool(signal) or count[0] % {steps} == 0
+loop._is_due = often
+"""
+
+
+CALLS = ("mkstemp", "write", "fsync", "chmod", "replace", "sync_folder")
+"""What writing a file does, in this order."""
+
+
+def in_write(name: str, number: int, call: str, after: bool, then: str = "kill") -> str:
+    """Ends the process, or fails, at a call of the `number`th time that a file called `name` is written,
+    before or after the call has taken effect. Of a write, half of the bytes have arrived before.
+
+    then: "kill", or an errno such as "ENOSPC".
+    """
+    return f"""
+import errno, os, signal, tempfile
+from clfew import files
+writes, inside = [0], [False]
+def strike():
+    if {then!r} == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError(getattr(errno, {then!r}), os.strerror(getattr(errno, {then!r})))
+def faulty(original, call):
+    def stand_in(*arguments, **options):
+        strikes = inside[0] and call == {call!r}
+        if strikes and not {after}:
+            strike()
+        result = original(*arguments, **options)
+        if strikes:
+            strike()
+        return result
+    return stand_in
+class Slow:
+    def __init__(self, file):
+        self.file = file
+    def __enter__(self):
+        return self
+    def __exit__(self, *error):
+        self.file.close()
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+    def write(self, content):
+        if inside[0] and {call!r} == "write":
+            self.file.write(content[: len(content) if {after} else len(content) // 2])
+            self.file.flush()
+            strike()
+        return self.file.write(content)
+write_bytes, fdopen = files.write_bytes, os.fdopen
+def watched(path, content):
+    writes[0] += path.name == {name!r}
+    inside[0] = path.name == {name!r} and writes[0] == {number}
+    try:
+        write_bytes(path, content)
+    finally:
+        inside[0] = False
+class System:
+    def __getattr__(self, name):
+        original = getattr(os, name)
+        if name == "fdopen":
+            return lambda *a, **o: Slow(fdopen(*a, **o))
+        return faulty(original, name) if name in ("fsync", "chmod", "replace") else original
+class Temporary:
+    def __getattr__(self, name):
+        return faulty(getattr(tempfile, name), name)
+files.os, files.tempfile = System(), Temporary()
+files._sync_folder = faulty(files._sync_folder, "sync_folder")
+for module in list(__import__("sys").modules.values()):
+    if getattr(module, "write_bytes", None) is write_bytes:
+        module.write_bytes = watched
+"""
+
+
+def artifact(run):
+    """Every byte of an artifact's tensors, and what it says of itself but for how it was called."""
+    path = next(run.glob("[ec]*er.safetensors"))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        about = json.loads(file.metadata()["clfew"])
+    for step in about["training"].values():
+        step.pop("command")
+    return {name: value.tobytes() for name, value in safetensors.numpy.load_file(path).items()}, about

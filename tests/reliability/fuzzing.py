@@ -1,0 +1,42 @@
+"""How long the tests of this folder look for input that breaks a promise."""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy
+
+THOROUGH = os.environ.get("CLFEW_THOROUGH") == "1"
+SECONDS = 600
+
+
+def fuzz(examples: int, holds: Callable[..., None], **values: SearchStrategy[Any]) -> None:
+    """Calls `holds` with drawn values: with `examples` of them, the same each time, or, where
+    CLFEW_THOROUGH=1, with others for ten minutes, whose number is printed."""
+    options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+    if not THOROUGH:
+        settings(max_examples=examples, derandomize=True, **options)(given(**values)(holds))()
+        return
+    tried = itertools.count()
+
+    def counted(**drawn: Any) -> None:
+        next(tried)
+        holds(**drawn)
+
+    for number in rounds():
+        run = settings(max_examples=2000, **options)(given(**values)(counted))
+        hypothesis.seed(number)(run)()
+    print(f"{holds.__name__}: {next(tried):,} examples")
+
+
+def rounds() -> Iterator[int]:
+    """0, 1, 2, … for ten minutes, at least once; only 0 unless CLFEW_THOROUGH=1."""
+    end = time.monotonic() + SECONDS
+    for number in itertools.count():
+        yield number
+        if not THOROUGH or time.monotonic() > end:
+            return

@@ -1,0 +1,187 @@
+"""Whatever bytes stand in a CSV or in an image file: what they say, or the one error that is expected.
+
+CLFEW_THOROUGH=1 looks for ten minutes a test instead of a few seconds.
+"""
+
+import csv
+import io
+import math
+import os
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from fuzzing import THOROUGH, fuzz, rounds
+from hypothesis import strategies as st
+from mutations import mutate, originals
+
+from clfew.data.decode import MAX_PIXELS, BadImage, decode, load_square
+from clfew.data.sources import SPLITS, open_source, read_label_csv
+from clfew.data.splits import apply_label_csv
+from clfew.errors import UserError
+
+NAMES = ("1.png", "x/2.png", "./1.png", "../images/x/2.png", "images/1.png", "é.png", "loop", "x",
+         "..", "missing.png", "a\0b.png", "n" * 300 + ".png", " 1.png", "", " ", "/", "/1.png",
+         "\ud83d", "-3.png", "'-3.png", "''=3.png", "'")  # fmt: skip
+LABELS = ("cat", "dog", " cat ", "é", "", " ", "a,b", 'a"b', "a\nb", "0", "'=1", "c" * 200_000)
+SPLIT_NAMES = ("train", "Test", "val", "validation", "", "other")
+HEADERS = ("path,label", "path", "path,split", "label,path,split", "path,path", "path,label,label",
+           "name", "Path,label", "path,label,", "", "path;label", "\tpath", '"path",label')  # fmt: skip
+
+
+@st.composite
+def csv_files(draw) -> bytes:
+    """A CSV such as people make them: mostly right, in any quoting and line ending, then damaged."""
+    header = draw(st.sampled_from(HEADERS[:4] * 3 + HEADERS))
+    pools = {"path": NAMES, "label": LABELS, "split": SPLIT_NAMES}
+    columns = [pools.get(name, NAMES) for name in header.split(",")]
+    rows = draw(st.lists(st.tuples(*(st.sampled_from(pool) for pool in columns)), max_size=4))
+    text = io.StringIO()
+    quoting = draw(st.sampled_from((csv.QUOTE_MINIMAL, csv.QUOTE_ALL)))
+    ending = draw(st.sampled_from(("\n", "\r\n", "\r")))
+    text.write(header + ending)
+    csv.writer(text, quoting=quoting, lineterminator=ending).writerows(rows)
+    encoding = draw(st.sampled_from(("utf-8", "utf-8-sig", "latin-1", "utf-16")))
+    content = text.getvalue().encode(encoding, "replace")
+    if draw(st.booleans()):
+        return content
+    place, length = draw(st.integers(0, len(content))), draw(st.integers(0, 3))
+    damage = draw(st.one_of(st.binary(max_size=4), st.sampled_from((b'"', b"\n\n", b",", b"\0", b"\r"))))
+    return content[:place] + damage + content[place + length :]
+
+
+def rows_in(content: bytes) -> list[dict[str, str]] | None:
+    """The rows that the csv module reads, where the file keeps the rules; None where it does not."""
+    text = content.decode("utf-8-sig", "surrogateescape")
+    try:
+        header, *rows = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
+    except csv.Error:
+        return None
+    rows = [row for row in rows if row]
+    if (
+        "path" not in header
+        or len(set(header)) < len(header)
+        or set(header) - {"path", "label", "split"}
+    ):
+        return None
+    if not rows or any(len(row) != len(header) for row in rows):
+        return None
+    if not all(row[header.index("path")].strip() for row in rows):
+        return None
+    read = [dict(zip(header, map(as_meant, row), strict=True)) for row in rows]
+    return read if len({row["path"] for row in read}) == len(read) else None
+
+
+def as_meant(cell: str) -> str:
+    """Without the apostrophe that keeps a spreadsheet from taking it for a formula."""
+    bare = cell.lstrip("'")
+    return cell[1:] if bare != cell and bare.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+
+
+def is_file(*parts: object) -> bool:
+    return os.path.isfile(os.path.join(*map(str, parts)))
+
+
+@pytest.fixture
+def images(tmp_path, put, monkeypatch):
+    """Four images, one in a subfolder, and a link to itself; seen from the folder above."""
+    for name in ("1.png", "x/2.png", "-3.png", "é.png"):
+        put(tmp_path / "images" / name)
+    (tmp_path / "images/loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "images"
+
+
+def test_csv_files(images):
+    file = images / "list.csv"
+    source = open_source(str(images))
+
+    def holds(content):
+        file.write_bytes(content)
+        expected = rows_in(content)
+        check_rows(file, expected)
+        check_as_source(file, expected or [])
+        check_as_labels(source, file, expected or [])
+
+    fuzz(300, holds, content=st.one_of(st.binary(max_size=60), csv_files(), csv_files()))
+
+
+def check_rows(file, expected):
+    try:
+        rows = read_label_csv(file)
+    except UserError as error:
+        assert expected is None and error.message and error.hint
+    else:
+        assert rows == expected
+
+
+def check_as_source(file, rows):
+    splits = [row.get("split", "").lower() or "train" for row in rows]
+    is_right = all(is_file(file.parent, row["path"]) for row in rows) and set(splits) <= set(SPLITS)
+    try:
+        source = open_source(str(file))
+    except UserError:
+        assert not (rows and is_right)
+        return
+    assert rows and is_right
+    assert source.identities == [row["path"] for row in rows]
+    assert source.splits.tolist() == [SPLITS[split] for split in splits]
+    labels = [source.classes[c] if c >= 0 else "" for c in source.labels]
+    assert labels == [row.get("label", "").strip() for row in rows]
+    assert all(source.content(i).startswith(b"\x89PNG") for i in range(len(source)))
+
+
+def check_as_labels(source, file, rows):
+    labels = [row.get("label", "").strip() for row in rows]
+    try:
+        labelled, chosen = apply_label_csv(source, file)
+    except UserError:
+        names = [row["path"] for row in rows]
+        assert not (rows and all(labels) and set(names) <= set(source.identities))
+        return
+    assert rows and all(labels) and max(Counter(chosen.tolist()).values()) == 1
+    assert [labelled.classes[c] for c in labelled.labels[chosen]] == labels
+    for index, row in zip(chosen, rows, strict=True):
+        held = os.path.join(source.spec, source.identities[index])
+        places = [os.path.join(base, row["path"]) for base in (source.spec, file.parent, os.getcwd())]
+        assert any(is_file(place) and os.path.samefile(place, held) for place in places)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what is odd in a file.
+def test_damaged_images():
+    """Mutated files of every format decode to an RGB image or are bad; nothing else comes out."""
+    files = originals()
+    for name, content in files.items():
+        assert decode(content).mode == "RGB", f"{name} is not read as it was written"
+    counts, slowest = Counter(), 0.0
+    for number in rounds():
+        for kind, (name, content) in enumerate(files.items()):
+            for turn in range(80):
+                random = np.random.default_rng([number, kind, turn])
+                damaged = mutate(content, list(files.values()), random)
+                started = time.process_time()
+                where = f"{name}, round {number}, turn {turn}"
+                counts[check_decoded(damaged, int(random.integers(1, 40)), where)] += 1
+                slowest = max(slowest, time.process_time() - started)
+    print(
+        f"damaged images: {counts.total():,}, {counts[True]:,} of them decoded; slowest {slowest:.1f} s"
+    )
+    # Otherwise the mutations would be too gentle or too rough to reach anything.
+    assert min(counts[True], counts[False]) > 0.05 * counts.total()
+    if THOROUGH:
+        assert slowest < 60
+
+
+def check_decoded(content: bytes, side: int, where: str) -> bool:
+    """Whether the image is good. No other exception, size or type than the promised ones."""
+    try:
+        image = decode(content)
+        assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS, where
+        pixels, aspect = load_square(content, side)
+    except BadImage as error:
+        assert str(error), where
+        return False
+    assert pixels.shape == (side, side, 3) and pixels.dtype == np.uint8, where
+    assert 0 < aspect < math.inf, where
+    return True

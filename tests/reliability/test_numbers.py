@@ -1,0 +1,199 @@
+"""Numbers that go bad stop a training before its optimizer's step, and are told."""
+
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from faults import signal_at
+from torch import nn
+
+from clfew.drift import collapse_told
+from clfew.errors import UserError
+from clfew.training import loop
+from clfew.training.batch import Batches, TrainingData
+from clfew.training.loop import seconds_per_step, train
+from clfew.training.plan import Plan
+from clfew.training.saving import DIVERGED, Saving
+
+CPU = torch.device("cpu")
+TINY = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "6",
+        "--init", "scratch", "--out", "run")  # fmt: skip
+
+BAD_LOSS = """
+from clfew.methods import simclr
+from clfew.training import loop
+nt_xent, trained, calls = simclr.nt_xent, loop._train, [0]
+def bad(z, *rest):
+    calls[0] += 1
+    return nt_xent(z, *rest) * (float({value!r}) if calls[0] == {step} else 1)
+simclr.nt_xent = bad
+"""
+
+
+class GoesBad(nn.Module):
+    """A loss or a gradient that goes bad on the way, and a running average as BatchNorm has."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.weight = what, nn.Parameter(torch.ones(4))
+        self.register_buffer("average", torch.zeros(()))
+
+    def loss(self, batch):
+        value = self.weight.sum() / float(self.what != "loss" or batch.progress < 0.45)
+        self.average.mul_(0.9).add_(0.1 * value.detach())
+        if self.what == "gradient":  # Of a root at 0: the loss is finite, its slope is not.
+            value = value + (self.weight[0] * float(batch.progress < 0.4)).sqrt()
+        return value, {}
+
+
+@pytest.fixture
+def data():
+    pixels = np.zeros((12, 4, 4, 3), np.uint8)
+    return TrainingData(pixels, np.ones(12, np.float32), np.arange(12))
+
+
+PLAN = Plan(10, 4, "sgd", 1e-30, 0.0, 1, 3, "fp32")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_led_to_a_bad_number_is_kept_and_leads_there_again(data, tmp_path, what):
+    objective, saving = GoesBad(what), Saving(tmp_path / "state", "")
+    with pytest.raises(UserError) as error:
+        train(objective, data, PLAN, CPU, saving=saving)
+    path = saving.folder / DIVERGED
+    assert what in error.value.message and str(path) in error.value.hint
+    with safetensors.safe_open(path, framework="pt") as file:
+        position = json.loads(file.metadata()["position"])
+        kept = {name: file.get_tensor(f"module.{name}") for name in objective.state_dict()}
+    step = position["step"]
+    assert f"at step {step + 1}:" in error.value.message and 0 < step < 10
+    # Nothing in it is bad: neither the weights nor the running average of the step not taken.
+    assert all(torch.isfinite(value).all() for value in kept.values())
+    again = GoesBad(what)
+    again.load_state_dict(kept)
+    with Batches(data, PLAN, CPU, step) as batches:
+        batch = next(batches)
+    assert batch.random.indices.tolist() == position["images"]
+    loss, _ = again.loss(batch)
+    loss.backward()
+    assert not math.isfinite(loss.item()) or not torch.isfinite(again.weight.grad).all()
+    assert str(loss.item()) == position["loss"]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_bad_loss_stops_a_run_before_its_step(clfew, images, tmp_path, value):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    result = clfew(*TINY, cwd=tmp_path, faults=BAD_LOSS.format(value=value, step=5))
+    assert (result.rc, result.stdout) == (1, "") and "Traceback" not in result.stderr
+    error, hint = result.stderr.splitlines()[-2:]
+    assert error.startswith(f"error: The loss is {value} at step 5:") and "was not taken" in error
+    assert "--lr" in hint and "run/state/diverged.safetensors" in hint
+    # The state before the step is that of a run that was stopped there, bit for bit.
+    stopped = (*TINY[:-1], "stopped")
+    clfew(*stopped, cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    one = safetensors.numpy.load_file(tmp_path / "run/state/diverged.safetensors")
+    other = safetensors.numpy.load_file(tmp_path / "stopped/state/state.safetensors")
+    assert {n: v.tobytes() for n, v in one.items()} == {n: v.tobytes() for n, v in other.items()}
+    assert not (tmp_path / "run/encoder.safetensors").exists()
+    assert "has not finished" in clfew.refused(
+        "finetune", "--labels", "1%", "--from", "run", cwd=tmp_path
+    )
+
+
+COLLAPSE = """
+import torch
+from clfew.methods import simclr
+spread, calls = simclr.spread, [0]
+def collapsing(z):
+    calls[0] += 1
+    return torch.tensor(0.02) if 4 <= calls[0] <= {last} else spread(z)
+simclr.spread = collapsing
+from clfew.training import loop
+loop.LOG_SECONDS = 0.0
+"""
+
+
+def test_a_collapse_is_told_while_it_happens_and_in_the_report(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", each=20)
+    result = clfew.ok(*TINY, cwd=tmp_path, faults=COLLAPSE.format(last=99))
+    lines = result.stderr.splitlines()
+    (told,) = [line for line in lines if line.startswith("alarm      step 4: embeddings have collapsed")]
+    (end,) = [line for line in lines if "Train longer" in line]
+    assert lines.index(told) < lines.index(end)
+    clfew.ok("finetune", "--labels", "4/class", "--from", "run", cwd=tmp_path)
+    clfew.ok("eval", "--out", "eval", cwd=tmp_path)
+    page = (tmp_path / "eval/report.html").read_text()
+    assert "A collapse was seen from step 4 to step" in page and "At the end, embeddings" in page
+
+
+def test_a_collapse_that_passes_is_told_too():
+    rows = [{"step": step, "spread": 0.01 if step in (3, 4) else 0.5} for step in range(1, 9)]
+    said = collapse_told(rows)
+    assert "from step 3 to step 4" in said and "over before the end" in said
+    assert collapse_told(rows[4:]) == ""
+
+
+class Hungry(nn.Module):
+    """An objective that memory holds for a few images only."""
+
+    def __init__(self, most: int, words: str, kind: type[Exception]) -> None:
+        super().__init__()
+        self.most, self.words, self.kind = most, words, kind
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def loss(self, batch):
+        if len(batch.images) > self.most:
+            raise self.kind(self.words)
+        return self.weight.sum(), {}
+
+
+OUT_OF_MEMORY = [
+    ("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.", RuntimeError),
+    ("CUDA out of memory. Tried to allocate 2.00 GiB.", torch.OutOfMemoryError),
+    ("", MemoryError),
+]
+
+
+@pytest.mark.parametrize(("words", "kind"), OUT_OF_MEMORY)
+@pytest.mark.parametrize("trains", [train, lambda *a: seconds_per_step(*a, budget=1)])
+def test_a_batch_that_does_not_fit_names_one_that_does(data, words, kind, trains):
+    plan = Plan(10, 8, "sgd", 0.1, 0.0, 1, 3, "fp32")
+    with pytest.raises(UserError) as error:
+        trains(Hungry(3, words, kind), data, plan, CPU)
+    assert "8 images" in error.value.message and "--batch 2" in error.value.hint
+    with pytest.raises(UserError, match="8 images") as error:
+        trains(Hungry(1, words, kind), data, plan, CPU)
+    assert "--size" in error.value.hint and "--batch" not in error.value.hint
+
+
+def test_another_error_of_a_step_is_not_taken_for_memory(data):
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(Hungry(0, "shapes do not match", RuntimeError), data, PLAN, CPU)
+
+
+def test_memory_that_a_command_runs_out_of_is_one_sentence(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    faults = f"""
+from clfew.methods import simclr
+def hungry(z, *rest, original=simclr.nt_xent):
+    if len(z) > 16:
+        raise RuntimeError({OUT_OF_MEMORY[0][0]!r})
+    return original(z, *rest)
+simclr.nt_xent = hungry
+"""
+    said = clfew(*TINY, cwd=tmp_path, faults=faults)
+    assert said.rc == 1 and "Traceback" not in said.stderr
+    assert "A batch of 16 images does not fit" in said.stderr and "--batch 8" in said.stderr
+    clfew.ok(*TINY[:-1], "smaller", "--batch", "8", cwd=tmp_path, faults=faults)
+
+
+def test_the_check_is_made_in_every_step(data, monkeypatch):
+    checked = []
+    require = loop.require_finite
+    monkeypatch.setattr(loop, "require_finite", lambda *a: (checked.append(1), require(*a))[1])
+    train(GoesBad("none"), data, Plan(3, 4, "sgd", 0.0, 0.0, 1, 3, "fp32"), CPU)
+    assert len(checked) == 3

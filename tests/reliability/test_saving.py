@@ -1,0 +1,255 @@
+"""Saving never destroys: whatever fails at whatever point, what was saved before can be used."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+import torch
+from faults import CALLS, artifact, in_write, save_every, signal_at
+from torch import nn
+
+from clfew.errors import UserError
+from clfew.files import append_line, make_folder, sweep, write_bytes
+from clfew.runs import held, new_run
+from clfew.training.plan import Plan
+from clfew.training.state import load_state, save_state, saved_step
+
+POINTS = [(call, after) for call in CALLS for after in (False, True)]
+PLAN = Plan(9, 4, "sgd", 0.1, 0.0, 1, 0, "fp32")
+TINY = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "6",
+        "--init", "scratch")  # fmt: skip
+
+
+def network(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A network all of whose weights are `value`, and an optimizer with as much to keep."""
+    module = nn.Linear(300, 300)
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, value)
+        parameter.grad = torch.full_like(parameter, value)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9)
+    optimizer.step()
+    return module, optimizer
+
+
+def save(path, value):
+    save_state(path, *network(value), PLAN, {"step": int(value), "seconds": 0.0})
+
+
+def saved(path) -> float:
+    """The value of a saved network, all of which must be of one."""
+    module, optimizer = network(0)
+    load_state(path, module, optimizer, PLAN)
+    values = [p.unique() for p in module.parameters()]
+    values += [state["momentum_buffer"].unique() for state in optimizer.state.values()]
+    (value,) = torch.cat(values).unique().tolist()
+    return value
+
+
+def leftovers(folder):
+    return [path.name for path in folder.rglob(".*")]
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["first save", "second save"])
+@pytest.mark.parametrize(("call", "after"), POINTS)
+def test_a_kill_at_any_point_of_a_save(tmp_path, call, after, before):
+    path = tmp_path / "state" / "state.safetensors"
+    for value in range(1, before + 1):
+        save(path, value)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            exec(in_write(path.name, 1, call, after), {})
+            save(path, before + 1)
+        os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    has_arrived = CALLS.index(call) + after > CALLS.index("replace")
+    assert saved_step(path) == before + has_arrived
+    if before + has_arrived:
+        assert saved(path) == before + has_arrived
+    with held(tmp_path):  # As whatever goes on with the run begins.
+        assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EROFS", "EACCES", "EIO"])
+@pytest.mark.parametrize("call", CALLS[:-1])
+def test_a_disk_that_does_not_take_a_save(tmp_path, call, kind):
+    path = tmp_path / "state.safetensors"
+    save(path, 1)
+    content = os.urandom(70_001)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            exec(in_write(path.name, 1, call, False, kind), {})
+            from clfew import files
+
+            try:
+                files.write_bytes(path, content)
+            except UserError as error:
+                code = 0 if str(path) in error.message and "70,001 bytes" in error.message else 2
+        os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert saved(path) == 1 and leftovers(tmp_path) == []
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        original = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (calls.append(n), f(*a))[1])
+    write_bytes(tmp_path / "x", b"content")
+    # The file, its new name, and the folder that holds the name.
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_a_small_disk_that_is_full(clfew, images, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        images(tmp_path / "unlabeled", classes=[""], each=40)
+        faults = save_every(2)
+        result = clfew(
+            *TINY, "--encoder", "resnet8-w32", "--out", "disk/run", cwd=tmp_path, faults=faults
+        )
+        assert result.rc == 1 and "Traceback" not in result.stderr
+        error, hint = result.stderr.splitlines()[-2:]
+        assert error.startswith("error: disk/run/state/state.safetensors (") and "bytes)" in error
+        assert "No space left" in error and hint.startswith("hint: ")
+        assert leftovers(disk) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_in_the_middle_of_a_run_leaves_what_was_saved(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    faults = save_every(2) + in_write("state.safetensors", 3, "write", False, "ENOSPC")
+    result = clfew(*TINY, "--out", "run", cwd=tmp_path, faults=faults)
+    assert (result.rc, "Traceback" in result.stderr) == (1, False)
+    assert "state.safetensors" in result.stderr and "hint: " in result.stderr
+    assert saved_step(tmp_path / "run/state/state.safetensors") == 4
+    clfew.ok("pretrain", "--resume", "run", cwd=tmp_path)
+    clfew.ok(*TINY, "--out", "whole", cwd=tmp_path)
+    assert artifact(tmp_path / "run") == artifact(tmp_path / "whole")
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"metrics.jsonl cannot be written \(3 bytes more\)"):
+        append_line(tmp_path / "gone" / "metrics.jsonl", "{}")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"):
+        make_folder(tmp_path / "file" / "state")
+
+
+REMOVE = """
+import shutil
+from clfew.training import loop
+take = loop._step
+def removing(objective, optimizer, batch, plan, step):
+    if step == 5:
+        shutil.rmtree({what!r})
+    return take(objective, optimizer, batch, plan, step)
+loop._step = removing
+"""
+
+
+@pytest.mark.parametrize("what", ["run/state", "run", "cache"])
+def test_a_folder_removed_underneath(clfew, images, tmp_path, what):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    faults = save_every(2) + REMOVE.format(what=what)
+    env = {"CLFEW_CACHE": str(tmp_path / "cache")}
+    result = clfew(*TINY, "--out", "run", cwd=tmp_path, env=env, faults=faults)
+    if what == "run":  # Nobody wants it back.
+        assert result.rc == 1 and "Traceback" not in result.stderr
+        assert result.stderr.splitlines()[-2].startswith("error: The folder run/state cannot be made")
+    else:
+        assert result.rc == 0, result.stderr
+        assert (tmp_path / "run/encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_mode_of_a_state_follows_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "state.safetensors", 1)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "state.safetensors").stat().st_mode & 0o777 == mode
+
+
+def test_a_run_is_one_process_s_at_a_time(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with held(tmp_path / "run"):
+        said = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
+    assert "Another clfew is working in run" in said
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    # The lock went with its holder, and a killed holder's goes too.
+    child = os.fork()
+    if child == 0:
+        with held(tmp_path / "run"):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    clfew.ok("pretrain", "--resume", "run", cwd=tmp_path)
+
+
+def test_a_run_is_held_from_its_first_file_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = new_run("pretrain")
+    with held(run.folder), pytest.raises(UserError, match="Another clfew"), held(run.folder):
+        pass
+
+
+def test_nothing_but_what_was_left_half_written_is_swept(tmp_path):
+    mine = [".hidden", "unfinished", "a.unfinished", ".git"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".state.safetensors.k3j2.unfinished").write_text("half")
+    sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(mine)
+
+
+def test_a_damaged_or_foreign_state_is_refused_and_kept(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    path = tmp_path / "run/state/state.safetensors"
+    whole = path.read_bytes()
+    for place in (3, 40, len(whole) // 2, len(whole) - 1):
+        changed = bytearray(whole)
+        changed[place] ^= 0x10
+        path.write_bytes(changed)
+        said = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
+        assert "state.safetensors cannot be used" in said
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "cannot be used" in clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
+    shutil.rmtree(path.parent)
+    assert "from its beginning" in clfew.ok("pretrain", "--resume", "run", cwd=tmp_path).stderr
+
+
+def test_what_must_not_change_is_named(clfew, images, tmp_path):
+    images(tmp_path / "unlabeled", classes=[""], each=40)
+    clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    resume = ("pretrain", "--resume", "run")
+    for option, was in (
+        (("--method", "byol"), "simclr"), (("--encoder", "resnet8-w16"), "resnet8-w8"),
+        (("other",), "unlabeled"), (("--batch", "8"), "16"), (("--seed", "1"), "0"),
+    ):  # fmt: skip
+        said = clfew.refused(*resume, *option, rc=2, cwd=tmp_path)
+        assert option[-1] in said and was in said
+    (tmp_path / "unlabeled/003.png").unlink()
+    assert "have changed" in clfew.refused(*resume, cwd=tmp_path)
+    images(tmp_path / "unlabeled", classes=[""], each=40)  # The same pixels, written at another time.
+    assert "have changed" in clfew.refused(*resume, cwd=tmp_path)
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["arguments"]["method"] == "simclr"

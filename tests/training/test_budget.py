@@ -1,0 +1,34 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clfew.errors import UsageError
+from clfew.training.batch import TrainingData
+from clfew.training.budget import Budget, plan_within
+from clfew.training.optim import gentle_pretraining
+
+DATA = TrainingData(np.empty(0), np.empty(0), np.arange(100))
+
+
+def plan(epochs=None, minutes=None):
+    return plan_within(
+        Budget(epochs, minutes, 20, 10), nn.Identity(), DATA, torch.device("cpu"), batch=10,
+        choose_optimizer=lambda steps: gentle_pretraining(), lr=None, seed=0, precision="fp32",
+        compilation="off",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(3, 30), (2.55, 26), (1e-9, 1), (1e13, 10**14)])
+def test_epochs_become_whole_steps(epochs, steps):
+    assert plan(epochs).steps == steps
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300])
+@pytest.mark.parametrize("option", ["epochs", "minutes"])
+def test_what_is_no_budget_is_wrong_usage(option, value):
+    with pytest.raises(UsageError, match=f"--{option} .* is no budget") as error:
+        plan(**{option: value})
+    assert error.value.hint.startswith("give a number below")
