@@ -3,6 +3,7 @@
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import nn
 
 from clfew.errors import UserError
@@ -13,7 +14,9 @@ PREFIX = "timm:"
 def import_timm() -> Any:
     """The module. Raises UserError where it is not installed."""
     try:
-        import timm
+        # A network may just be built on the meta device, on which torch 2.6 cannot import its own parts.
+        with torch.device("cpu"):
+            import timm
     except ImportError:
         raise UserError(
             "Encoders named timm:… need the package timm.", "install it: pip install 'clfew[timm]'"

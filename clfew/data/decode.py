@@ -121,9 +121,10 @@ def image_size(content: bytes) -> tuple[int, int] | None:
 
 def _kind(content: bytes) -> str | None:
     """The accepted format that a file begins like: Pillow says no more of one it cannot open."""
+    start = content[:16].ljust(16, b"\0")  # Some of Pillow's checks read on beyond a shorter file.
     for kind in FORMATS:
         accepts = Image.OPEN[kind][1]
-        if accepts is not None and accepts(content[:16]) is True:
+        if accepts is not None and accepts(start) is True:
             return kind
     return None
 

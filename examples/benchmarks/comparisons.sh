@@ -27,9 +27,11 @@ comparison() {  # comparison NAME SOURCE ARGUMENTS...
   local run=$out/$1 source=$2
   if [ ! -e "$run/result.json" ]; then
     if [ -e "$run/config.json" ]; then
+      cd "$(dirname "$source")"
       clfew compare --resume "$run"
     else
-      clfew compare "$source" --minutes 10 --draws 5 --out "$run" "${@:3}"
+      cd "$(dirname "$source")"
+      clfew compare "$(basename "$source")" --minutes 10 --draws 5 --out "$run" "${@:3}"
     fi
   fi
   cp "$run/result.json" "$results/compare-$1.json"

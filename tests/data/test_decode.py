@@ -146,6 +146,7 @@ def test_truncated_jpegs_of_other_kinds_are_bad(options):
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n%%EOF\n", "not an image"),
         (b"\x89PNG\r\n\x1a\n", "."),
         (b"\xff\xd8\xff\xe0", "."),
+        (b"P", "not an image"),
     ],
 )
 def test_what_is_no_image_is_bad_with_a_reason(content, reason):

@@ -167,6 +167,21 @@ def test_weights_that_are_no_numbers(artifact, tmp_path, value):
         load_classifier(path)
 
 
+def test_a_file_whose_seal_was_taken_away(artifact, tmp_path):
+    path = write(tmp_path / "x.safetensors", tensors=tensors_of(artifact), sealed=False)
+    with pytest.raises(UserError, match="seal is missing"):
+        load_classifier(path)
+
+
+def test_one_changed_weight_is_noticed_where_weights_are_read(artifact, tmp_path):
+    content = bytearray(artifact.read_bytes())
+    content[-1000] ^= 1
+    (tmp_path / "x.safetensors").write_bytes(content)
+    read_about(tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="not as they were written"):
+        load_classifier(tmp_path / "x.safetensors")
+
+
 class Bomb:
     def __reduce__(self):
         return os.system, ("touch exploded",)

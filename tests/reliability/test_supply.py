@@ -76,6 +76,7 @@ def network(notes: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     command = Watched(tmp_path_factory.mktemp("watched"))
+    command.ok("--version", cwd=command.home)  # By then everything is imported.
     assert not network(command.notes()), "importing what the commands need"
     yield command
     command.close()

@@ -9,9 +9,9 @@ import pickle
 import sys
 
 NETWORK = {
-    "socket.bind", "socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr",
-    "socket.gethostbyname", "socket.getnameinfo", "socket.sendmsg", "socket.sendto", "urllib.Request",
-    "http.client.connect", "ftplib.connect", "smtplib.connect",
+    "socket.connect", "socket.getaddrinfo", "socket.gethostbyaddr", "socket.gethostbyname",
+    "socket.getnameinfo", "socket.sendmsg", "socket.sendto", "urllib.Request", "http.client.connect",
+    "ftplib.connect", "smtplib.connect",
 }  # fmt: skip
 
 
