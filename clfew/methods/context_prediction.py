@@ -44,7 +44,7 @@ class ContextPrediction(Method):
         self.pitch = round(self.patch * (PATCH + GAP) / PATCH)
         self.jitter = max(1, round(self.patch * JITTER / PATCH))
         self.view = 2 * self.pitch + self.patch + 2 * self.jitter
-        hidden = min(4096, 4 * encoder.dim)
+        hidden = min(4096, 8 * encoder.dim)
         self.head = nn.Sequential(
             # Without a scale of its own BatchNorm cannot fall silent (deepcontext).
             nn.Linear(2 * encoder.dim, hidden, bias=False), nn.BatchNorm1d(hidden, affine=False),

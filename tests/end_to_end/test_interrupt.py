@@ -94,6 +94,11 @@ def test_a_stop_during_finetune_is_quiet_and_leaves_no_classifier(clfew, project
     clfew.ok("predict", "image.jpg", cwd=project)
 
 
+def processor_time(process):
+    with open(f"/proc/{process.pid}/stat") as file:
+        return sum(map(int, file.read().rsplit(")", 1)[1].split()[11:13]))
+
+
 def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
     process = clfew.popen("predict", "-", "--format", "jsonl", cwd=project, stdin=subprocess.PIPE)
     # The command reads names ahead once it is up, and waits for more when it has taken these.
@@ -103,7 +108,10 @@ def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
     while left[0]:
         fcntl.ioctl(process.stdin, termios.FIONREAD, left)
         time.sleep(0.05)
-    time.sleep(0.5)
+    used = [-1, processor_time(process)]
+    while used[-1] != used[-2]:  # Until it does nothing but wait.
+        time.sleep(1.5)
+        used.append(processor_time(process))
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in stderr

@@ -28,7 +28,7 @@ COMMANDS = {
     "pretrain resumed": ("pretrain", "--resume", "stopped"),
     "finetune": ("finetune", "--labels", "2/class", "--mode", "linear", "--from", "runs/pretrain-1"),
     "finetune full": ("finetune", "--labels", "2/class", "--mode", "full", "--epochs", "1"),
-    "distill": ("distill", "--epochs", "1", "--keep"),
+    "distill": ("distill", "--epochs", "1", "--keep", "--from", "runs/finetune-1"),
     "eval": ("eval",),
     "predict": ("predict", "unlabeled", "--format", "csv"),
     "embed": ("embed", "unlabeled", "--from", "runs/pretrain-1"),
