@@ -1,7 +1,6 @@
 """Every pretraining method as a user runs it, and what works from its artifact."""
 
 import json
-import signal
 
 import pytest
 import safetensors.numpy
@@ -38,25 +37,6 @@ def test_from_pretraining_to_predictions(clfew, many, method):
         "predict", "photos/ring/003.png", "--from", fine, "--format", "jsonl", cwd=many
     ).rows()[0]  # fmt: skip
     assert row["label"] in ("cross", "ring", "stripe") if "label" in row else row
-
-
-@pytest.mark.parametrize("method", OTHERS)
-def test_a_stopped_run_goes_on_to_the_same_weights(clfew, many, method):
-    long = ("pretrain", "photos", "--method", method, "--encoder", "resnet8-w16", "--batch", "16")
-    clfew.ok(*long, "--epochs", "12", "--out", f"{method}-whole", cwd=many)
-    process = clfew.popen(*long, "--epochs", "12", "--out", f"{method}-stopped", cwd=many)
-    log = many / f"{method}-stopped/metrics.jsonl"
-    while not log.exists():
-        assert process.poll() is None, process.stderr.read()
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    clfew.ok("pretrain", "--resume", f"{method}-stopped", cwd=many)
-    whole, stopped = (
-        safetensors.numpy.load_file(many / f"{method}-{name}/encoder.safetensors")
-        for name in ("whole", "stopped")
-    )
-    assert [n for n in whole if whole[n].tobytes() != stopped[n].tobytes()] == []
 
 
 def test_a_stage_is_read_by_finetune_and_embed_and_stays_in_the_classifier(clfew, many):
