@@ -30,7 +30,7 @@ def fuzz(examples: int, holds: Callable[..., None], **values: SearchStrategy[Any
     for number in rounds():
         run = settings(max_examples=2000, **options)(given(**values)(counted))
         hypothesis.seed(number)(run)()
-    print(f"{holds.__name__}: {next(tried):,} examples")
+    print(f"{holds.__qualname__}: {next(tried):,} examples")
 
 
 def rounds() -> Iterator[int]:
