@@ -22,6 +22,7 @@ from clfew.initial import AUTO
 from clfew.runs import (
     Run,
     check_new,
+    check_same_file,
     check_unchanged,
     command_line,
     find_artifact,
@@ -45,7 +46,7 @@ from clfew.teacher import (
     usable,
 )
 from clfew.teaching import Asked, fewest_labels, lesson_of, result_of, teach
-from clfew.training.device import choose_device, choose_precision, set_threads
+from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
 from clfew.training.saving import resumable
 
 
@@ -88,7 +89,7 @@ def distill(
     artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
     asked = Asked(
         source, str(artifact), student, init, size, epochs, minutes, batch, lr, temperature, use_labels,
-        keep, adapt, seed, precision,
+        keep, adapt, seed, precision, device, threads,
     )  # fmt: skip
     return _run(asked, choose_device(device)[0], out, None)
 
@@ -96,16 +97,13 @@ def distill(
 def resume(
     folder: Path, device: str = "auto", threads: int | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Goes on with a run that was stopped; returns what `distill` returns. Raises UserError."""
+    """Goes on with a run that was stopped, on the device and threads it was started with unless others
+    are named; returns what `distill` returns. Raises UserError."""
     with gone_on(folder, "distill") as config:
-        set_threads(threads)
+        chosen = set_up_as_started(config["arguments"], device, threads)
         asked = Asked(**config["arguments"])
-        artifact = Path(asked.origin)
-        if not artifact.is_file() or digest_of(artifact) != config["teacher"]:
-            raise UserError(
-                f"{artifact}, the teacher, is not there any more or has changed.", "start a new run."
-            )
-        return _run(asked, choose_device(device)[0], None, Run(folder))
+        check_same_file(Path(asked.origin), config["teacher"], "the teacher")
+        return _run(asked, chosen, None, Run(folder))
 
 
 def _run(

@@ -108,19 +108,21 @@ def csv_line(row: Sequence[Any]) -> str:
     return buffer.getvalue()
 
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+# Some spreadsheets divide rows at semicolons and tabs too.
+_BEFORE_FORMULA = r"(?<![^;\t])", r"(?='*[=+\-@\t\r\n])"
+_UNGUARDED, _GUARDED = (re.compile(mark.join(_BEFORE_FORMULA)) for mark in ("", "'"))
 
 
 def guarded(cell: str) -> str:
-    """A cell of CSV as it is written: spreadsheets run one that begins as a formula does, unless an
-    apostrophe stands before it. One that has some already gets one more, so that `unguarded` can tell.
-    """
-    return f"'{cell}" if _FORMULA.match(cell) else cell
+    """A cell of CSV as it is written: spreadsheets run one that begins as a formula does, or of which a
+    part does, unless an apostrophe stands before it. Where there are some already goes one more, so that
+    `unguarded` can tell."""
+    return _UNGUARDED.sub("'", cell)
 
 
 def unguarded(cell: str) -> str:
     """A cell as it was before `guarded`."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+    return _GUARDED.sub("", cell)
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ from clfew.data.store import Store
 from clfew.decoding import stored
 from clfew.draws import fit_draws
 from clfew.errors import UsageError
-from clfew.files import write_csv, write_json
+from clfew.files import digest_of, write_csv, write_json
 from clfew.fitting import FullSettings, Task
 from clfew.initial import AUTO
 from clfew.labelling import bounded, find_source, outside, pool_features, readable, with_labels
@@ -28,6 +28,7 @@ from clfew.origin import Found, Origin, find_start, named_start, open_start, ref
 from clfew.runs import (
     Run,
     check_new,
+    check_same_file,
     check_unchanged,
     command_line,
     from_option,
@@ -36,7 +37,7 @@ from clfew.runs import (
     new_run,
     read_config,
 )
-from clfew.training.device import choose_device, choose_precision, set_threads
+from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
 from clfew.training.saving import resumable
 
 
@@ -59,6 +60,8 @@ class Asked:
     flip: bool | None
     seed: int
     precision: str
+    device: str = "auto"
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def finetune(
     check_new(out)
     asked = Asked(
         source, labels, origin, init, mode, stage, repeat, encoder, size, epochs, batch, lr, flip, seed,
-        precision,
+        precision, device, threads,
     )  # fmt: skip
     parse_labels(labels)
     if mode not in ("auto", *MODES):
@@ -124,11 +127,13 @@ def finetune(
 def resume(
     folder: Path, device: str = "auto", threads: int | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Goes on with a run that was stopped; returns what `finetune` returns. Raises UserError."""
+    """Goes on with a run that was stopped, on the device and threads it was started with unless others
+    are named; returns what `finetune` returns. Raises UserError."""
     with gone_on(folder, "finetune") as config:
-        set_threads(threads)
-        chosen, _ = choose_device(device)
+        chosen = set_up_as_started(config["arguments"], device, threads)
         asked = Asked(**config["arguments"])
+        if config["label_digest"]:
+            check_same_file(Path(asked.labels), config["label_digest"], "whose labels the run was given")
         return _run(asked, refound(config["start"], chosen), chosen, None, Run(folder))
 
 
@@ -180,6 +185,7 @@ def _run(
             {
                 "command": "finetune", "command_line": command_line(), "source": opened.spec,
                 "labels": asked.labels, "fingerprint": opened.fingerprint, "start": named_start(found),
+                "label_digest": digest_of(spec.file) if spec.file else None,
                 "arguments": asdict(replace(asked, source=opened.spec, labels=labels)),
             }
         )  # fmt: skip

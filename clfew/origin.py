@@ -27,7 +27,7 @@ from clfew.errors import UsageError, UserError
 from clfew.files import digest_of
 from clfew.fitting import Start
 from clfew.initial import AUTO, IMAGENET, SCRATCH, Initial, find_initial, load_initial, own_artifact
-from clfew.runs import START, find_artifact, newest
+from clfew.runs import START, check_same_file, find_artifact, newest
 
 _PRETRAIN_FIRST = (
     "pretrain first: clfew pretrain FOLDER; or do without: clfew finetune --from scratch, or "
@@ -100,11 +100,8 @@ def named_start(found: Found) -> dict[str, Any]:
 def refound(named: dict[str, Any], device: torch.device) -> Found:
     """The start that `named_start` kept. Raises UserError where its file is not what it was."""
     artifact = Path(named["artifact"]) if named["artifact"] else None
-    if artifact is not None and (not artifact.is_file() or digest_of(artifact) != named["digest"]):
-        raise UserError(
-            f"{artifact}, which the run started from, is not there any more or has changed.",
-            "start a new run.",
-        )
+    if artifact is not None:
+        check_same_file(artifact, named["digest"], "which the run started from")
     if named["weights"] is None:
         return Found(artifact, None, named["is_scratch"])
     source, encoder = named["weights"]

@@ -63,7 +63,7 @@ from clfew.samples import write_samples
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget
 from clfew.training.compilation import check_compile
-from clfew.training.device import choose_device, choose_precision, set_threads
+from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
 from clfew.training.loop import train
 from clfew.training.optim import ENCODER_RATE
 from clfew.training.plan import Plan
@@ -115,6 +115,7 @@ def pretrain(
         "minutes": minutes, "batch": batch, "optimizer": optimizer, "lr": lr, **(options or {}),
         "flip": flip, "transductive": transductive, "init": init, "adapt": adapt,
         "save_samples": save_samples, "seed": seed, "precision": precision, "compile": compilation,
+        "device": device, "threads": threads,
     }  # fmt: skip
     check_new(out)
     set_threads(threads)
@@ -205,10 +206,11 @@ def pretrain(
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
-    """Goes on with an interrupted pretraining run and returns its folder. Raises UserError."""
+    """Goes on with an interrupted pretraining run, on the device and threads it was started with unless
+    others are named, and returns its folder. Raises UserError."""
     with gone_on(folder, "pretrain") as config:
-        set_threads(threads)
-        plan, chosen_device = Plan(**config["plan"]), choose_device(device)[0]
+        chosen_device = set_up_as_started(config.get("arguments", {}), device, threads)
+        plan = Plan(**config["plan"])
         check_compile("on" if plan.compile else "off", chosen_device)
         opened = open_source(config["source"])
         check_unchanged(folder, config, opened.fingerprint)

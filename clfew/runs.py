@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clfew.errors import UserError
-from clfew.files import append_line, sweep, write_json, write_text
+from clfew.files import append_line, digest_of, sweep, write_json, write_text
 
 RUNS = Path("runs")
 ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
@@ -128,6 +128,12 @@ def check_unchanged(folder: Path, config: dict[str, Any], fingerprint: str) -> N
             f"The images in {config.get('source')} have changed since {folder} was started.",
             f"start a new run: clfew {config['command']} with the same options.",
         )
+
+
+def check_same_file(path: Path, digest: str, what: str) -> None:
+    """Raises UserError where a file that a run works from is not the one it was started with."""
+    if not path.is_file() or digest_of(path) != digest:
+        raise UserError(f"{path}, {what}, is not there any more or has changed.", "start a new run.")
 
 
 def check_new(out: Path | None) -> None:

@@ -19,9 +19,7 @@ from clfew.features import features_of
 from clfew.fitting import Start, Task, pool_logits, predict_store
 from clfew.labelling import bounded
 from clfew.propagation import MAX_IMAGES
-from clfew.runs import (
-    Run,
-)
+from clfew.runs import Run
 from clfew.students import (
     Lesson,
     Verdict,
@@ -31,10 +29,7 @@ from clfew.students import (
     soft_targets,
     train_student,
 )
-from clfew.teacher import (
-    Images,
-    Teacher,
-)
+from clfew.teacher import Images, Teacher
 from clfew.training.budget import Budget, plan_within
 from clfew.training.plan import Plan
 from clfew.training.saving import Trainings
@@ -65,6 +60,8 @@ class Asked:
     adapt: str
     seed: int
     precision: str
+    device: str = "auto"
+    threads: int | None = None
 
 
 def lesson_of(

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,14 @@ def _cpu_computes_bf16() -> bool:
 def set_threads(threads: int | None) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def set_up_as_started(arguments: dict[str, Any], device: str, threads: int | None) -> torch.device:
+    """The device, and the threads, of a run that is gone on with: those it was started with, unless
+    others are asked for. Sums are rounded as they are divided among the threads, so that with others
+    the run ends with weights that differ in the last digits."""
+    set_threads(threads or arguments.get("threads"))
+    return choose_device(arguments.get("device", "auto") if device == "auto" else device)[0]
 
 
 def keep_freed_memory(device: torch.device) -> None:

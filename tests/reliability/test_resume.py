@@ -6,7 +6,7 @@ import shutil
 import signal
 
 import pytest
-from faults import CALLS, artifact, in_write, save_every, signal_at
+from faults import CALLS, artifact, in_write, save_every, say_threads, signal_at
 from fuzzing import THOROUGH
 
 METHODS = {
@@ -125,6 +125,29 @@ def test_the_second_signal_ends_it_at_once_and_the_last_save_is_whole(clfew, fol
     assert (run / "state/state.safetensors").read_bytes() == before
     clfew.ok("pretrain", "--resume", run.name, cwd=folder)
     assert artifact(run) == artifact(whole("simclr", *command("simclr")))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_layer_on_a_pretrained_network_goes_on_to_the_same_weights(clfew, folder, whole, number):
+    whole("simclr", *command("simclr"))
+    begin = ("pretrain", "unlabeled", "--init", "whole-simclr", "--batch", "16", "--epochs", "6")
+    reference = whole("layer", *begin)
+    assert json.loads((reference / "config.json").read_text())["adapt"] == "layer"
+    run = folder / f"layer-{number.name}"
+    faults = save_every(3) + signal_at(7, number)
+    assert clfew(*begin, "--out", run.name, cwd=folder, faults=faults).rc == ENDS[number]
+    clfew.ok("pretrain", "--resume", run.name, cwd=folder)
+    assert artifact(run) == artifact(reference)
+
+
+def test_the_printed_line_takes_the_threads_of_the_run_and_others_only_where_asked(clfew, folder):
+    # The weights differ in their last digits with other threads: the tests' own are one.
+    begin, ran_on = (*command("simclr"), "--threads", "2"), say_threads()
+    for name, others, threads in (("two", (), 2), ("three", ("--threads", "3"), 3)):
+        ended = clfew(*begin, "--out", name, cwd=folder, faults=ran_on + signal_at(4, signal.SIGINT))
+        assert ended.rc == 130 and "on 2 threads" in ended.stderr
+        resumed = clfew.ok("pretrain", "--resume", name, *others, cwd=folder, faults=ran_on)
+        assert f"on {threads} threads" in resumed.stderr
 
 
 FINETUNE = (

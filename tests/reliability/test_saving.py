@@ -253,3 +253,21 @@ def test_what_must_not_change_is_named(clfew, images, tmp_path):
     assert "have changed" in clfew.refused(*resume, cwd=tmp_path)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["arguments"]["method"] == "simclr"
+
+
+def test_a_changed_list_of_labels_is_noticed(clfew, images, tmp_path):
+    images(tmp_path / "labeled/train", each=6)
+    images(tmp_path / "labeled/test", each=2)
+    rows = [
+        f"train/{path.parent.name}/{path.name},{path.parent.name}"
+        for path in sorted((tmp_path / "labeled/train").rglob("*.png"))
+    ]
+    (tmp_path / "some.csv").write_text("\n".join(["path,label", *rows[::2]]))
+    begin = ("finetune", "labeled", "--labels", "some.csv", "--from", "scratch", "--epochs", "2")
+    faults = save_every(1) + signal_at(2, signal.SIGINT)
+    assert clfew(*begin, "--out", "run", cwd=tmp_path, faults=faults).rc == 130
+    (tmp_path / "some.csv").write_text("\n".join(["path,label", *rows[1::2]]))
+    said = clfew.refused("finetune", "--resume", "run", cwd=tmp_path)
+    assert "some.csv" in said and "has changed" in said
+    (tmp_path / "some.csv").write_text("\n".join(["path,label", *rows[::2]]))
+    clfew.ok("finetune", "--resume", "run", cwd=tmp_path)
