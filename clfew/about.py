@@ -22,6 +22,14 @@ MODES = ("full", "linear", "knn", "propagate")
 SEES = ("rgb", "lightness", "lab")
 """What of the images an encoder is given."""
 
+_READ: dict[str, dict[str, tuple[type, ...]]] = {
+    "pretrain": {"source": (str,), "split_seed": (int,)},
+    "finetune": {
+        "source": (str,), "split_seed": (int,), "labels": (int,), "label_file": (str, type(None)),
+    },
+}  # fmt: skip
+"""What of a step's data is read again, with its types."""
+
 DISTILLED = "distilled"
 """The mode of a classifier that `distill` made."""
 
@@ -80,9 +88,9 @@ def _problem(about: dict[str, Any]) -> str:
             return f"its field {name} is no {kind.__name__}"
     for name in ("mean", "std"):
         values = about[name]
-        if len(values) != 3 or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+        if len(values) != 3 or not all(type(v) in (int, float) and abs(v) < 1e6 for v in values):
             return f"its field {name} is not three numbers"
-    if min(about["std"]) <= 0:
+    if min(about["std"]) < 1e-6:
         return "its field std is not positive"
     if not all(type(name) is str for name in about["classes"]):
         return "its classes are not all names"
@@ -103,8 +111,32 @@ def _problem(about: dict[str, Any]) -> str:
         1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20 and 0 <= about["adapter"] <= 2**20
     ):
         return "its number of features is out of range"
+    for name in ("training", "data"):
+        if not all(type(step) is dict for step in about[name].values()):
+            return f"its field {name} does not hold its steps"
+    if problem := _problem_of_steps(about["training"]):
+        return problem
+    needed = ["finetune"] * is_classifier + ["pretrain"] * ("pretrain" in about["data"])
+    for step in needed:
+        of_step = about["data"].get(step, {})
+        if wrong := [key for key, kinds in _READ[step].items() if type(of_step.get(key)) not in kinds]:
+            return f"its field data does not say the {wrong[0]} of {step}"
     if about["sees"] not in SEES or not 0 <= about["stage"] <= 64:
         return f"it sees {about['sees']!r} at stage {about['stage']}"
+    return ""
+
+
+def _problem_of_steps(training: dict[str, dict[str, Any]]) -> str:
+    """What is wrong with what is read again of how an artifact was made."""
+    if not all(type(step.get("command", "")) is str for step in training.values()):
+        return "a command that made it is no text"
+    if type(training.get("init", {"source": ""}).get("source")) is not str:
+        return "it does not say which weights it started from"
+    drift = training.get("pretrain", {}).get("drift", {})
+    if type(drift) is not dict or not all(type(value) in (int, float) for value in drift.values()):
+        return "its drift is no numbers"
+    if drift and not {"neighbours_kept", "rank_ratio"} <= set(drift):
+        return "its drift is incomplete"
     return ""
 
 
@@ -120,7 +152,9 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
         header = read_header(path)
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            types = {each.get_dtype() for each in slices.values()}
     except (safetensors.SafetensorError, Damaged, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}).", hint) from None
     try:
@@ -136,6 +170,8 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
         elif version == str(FORMAT_VERSION) and not is_sealed(header):  # New in version 3.
             raise UserError(f"{path} cannot be used: its seal is missing.", OTHER_VERSION)
     problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
+    if others := types - {"F32", "I64"}:
+        problem = f"it holds numbers of the type {min(others)}"
     if problem:
         raise UserError(f"{path} cannot be used: {problem}.", OTHER_VERSION)
     return About(**content), shapes

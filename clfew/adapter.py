@@ -23,7 +23,7 @@ from clfew.augment import Recipe, random_views
 from clfew.data.store import RowReader, Store
 from clfew.encoders import Encoder, SideLayer
 from clfew.features import apply_to_store, batch_size, remembered
-from clfew.methods.method import spread
+from clfew.methods.method import health
 from clfew.methods.simclr import nt_xent
 from clfew.randomness import ImageRandom, epoch_order
 from clfew.training.batch import Batch, TrainingData
@@ -107,7 +107,7 @@ class Adapter(nn.Module):
         pairs_2BxD = torch.cat([features_BxVxD[rows, first], features_BxVxD[rows, second]])
         adapted_2BxA = self.layer.linear(pairs_2BxD)
         loss = nt_xent(adapted_2BxA, self.temperature, self.decoupled)
-        return loss, {"spread": spread(adapted_2BxA)}
+        return loss, health(adapted_2BxA)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clfew import timm_encoders
 from clfew.errors import UserError
@@ -28,6 +29,24 @@ SPLIT = "split:"
 _SMALL_RESNET = re.compile(r"resnet(\d+)-w(\d+)")
 
 _REGISTERED: dict[str, Callable[[int], nn.Module]] = {}
+
+
+class ShapesOnly(TorchFunctionMode):
+    """Inside, a network is built without memory and without time for its weights: a file's description
+    can be looked at before it is trusted.
+
+    `torch.device("meta")` would put everything there; RegNets compute their widths with tensors.
+    """
+
+    _ALLOCATE = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in self._ALLOCATE and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
 
 
 def register_encoder(name: str, build: Callable[[int], nn.Module]) -> None:

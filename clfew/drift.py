@@ -21,8 +21,9 @@ NEIGHBOURS = 10
 FEWEST_KEPT = 0.15
 """Of an image's ten nearest neighbours, the share below which the alarm is raised."""
 
-LEAST_SPREAD, LEAST_ALIVE = 0.1, 0.01
-"""Of embeddings that point everywhere, and of all counts: below these a training has collapsed."""
+LEAST_SPREAD, LEAST_DIRECTIONS, LEAST_ALIVE = 0.1, 1.2, 0.01
+"""Of embeddings that point everywhere, of an effective rank, and of all counts: below these a training
+has collapsed."""
 
 LEAST_RANK = 0.05
 """Of the effective rank before, the share below which the alarm is raised: collapse, not the choice of
@@ -68,6 +69,8 @@ def collapse(row: dict[str, float]) -> str:
     """What a row of a training's log says of a collapse, "" for nothing."""
     if row.get("spread", 1.0) < LEAST_SPREAD:
         return f"embeddings have collapsed to {row['spread']:.0%} of the spread of random directions"
+    if row.get("directions", np.inf) < LEAST_DIRECTIONS:
+        return f"embeddings have collapsed to a line, an effective rank of {row['directions']:.2f}"
     if row.get("alive", 1.0) < LEAST_ALIVE:
         return f"only {row['alive']:.1%} of the counts are ever above zero"
     return ""

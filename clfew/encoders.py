@@ -10,7 +10,7 @@ from clfew.about import SEES
 from clfew.backbones import Halves, build_backbone
 from clfew.colour import AB_REACH, rgb_to_lab
 from clfew.errors import UserError
-from clfew.stages import stage_maps, stage_modules
+from clfew.stages import output_shapes, stage_maps, stage_modules
 
 RGB, LIGHTNESS, LAB = SEES
 
@@ -100,13 +100,9 @@ class Encoder(nn.Module):
             return [torch.cat(pair, dim=1) for pair in self.backbone.maps_of_both(inputs_NxCxSxS)]
         return stage_maps(self.backbone, self.stage_names(), inputs_NxCxSxS)
 
-    @torch.no_grad()
     def map_shapes(self) -> list[tuple[int, int]]:
         """Channels and side of the maps of each stage."""
-        device, was_training = self.mean.device, self.training
-        maps = self.eval().maps(torch.zeros(2, 3, self.size, self.size, device=device))
-        self.train(was_training)
-        return [(m.shape[1], m.shape[2]) for m in maps]
+        return [(m.shape[1], m.shape[2]) for m in output_shapes(_Maps(self), self.size)]
 
     def stage_names(self) -> list[str]:
         """The modules of the backbone that end its stages."""
@@ -117,6 +113,15 @@ class Encoder(nn.Module):
     def stage_module(self, number: int) -> nn.Module:
         """The module that ends stage `number`, counted from 0."""
         return self.backbone.get_submodule(self.stage_names()[number])
+
+
+class _Maps(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs_NxCxSxS: Tensor) -> list[Tensor]:
+        return self.encoder.maps(inputs_NxCxSxS)
 
 
 class SideLayer(nn.Module):
@@ -162,22 +167,15 @@ def freeze_first(module: nn.Module, share: float) -> None:
 
 
 def _feature_dim(backbone: nn.Module, name: str, size: int) -> int:
-    """The number of features, from shapes alone: nothing is computed and no weight changes."""
-    was_training = backbone.training
-    backbone.eval()
-    nowhere = {k: v.to("meta") for k, v in [*backbone.named_parameters(), *backbone.named_buffers()]}
+    """The number of features."""
     try:
-        with torch.no_grad():
-            images = torch.zeros(2, 3, size, size, device="meta")
-            features: Tensor = torch.func.functional_call(backbone, nowhere, images)
-            return features.flatten(1).shape[1]
+        features: Tensor = output_shapes(backbone, size)
+        return features.flatten(1).shape[1]
     except RuntimeError as error:
         raise UserError(
             f"{name} cannot take images of {size} pixels ({str(error).splitlines()[0]}).",
             "choose a larger size, --size 224 suits every network.",
         ) from None
-    finally:
-        backbone.train(was_training)
 
 
 def _stage_dim(encoder: Encoder, stage: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clfew.backbones import ShapesOnly
 from clfew.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin")
@@ -103,15 +104,12 @@ def recognise(
 ) -> str:
     """The name of the first candidate network whose tensors are all there with their shapes, else "".
 
-    build: makes the network of a name; on the meta device, so that no memory is taken.
+    build: makes the network of a name; no memory is taken for it.
     """
     sizes = {tuple(v.shape) for v in tensors.values()}
     for name in candidates:
-        try:
-            with torch.device("meta"):
-                network = build(name)
-        except NotImplementedError:  # RegNets compute their widths with tensors: they must be named.
-            continue
+        with ShapesOnly():
+            network = build(name)
         if not {tuple(v.shape) for v in network.state_dict().values()} <= sizes | {()}:
             continue
         try:

@@ -6,6 +6,7 @@ Shape suffixes: N images, C channels, H and W of a map.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,23 @@ from torch import Tensor, nn
 from clfew.errors import UserError
 
 
+def output_shapes(module: nn.Module, size: int) -> Any:
+    """What a module gives for two images of `size` pixels, on the meta device: nothing is computed, no
+    weight is changed and no memory taken. Raises RuntimeError where it cannot take them."""
+    was_training = module.training
+    nowhere = {k: v.to("meta") for k, v in [*module.named_parameters(), *module.named_buffers()]}
+    try:
+        with torch.no_grad():
+            images = torch.zeros(2, 3, size, size, device="meta")
+            return torch.func.functional_call(module.eval(), nowhere, images)
+    finally:
+        module.train(was_training)
+
+
 def stage_modules(backbone: nn.Module, size: int) -> list[str]:
     """The names of the modules that end a stage, from the image on, for images of `size` pixels.
 
-    Found by running the network once and looking at what comes out of each module, so any network that
+    Found by looking at the shapes of what comes out of each module, so any network that
     works on maps (N, C, H, W) has them. Raises UserError for one that does not, as Transformers.
     """
     found: list[tuple[str, int]] = []
@@ -27,13 +41,9 @@ def stage_modules(backbone: nn.Module, size: int) -> list[str]:
         for name, module in backbone.named_modules()
         if name
     ]
-    was_training = backbone.training
-    device = next(backbone.parameters()).device
     try:
-        with torch.no_grad():
-            backbone.eval()(torch.zeros(2, 3, size, size, device=device))
+        output_shapes(backbone, size)
     finally:
-        backbone.train(was_training)
         for hook in hooks:
             hook.remove()
     # A side of one is a pooled vector, at the end or within a block (squeeze and excitation).

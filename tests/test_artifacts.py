@@ -25,8 +25,9 @@ from clfew.seal import seal
 ABOUT = About(
     kind="encoder", encoder="resnet8-w8", size=16, side=20, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4],
     dim=32, method="simclr", flip=True, clfew_version="0.1.0", neck=64,
-    training={"pretrain": {"epochs": 2.5}}, data={"pretrain": {"source": "/a"}},
+    training={"pretrain": {"epochs": 2.5}}, data={"pretrain": {"source": "/a", "split_seed": 0}},
 )  # fmt: skip
+LABELLED = {"source": "/a", "split_seed": 0, "labels": 6, "label_file": None}
 SEEN = np.array([7, 2**64 - 1, 3], dtype=np.uint64)
 CLASSES = ["cat", "dög", "x y"]
 
@@ -62,7 +63,10 @@ def classifier_of(mode):
         head = knn_head(random.normal(1, 1, (15, 32)).astype(np.float32), np.arange(15), labels, 3)
     encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std)
     classifier = Classifier(trained(encoder), trained(neck), head).eval()
-    about = replace(ABOUT, kind="classifier", classes=CLASSES, mode=mode, neck=width)
+    about = replace(
+        ABOUT, kind="classifier", classes=CLASSES, mode=mode, neck=width,
+        data=ABOUT.data | {"finetune": LABELLED},
+    )  # fmt: skip
     return classifier, about
 
 
@@ -114,6 +118,14 @@ def test_a_classifier_of_each_mode_gives_the_same_outputs(tmp_path, mode):
 
 
 @torch.no_grad()
+def test_a_network_that_computes_its_widths_with_tensors_comes_back(tmp_path):
+    encoder = Encoder("regnet_y_400mf", 32, ABOUT.mean, ABOUT.std)
+    about = replace(ABOUT, encoder=encoder.name, size=32, dim=encoder.dim, neck=0)
+    save_encoder(tmp_path / "x", encoder, nn.Sequential(), about, SEEN)
+    loaded = load_encoder(tmp_path / "x")[0]
+    assert all(torch.equal(value, encoder.state_dict()[n]) for n, value in loaded.state_dict().items())
+
+
 def test_an_encoder_can_be_taken_out_of_a_classifier(tmp_path):
     path, classifier, _ = classifier_file(tmp_path, "full")
     encoder, neck, about, seen = load_encoder(path)
@@ -140,7 +152,7 @@ def test_temperature_and_adapter_come_back(tmp_path):
     classifier.temperature = 2.5
     about = replace(
         ABOUT, kind="classifier", classes=CLASSES, mode="distilled", neck=0, dim=62, adapter=5,
-        temperature=2.5,
+        temperature=2.5, data={"finetune": LABELLED},
     )  # fmt: skip
     path = tmp_path / "classifier.safetensors"
     save_classifier(path, classifier, about, SEEN, SEEN[:1])

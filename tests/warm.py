@@ -10,8 +10,13 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import sys
+import time
 import traceback
+
+LIMIT, HANGS = 300.0, 124
+"""Seconds that a command may take, many times what any does, and the code of one that takes them all."""
 
 # What the commands import, less `datasets`, which reads the environment on import.
 HEAVY = (
@@ -47,6 +52,21 @@ def run(request: dict) -> int:
     return code
 
 
+def exit_code(child: int) -> int:
+    """That of a process once it has ended; one that hangs is killed."""
+    end = time.monotonic() + LIMIT
+    pause = 0.001
+    while time.monotonic() < end:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return HANGS
+
+
 if __name__ == "__main__":
     for name in HEAVY:
         with contextlib.suppress(ImportError):
@@ -60,5 +80,4 @@ if __name__ == "__main__":
                 code = run(asked)
             finally:
                 os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        print(exit_code(child), flush=True)

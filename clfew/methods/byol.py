@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clfew.augment import Recipe, random_views
 from clfew.encoders import Encoder, freeze_statistics
-from clfew.methods.method import Method, Pictures, spread
+from clfew.methods.method import Method, Pictures, health
 from clfew.training.batch import Batch
 
 MOMENTUM = 0.97
@@ -83,7 +83,7 @@ class BYOL(Method):
         with torch.no_grad():
             target = [self.target(view) for view in views]
         loss = byol_loss(predicted[0], target[1]) + byol_loss(predicted[1], target[0])
-        return loss, {"spread": spread(torch.cat(projected))}
+        return loss, health(torch.cat(projected))
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:

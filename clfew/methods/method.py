@@ -11,6 +11,9 @@ from clfew.encoders import RGB, Encoder, freeze_statistics
 from clfew.errors import UserError
 from clfew.training.batch import Batch
 
+FEWEST_EMBEDDINGS = 32
+"""Fewer lie in few directions however healthy they are."""
+
 Pictures = list[tuple[str, Tensor]]
 """Titles, and the images (N, 3, H, W) in [0, 1] below each."""
 
@@ -96,6 +99,24 @@ def spread(embeddings_NxP: Tensor) -> Tensor:
     """How far embeddings point in different directions: 1 as random ones do, 0 where all are one."""
     unit = F.normalize(embeddings_NxP.detach().float(), dim=1)
     return unit.std(dim=0).mean() * unit.shape[1] ** 0.5
+
+
+def directions(embeddings_NxP: Tensor) -> Tensor:
+    """In how many directions embeddings differ, 1 where they lie on a line: the effective rank as the
+    participation ratio (Σλ)² / Σλ² of the eigenvalues λ of their covariance. Of the first 256, which
+    tell it as well."""
+    unit = F.normalize(embeddings_NxP[:256].detach().float(), dim=1)
+    centred = unit - unit.mean(0)
+    gram_NxN = centred @ centred.T  # Its eigenvalues are those of the covariance, times a constant.
+    return gram_NxN.trace() ** 2 / gram_NxN.square().sum().clamp(min=1e-12)
+
+
+def health(embeddings_NxP: Tensor) -> dict[str, Tensor]:
+    """What tells a collapse of embeddings: see `clfew.drift.collapse`."""
+    found = {"spread": spread(embeddings_NxP)}
+    if len(embeddings_NxP) >= FEWEST_EMBEDDINGS:
+        found["directions"] = directions(embeddings_NxP)
+    return found
 
 
 def patches(images_NxCxHxW: Tensor, corners_NxTx2: Tensor, side: int) -> Tensor:

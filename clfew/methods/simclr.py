@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from clfew.augment import Recipe, random_views
 from clfew.encoders import Encoder
 from clfew.errors import UsageError
-from clfew.methods.method import Method, Pictures, spread
+from clfew.methods.method import Method, Pictures, health
 from clfew.training.batch import Batch
 
 LOSSES = ("nt-xent", "dcl")
@@ -85,7 +85,7 @@ class SimCLR(Method):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         z_2BxP = self.projector(self.encoder(self.views(batch)))
         loss = nt_xent(z_2BxP, self.temperature, self.decoupled)
-        return loss, {"spread": spread(z_2BxP)}
+        return loss, health(z_2BxP)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:

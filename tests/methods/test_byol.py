@@ -8,7 +8,7 @@ from torch import nn
 from clfew.augment import Recipe
 from clfew.drift import collapse
 from clfew.methods.byol import BYOL, byol_loss, momentum_at
-from clfew.methods.method import spread
+from clfew.methods.method import directions, health, spread
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan
@@ -105,5 +105,18 @@ def test_a_run_raises_no_alarm_and_embeddings_in_one_direction_do(make_method, m
     assert not collapse(rows[-1])
     z = torch.ones(32, 16) + 1e-3 * torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     assert "collapsed" in collapse({"spread": spread(z).item()})
+    line = torch.linspace(-1, 1, 64)[:, None] * torch.ones(16)
+    on_a_line = health(line + 1e-3 * torch.randn(64, 16, generator=torch.Generator().manual_seed(1)))
+    assert on_a_line["spread"] > 0.5 and "line" in collapse({k: v.item() for k, v in on_a_line.items()})
+    assert "directions" not in health(line[:31])
     everywhere = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
     assert spread(everywhere).item() == pytest.approx(1, abs=0.05)
+
+
+def test_directions_are_the_participation_ratio_of_the_covariance():
+    z = torch.randn(100, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 16)
+    unit = (z / z.norm(dim=1, keepdim=True)).double().numpy()
+    eigenvalues = np.linalg.eigvalsh(np.cov(unit.T))
+    slow = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
+    assert directions(z).item() == pytest.approx(slow, rel=1e-4)
+    assert directions(torch.ones(40, 16)).item() < 1

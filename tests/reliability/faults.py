@@ -5,6 +5,7 @@ is what two runs are compared by.
 """
 
 import json
+import re
 
 import safetensors.numpy
 
@@ -44,17 +45,28 @@ loop._is_due = often
 """
 
 
-def say_threads() -> str:
-    """No fault: says on stderr how many threads each training runs on."""
-    return """
+COUNT_STEPS = """
 import sys, torch
 from clfew.training import loop
-trains = loop._train
+train_counted, step_counted, taken, trainings_told = loop._train, loop._step, [0], [0]
+def counting_step(*arguments):
+    taken[0] += 1
+    return step_counted(*arguments)
 def telling_train(*arguments):
-    print(f"on {torch.get_num_threads()} threads", file=sys.stderr)
-    trains(*arguments)
-loop._train = telling_train
+    trainings_told[0] += 1
+    taken[0] = 0
+    train_counted(*arguments)
+    told = f"training {trainings_told[0]}: {taken[0]} steps on {torch.get_num_threads()} threads"
+    print(told, file=sys.stderr)
+loop._train, loop._step = telling_train, counting_step
 """
+"""No fault: says on stderr how many steps each training that ends has taken in this process."""
+
+
+def steps_taken(stderr: str) -> dict[int, int]:
+    """What COUNT_STEPS has said: the steps of each training, which are counted from 1."""
+    told = re.findall(r"^training (\d+): (\d+) steps", stderr, re.MULTILINE)
+    return {int(training): int(steps) for training, steps in told}
 
 
 CALLS = ("mkstemp", "write", "fsync", "chmod", "replace", "sync_folder")

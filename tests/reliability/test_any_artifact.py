@@ -4,72 +4,18 @@ import io
 import json
 import os
 import pickle
-import random
-import resource
 import struct
-import time
 from dataclasses import asdict
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
+from made_artifacts import ABOUT, assert_refused, raw, read_bounded, tensors_of, write
 
 from clfew.about import FORMAT_VERSION, About, read_about
 from clfew.artifacts import load_classifier, load_encoder, save_classifier
-from clfew.classifier import Classifier, build_neck
-from clfew.encoders import Encoder
 from clfew.errors import UserError
 from clfew.seal import MAX_HEADER, seal
-
-THOROUGH = bool(os.environ.get("CLFEW_THOROUGH"))
-ABOUT = About(
-    kind="classifier", encoder="resnet8-w8", size=16, side=16, mean=[0.4] * 3, std=[0.2] * 3, dim=32,
-    method="simclr", flip=True, clfew_version="1", classes=["cat", "dog"], mode="linear",
-    data={"finetune": {"source": "/images", "labels": 4}},
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory):
-    torch.manual_seed(0)
-    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std)
-    classifier = Classifier(encoder, build_neck(32, 0), torch.nn.Linear(32, 2))
-    path = tmp_path_factory.mktemp("artifact") / "classifier.safetensors"
-    digests = np.arange(5, dtype=np.uint64)
-    save_classifier(path, classifier, ABOUT, digests, digests[:2])
-    return path
-
-
-def tensors_of(path):
-    return safetensors.torch.load_file(path)
-
-
-def write(path, about=None, tensors=None, sealed=True, **metadata):
-    """A file with a valid seal, as somebody would make who knows how."""
-    described = {"clfew": json.dumps(about if about is not None else asdict(ABOUT))} | metadata
-    content = safetensors.torch.save(tensors or {"x": torch.ones(2)}, described)
-    path.write_bytes(seal(content) if sealed else content)
-    return path
-
-
-def raw(path, header, data=b""):
-    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
-    return path
-
-
-def assert_refused(path):
-    """By every reader, in one sentence, in under a second of its own, with little memory."""
-    for read in (read_about, load_encoder, load_classifier):
-        started, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with pytest.raises(UserError) as error:
-            read(path)
-        assert time.process_time() - started < 1
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        assert grown * 1024 < 4 * path.stat().st_size + 64 * 2**20
-        assert "\n" not in error.value.message and error.value.message.endswith(".")
-
 
 FIELDS = {
     "no version": {"format_version": ...}, "a version to come": {"format_version": 99},
@@ -89,10 +35,16 @@ FIELDS = {
     "an adapter of a terabyte": {"adapter": 2**20}, "features of a terabyte": {"dim": 2**20},
     "a negative size": {"size": -16}, "a huge size": {"size": 10**9}, "a size of 0": {"size": 0},
     "a mean that is no number": {"mean": [0.5, float("nan"), 0.5]}, "a spread of 0": {"std": [0, 1, 1]},
+    "a mean of many digits": {"mean": [10**400, 0, 0]},
     "a temperature of 0": {"temperature": 0.0}, "a temperature without end": {"temperature": 1e999},
     "another kind": {"kind": "pickle"}, "another mode": {"mode": "eval"},
     "a stage too high": {"stage": 60},
+    "a stage of a large image": {"stage": 1, "size": 1024, "dim": 8},
     "data that is none": {"data": []}, "what it sees": {"sees": "infrared"},
+    "data of nothing": {"data": {}}, "a step that is a number": {"training": {"pretrain": 3}},
+    "a source that is a number": {"data": {"finetune": ABOUT.data["finetune"] | {"source": 1}}},
+    "a drift that is a list": {"training": {"pretrain": {"drift": [1]}}},
+    "weights without a name": {"training": {"init": {}}},
 }  # fmt: skip
 
 
@@ -100,15 +52,8 @@ FIELDS = {
 def test_a_description_that_cannot_be(artifact, tmp_path, change):
     content = {k: v for k, v in (asdict(ABOUT) | change).items() if v is not ...}
     path = write(tmp_path / "x.safetensors", content, tensors_of(artifact))
-    with pytest.raises(UserError):
-        load_classifier(path)
-    for read in (read_about, load_encoder, load_classifier):
-        started = time.process_time()
-        try:
-            read(path)
-        except UserError as error:
-            assert "\n" not in error.message
-        assert time.process_time() - started < 1
+    read_bounded(read_about, path), read_bounded(load_encoder, path)
+    assert isinstance(read_bounded(load_classifier, path), str)
 
 
 def tensor(start, end, shape=(1,), dtype="F32"):
@@ -134,6 +79,47 @@ HEADERS = {
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
 def test_a_header_that_cannot_be(tmp_path, header):
     assert_refused(raw(tmp_path / "x.safetensors", header, bytes(12)))
+
+
+def shifted(header, data):
+    """One tensor where another is."""
+    first, second = [n for n, t in header.items() if t.get("shape") == [8]][:2]
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+    return data
+
+
+def holed(header, data):
+    last = max((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
+    header[last]["data_offsets"] = [place + 8 for place in header[last]["data_offsets"]]
+    return data + bytes(8)
+
+
+def reshaped(header, data):
+    header["classifier.head.weight"]["shape"] = [4, 16]
+    return data
+
+
+def halved(header, data):
+    """Of numbers of 16 bits, as many as fit."""
+    header["classifier.head.weight"] |= {"dtype": "F16", "shape": [2, 64]}
+    return data
+
+
+def grown(header, data):
+    return data + bytes(64)
+
+
+@pytest.mark.parametrize("change", [shifted, holed, reshaped, halved, grown])
+def test_a_whole_artifact_whose_tensors_lie_wrong(artifact, tmp_path, change):
+    content = artifact.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    data = change(header, content[8 + size :])
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(seal(raw(path, header, data).read_bytes()))
+    # Not for a description that is missing, as of the headers above.
+    found = read_bounded(load_classifier, path)
+    assert isinstance(found, str) and "not one that clfew wrote" not in found
 
 
 @pytest.mark.parametrize("size", [0, 7, MAX_HEADER + 1, 2**40, 2**64 - 1])
@@ -197,65 +183,31 @@ def test_a_pickle_is_not_opened(tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_file_cut_anywhere_is_refused(artifact, tmp_path):
-    whole = artifact.read_bytes()
-    step = 64 if THOROUGH else 2048
-    for size in range(0, len(whole), step):
-        (tmp_path / "x.safetensors").write_bytes(whole[:size])
-        with pytest.raises(UserError):
-            read_about(tmp_path / "x.safetensors")
-
-
-def mutated(whole: bytes, draw: random.Random) -> bytes:
-    """A change that a disk, a network or a hand would make."""
-    content = bytearray(whole)
-    header = 8 + struct.unpack("<Q", whole[:8])[0]
-    for _ in range(draw.choice((1, 1, 1, 2, 8))):
-        # Half of the changes are in the header, a small part of the file.
-        place = draw.randrange(header if draw.random() < 0.5 else len(content))
-        kind = draw.randrange(5)
-        if kind == 0:
-            content[place] ^= 1 << draw.randrange(8)
-        elif kind == 1:
-            content[place] = draw.randrange(256)
-        elif kind == 2:
-            del content[place : place + draw.randrange(1, 9)]
-        elif kind == 3:
-            content[place:place] = draw.randbytes(draw.randrange(1, 9))
-        else:
-            other = draw.randrange(len(content))
-            content[place : place + 8] = content[other : other + 8]
-    return bytes(content)
-
-
-@pytest.mark.long
-def test_any_mutation_is_refused_or_loads_what_was_written(artifact, tmp_path):
-    whole, wanted = artifact.read_bytes(), tensors_of(artifact)
-    draw, loaded, path = random.Random(6), 0, tmp_path / "x.safetensors"
-    count = 10_000 if THOROUGH else 400
-    for _ in range(count):
-        path.write_bytes(mutated(whole, draw))
-        try:
-            classifier, about, seen = load_classifier(path)
-        except UserError as error:
-            assert str(path) in error.message and error.message.endswith(".")
-            continue
-        loaded += 1
-        assert about == ABOUT
-        state = classifier.state_dict()
-        assert all(torch.equal(v, wanted[f"classifier.{n}"]) for n, v in state.items())
-        assert [len(seen[step]) for step in ("pretraining", "finetuning")] == [5, 2]
-    print(f"{count} mutations: {count - loaded} refused, {loaded} loaded as they were written")
-    assert loaded < count / 20
-
-
 def test_what_a_description_says_is_shown_and_never_run(clfew, artifact, tmp_path):
     evil = "<script>alert(1)</script>\x1b[2J/etc/passwd"
-    about = asdict(ABOUT) | {"classes": [evil, "b"], "clfew_version": evil, "training": {evil: evil}}
+    about = asdict(ABOUT) | {
+        "classes": [evil, "b"],
+        "clfew_version": evil,
+        "training": {evil: {evil: evil}},
+    }
     write(tmp_path / "x.safetensors", about, tensors_of(artifact), note=evil)
     shown = clfew.ok("info", "x.safetensors", cwd=tmp_path).stdout
     assert "\x1b" not in shown and "\\x1b[2J" in shown
     assert json.loads(clfew.ok("info", "x.safetensors", "--format", "json", cwd=tmp_path).stdout)
+
+
+def test_what_a_description_says_is_text_in_a_report(clfew, artifact, images, tmp_path):
+    images(tmp_path / "images", classes=["cat", "dog"], each=3)
+    evil = "<script>alert(1)</script>\x1b[2J<img src=x onerror=alert(1)>"
+    about = asdict(ABOUT) | {
+        "clfew_version": evil, "method": evil, "training": {evil: {evil: evil, "command": evil}},
+        "data": {"finetune": ABOUT.data["finetune"] | {"source": evil, evil: evil}},
+    }  # fmt: skip
+    write(tmp_path / "x.safetensors", about, tensors_of(artifact), note=evil)
+    told = clfew.ok("eval", "images", "--from", "x.safetensors", "--out", "eval", cwd=tmp_path)
+    page = (tmp_path / "eval/report.html").read_text()
+    assert "&lt;script&gt;alert" in page and "<script>alert" not in page and "<img src=x" not in page
+    assert "\x1b" not in told.stderr + told.stdout + page
 
 
 def test_the_format_that_is_written_is_the_one_that_is_read(artifact):

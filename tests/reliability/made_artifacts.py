@@ -1,0 +1,97 @@
+"""Artifacts, whole and made to deceive, and readers of them that are watched."""
+
+import gc
+import json
+import os
+import re
+import struct
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+import torchvision  # noqa: F401 – otherwise a reader would, and its memory would be a file's
+
+from clfew.about import About, read_about
+from clfew.artifacts import load_classifier, load_encoder, save_classifier, save_encoder
+from clfew.classifier import Classifier, build_neck
+from clfew.encoders import Encoder
+from clfew.errors import UserError
+from clfew.methods.simclr import projector
+from clfew.seal import seal
+
+ABOUT = About(
+    kind="classifier", encoder="resnet8-w8", size=16, side=16, mean=[0.4] * 3, std=[0.2] * 3, dim=32,
+    method="simclr", flip=True, clfew_version="1", classes=["cat", "dog"], mode="linear",
+    data={"finetune": {"source": "/images", "labels": 4, "split_seed": 0, "label_file": None}},
+)  # fmt: skip
+ENCODER = replace(ABOUT, kind="encoder", classes=[], mode="", neck=64, data={})
+DIGESTS = np.arange(5, dtype=np.uint64)
+READERS = (read_about, load_encoder, load_classifier)
+
+
+def save_classifier_at(path):
+    torch.manual_seed(0)
+    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std)
+    classifier = Classifier(encoder, build_neck(32, 0), torch.nn.Linear(32, 2))
+    save_classifier(path, classifier, ABOUT, DIGESTS, DIGESTS[:2])
+    return path
+
+
+def save_encoder_at(path):
+    torch.manual_seed(1)
+    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std)
+    save_encoder(path, encoder, projector(32, 64, 128), ENCODER, DIGESTS)
+    return path
+
+
+def tensors_of(path):
+    return safetensors.torch.load_file(path)
+
+
+def write(path, about=None, tensors=None, sealed=True, **metadata):
+    """A file with a valid seal, as somebody would make who knows how."""
+    described = {"clfew": json.dumps(about if about is not None else asdict(ABOUT))} | metadata
+    content = safetensors.torch.save(tensors or {"x": torch.ones(2)}, described)
+    path.write_bytes(seal(content) if sealed else content)
+    return path
+
+
+def raw(path, header, data=b""):
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+    return path
+
+
+def read_bounded(read, path):
+    """What a reader says of a file, or the sentence with which it refuses it: in under a second of its
+    own, and with no more memory than a few copies of the file."""
+    gc.collect()
+    started, before = time.process_time(), memory()
+    try:
+        found = read(path)
+    except UserError as error:
+        assert "\n" not in error.message and error.message.endswith(".") and error.hint
+        found = error.message
+    assert time.process_time() - started < 1
+    assert memory("VmHWM") - before < 4 * path.stat().st_size + 4 * 2**20
+    return found
+
+
+def memory(what="VmRSS"):
+    """The bytes of memory that the process holds; of VmHWM the most since the last call for VmRSS. 0
+    where the system is not Linux."""
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        return 0
+    if what == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{what}:\s*(\d+) kB", status)[1])
+
+
+def assert_refused(path, says=""):
+    for read in READERS:
+        found = read_bounded(read, path)
+        assert isinstance(found, str) and says in found
