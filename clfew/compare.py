@@ -3,7 +3,7 @@
 import copy
 import shlex
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from clfew.methods import METHODS
 from clfew.objectives import DEFAULT_MINUTES, estimate_statistics, options_of
 from clfew.origin import Origin, from_artifact, from_scratch
 from clfew.pretrain import pretrain, resume
-from clfew.runs import Run, check_new, check_unchanged, held, new_run, read_config
+from clfew.runs import Run, check_new, check_unchanged, gone_on, held, new_run, read_config
 from clfew.training.batch import TrainingData
 from clfew.training.device import set_threads
 from clfew.training.signals import StopRequest
@@ -91,12 +91,15 @@ def compare(
     images, encoder_name = open_images(settings)  # Before a folder is made: it may not be there.
     for method in settings.methods:
         objective_of(method, encoder_name, images)
+    settings = replace(
+        settings, source=images.source.spec, device=str(images.device), threads=torch.get_num_threads()
+    )
     run = new_run("compare", out)
     with held(run.folder):
         run.write_config(
             {
                 "command": "compare", "arguments": asked, "settings": asdict(settings),
-                "source": images.source.spec, "fingerprint": images.source.fingerprint,
+                "source": images.source.spec, "digest": images.source.digest(),
             }
         )  # fmt: skip
         return _run(run, settings, images, encoder_name)
@@ -104,15 +107,12 @@ def compare(
 
 def go_on(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Goes on with a comparison that was stopped. Raises UserError."""
-    config = read_config(folder)
-    if config.get("command") != "compare":
-        raise UserError(f"{folder} is no comparison.", "name its folder, such as runs/compare-1.")
-    settings = Settings(**config["settings"])
-    _check(settings)
-    with held(folder):
+    with gone_on(folder, "compare") as config:
+        settings = Settings(**config["settings"])
+        _check(settings)
         set_threads(settings.threads)
         images, encoder_name = open_images(settings)
-        check_unchanged(folder, config, images.source.fingerprint)
+        check_unchanged(folder, config, images.source.digest())
         return _run(Run(folder), settings, images, encoder_name)
 
 
@@ -176,8 +176,8 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
             raise Stopped(stopped.signal, command) from None
     messages = {method: error.message for method, error in failed.items()}
     result = _result(run, settings, images, encoder, cells, messages)
-    write_json(run.folder / "result.json", result)
     write_comparison(run.folder, result)
+    write_json(run.folder / "result.json", result)
     console.say(f"saved      {run.folder / 'compare.html'} and compare.png")
     return run.folder, result
 
@@ -219,10 +219,10 @@ def _pretrain(
     place = f"{settings.methods.index(method) + 1} of {len(settings.methods)}"
     console.say("")
     console.say(f"{place:<10} {method}" + (f", seed {number}" if settings.seeds > 1 else ""))
-    if (folder / "state").exists():
+    if read_config(folder):
         resume(folder, settings.device, settings.threads)
         return
-    shutil.rmtree(folder, ignore_errors=True)  # What was stopped before its first save.
+    shutil.rmtree(folder, ignore_errors=True)  # What was stopped before it had begun.
     pretrain(
         settings.source, method=method, encoder=encoder, size=images.size, epochs=settings.epochs,
         minutes=settings.minutes, options=options_of(method, {}), flip=settings.flip, init="scratch",
@@ -276,18 +276,20 @@ def _result(
     for method in methods:
         for number in range(settings.seeds):
             folder = _folder(run, method, number)
-            rows, plan = Run(folder).metrics(), read_config(folder)["plan"]
+            config, rows = read_config(folder), Run(folder).metrics()
             pretraining.append(
                 {
                     "method": method, "seed": settings.seed + number,
-                    "epochs": read_config(folder).get("epochs"), "seconds": rows[-1]["seconds"],
+                    "epochs": config["epochs"], "seconds": rows[-1]["seconds"],
                     "images_per_second": float(np.median([r["images_per_second"] for r in rows])),
-                    "loss": rows[-1]["loss"], "optimizer": plan["optimizer"],
-                    "learning_rate": plan["learning_rate"], "samples": f"{folder.name}/samples.png",
+                    "loss": rows[-1]["loss"], "optimizer": config["plan"]["optimizer"],
+                    "learning_rate": config["plan"]["learning_rate"],
+                    "samples": f"{folder.name}/samples.png",
                 }
             )  # fmt: skip
     return {
-        "source": settings.source, "images": images.count, "test_images": len(images.test),
+        "source": read_config(run.folder)["arguments"]["source"],  # As it was named.
+        "images": images.count, "test_images": len(images.test),
         "encoder": encoder, "size": images.size, "mode": settings.mode, "draws": settings.draws,
         "seeds": settings.seeds, "minutes": settings.minutes, "epochs": settings.epochs,
         "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(images.device),

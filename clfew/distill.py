@@ -20,12 +20,14 @@ from clfew.errors import UsageError, UserError
 from clfew.files import digest_of, write_bytes, write_csv, write_json
 from clfew.initial import AUTO
 from clfew.runs import (
+    LABELS,
     Run,
     check_new,
     check_same_file,
     check_unchanged,
     command_line,
     find_artifact,
+    from_here,
     from_option,
     gone_on,
     held,
@@ -47,7 +49,7 @@ from clfew.teacher import (
 )
 from clfew.teaching import Asked, fewest_labels, lesson_of, result_of, teach
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
-from clfew.training.saving import resumable
+from clfew.training.saving import resumable, stoppable
 
 
 def distill(
@@ -89,7 +91,7 @@ def distill(
     artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
     asked = Asked(
         source, str(artifact), student, init, size, epochs, minutes, batch, lr, temperature, use_labels,
-        keep, adapt, seed, precision, device, threads,
+        keep, adapt, seed, precision,
     )  # fmt: skip
     return _run(asked, choose_device(device)[0], out, None)
 
@@ -99,10 +101,11 @@ def resume(
 ) -> tuple[Path, dict[str, Any]]:
     """Goes on with a run that was stopped, on the device and threads it was started with unless others
     are named; returns what `distill` returns. Raises UserError."""
-    with gone_on(folder, "distill") as config:
-        chosen = set_up_as_started(config["arguments"], device, threads)
+    with gone_on(folder, "distill") as config, stoppable(_resume_command(folder)):
+        chosen = set_up_as_started(config, device, threads)
         asked = Asked(**config["arguments"])
         check_same_file(Path(asked.origin), config["teacher"], "the teacher")
+        check_same_file(Path(asked.origin).with_name(LABELS), config["labels"], "the teacher's labels")
         return _run(asked, chosen, None, Run(folder))
 
 
@@ -114,7 +117,7 @@ def _run(
     teacher = open_teacher(artifact)
     images = open_images(teacher, asked.source)
     if resumed is not None:
-        check_unchanged(resumed.folder, read_config(resumed.folder), images.source.fingerprint)
+        check_unchanged(resumed.folder, read_config(resumed.folder), images.source.digest())
     base, has_seen_labels = base_of(teacher, images.source, device, asked.seed)
     can_compare = not has_seen_labels and fewest_labels(images) >= 2
     if not can_compare and not asked.keep:
@@ -127,7 +130,7 @@ def _run(
             ),
             "label two images of every class, or take the student as it comes with --keep.",
         )
-    begin, about = student_start(
+    begin, about, init = student_start(
         teacher, base, asked.student, asked.init, asked.size, images.source, device, asked.seed
     )
     store = stored(images.source, max(teacher.about.side, about.side))
@@ -142,27 +145,30 @@ def _run(
     run = new_run("distill", out)
     with held(run.folder):
         where = None if asked.source is None else open_source(asked.source).spec
-        init = str(Path(asked.init).resolve()) if Path(asked.init).exists() else asked.init
         kept = replace(asked, source=where, init=init, origin=str(artifact.resolve()))
         run.write_config(
             {
                 "command": "distill", "command_line": command_line(), "source": images.source.spec,
-                "fingerprint": images.source.fingerprint, "teacher": digest_of(artifact),
-                "from": str(artifact), "arguments": asdict(kept),
+                "digest": images.source.digest(), "teacher": digest_of(artifact),
+                "labels": digest_of(teacher.run / LABELS), "device": str(device),
+                "threads": torch.get_num_threads(), "arguments": asdict(kept),
             }
         )  # fmt: skip
         return run.folder, _finish(*arguments, run, True)
+
+
+def _resume_command(folder: Path) -> str:
+    return f"clfew distill --resume {shlex.quote(str(folder))}"
 
 
 def _finish(
     asked: Asked, lesson: Lesson, teacher: Teacher, images: Images, about: About, store: Store,
     test: np.ndarray, can_compare: bool, run: Run, is_new: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    artifact = Path(read_config(run.folder)["from"])  # As it was named, for what is printed.
+    artifact = from_here(Path(asked.origin))
     pool = lesson.task.pool
-    command = f"clfew distill --resume {shlex.quote(str(run.folder))}"
     path = run.folder / "classifier.safetensors"
-    with resumable(run, command, is_new) as trainings:
+    with resumable(run, _resume_command(run.folder), is_new) as trainings:
         classifier, verdict, plan = teach(asked, lesson, teacher, images, can_compare, run, trainings)
         result = result_of(lesson, teacher, classifier, verdict, images.source, test, asked.keep)
         config = read_config(run.folder) | {
@@ -176,8 +182,9 @@ def _finish(
             write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
         if result["kept"]:
             epochs_done = plan.steps / plan.steps_per_epoch(len(pool))
-            how = {"command": config["command_line"], "teacher": str(artifact), "epochs": epochs_done,
-                   "temperature": asked.temperature, "use_labels": asked.use_labels,
+            how = {"command": config["command_line"], "teacher": str(artifact.resolve()),
+                   "epochs": epochs_done, "temperature": asked.temperature,
+                   "use_labels": asked.use_labels,
                    **asdict(verdict)}  # fmt: skip
             data = {"source": images.source.spec, "images": len(pool)}
             about = replace(
@@ -186,7 +193,7 @@ def _finish(
                 data={**teacher.about.data, "distill": data},
             )  # fmt: skip
             seen = np.union1d(teacher.seen["pretraining"], store.digests[pool])
-            write_bytes(run.folder / "labels.csv", (teacher.run / "labels.csv").read_bytes())
+            write_bytes(run.folder / LABELS, (teacher.run / LABELS).read_bytes())
             save_classifier(path, classifier, about, seen, teacher.seen["finetuning"])
         write_json(run.folder / "result.json", result)
     if not result["kept"]:

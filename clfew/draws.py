@@ -3,6 +3,7 @@ tested.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,39 +21,42 @@ from clfew.origin import Origin
 from clfew.propagation import propagated_shares
 from clfew.runs import Run
 from clfew.selection import Decision, decide, held_out_accuracy, is_clearly_better
+from clfew.training.saving import Trainings
 
 
 def fit_draws(
     candidates: list[tuple[Origin, Task]], source: Source, draws: list[np.ndarray], test: np.ndarray,
-    mode: str, seed: int, settings: FullSettings, run: Run,
+    mode: str, seed: int, settings: FullSettings, run: Run, trainings: Trainings,
 ) -> tuple[list[dict[str, Any]], tuple[Origin, Classifier, dict[str, Any], np.ndarray]]:  # fmt: skip
     """A row for each draw of the labels; and the first draw's start, classifier, decisions and
     images.
     """
-    results, kept = [], []
+    kept: list[tuple[Origin, Classifier, dict[str, Any], np.ndarray]] = []
+
+    def row_of(number: int, drawn: np.ndarray) -> dict[str, Any]:
+        log = run.log if number == 0 else lambda row: None
+        begin, task, decision = _decide(candidates, mode, drawn, seed + number, settings)
+        classifier, extra = fit(begin.start, task, drawn, decision.mode, seed + number, settings, log)
+        decided = decision.as_row() | extra
+        if number == 0:  # The one that is kept. Accuracy does not change with the temperature.
+            arguments = (begin.start, task, drawn, seed, settings)
+            decided["temperature"] = _calibrate(classifier, decision, *arguments)
+            kept.append((begin, classifier, decided, drawn))
+            if decision.mode == "propagate":
+                _write_pool_labels(run, source, task, drawn)
+        accuracy = None
+        if len(test):
+            logits = _test_logits(classifier, begin, task, decision.mode, test)
+            accuracy = float((logits.argmax(1) == source.labels[test]).mean())
+        return {"seed": seed + number, "labels": len(drawn), "accuracy": accuracy, **decided}
+
+    results = []
     with console.progress_bar("finetune") as update:
         for number, drawn in enumerate(draws):
             update(number, len(draws), f"draw {number + 1} of {len(draws)}")
-            log = run.log if number == 0 else lambda row: None
-            begin, task, decision = _decide(candidates, mode, drawn, seed + number, settings)
-            classifier, extra = fit(
-                begin.start, task, drawn, decision.mode, seed + number, settings, log
-            )
-            decided = decision.as_row() | extra
-            if number == 0:  # The one that is kept. Accuracy does not change with the temperature.
-                arguments = (begin.start, task, drawn, seed, settings)
-                decided["temperature"] = _calibrate(classifier, decision, *arguments)
-            accuracy = None
-            if len(test):
-                logits = _test_logits(classifier, begin, task, decision.mode, test)
-                accuracy = float((logits.argmax(1) == source.labels[test]).mean())
-            results.append(
-                {"seed": seed + number, "labels": len(drawn), "accuracy": accuracy, **decided}
-            )
-            if number == 0:
-                kept.append((begin, classifier, decided, drawn))
-                if decision.mode == "propagate":
-                    _write_pool_labels(run, source, task, drawn)
+            row = partial(row_of, number, drawn)
+            # Of the first draw the classifier is needed again, of the others no more than the row.
+            results.append(trainings.once(f"draw-{number + 1}", row) if number else row())
         update(len(draws), len(draws))
     return results, kept[0]
 

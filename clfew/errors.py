@@ -17,6 +17,16 @@ class UsageError(UserError):
     exit_code = 2
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left, of the GPU or of the machine: by its words, as
+    torch has no class for the machine's."""
+    said = str(error).lower()
+    words = ("allocate memory", "out of memory", "alloc_failed")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in said for each in words)
+    )
+
+
 class Stopped(Exception):
     """The run was stopped by a signal after its state was saved.
 

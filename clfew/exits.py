@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from clfew import console
-from clfew.errors import Stopped, UserError
+from clfew.errors import Stopped, UserError, is_out_of_memory
 
 
 def _share_the_cores() -> None:
@@ -20,12 +20,6 @@ def _share_the_cores() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory has run out where no batch could be made smaller: torch's words, without torch."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
 
 
 def run_and_exit(app: Callable[[], object]) -> NoReturn:
@@ -53,7 +47,7 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
         console.show_error(UserError("A name is too long for this system.", "check the spelling."))
         sys.exit(1)
     except (RuntimeError, ImportError, MemoryError) as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             console.show_error(
                 UserError(
                     "There is not enough memory for this.",

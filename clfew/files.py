@@ -38,8 +38,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             "free some space or name another place; what was there before is untouched.",
         ) from None
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            with contextlib.suppress(OSError):  # It has been renamed, or its disk is read-only now.
+                os.unlink(temporary)
 
 
 def sweep(folder: Path) -> None:
@@ -61,8 +62,14 @@ def append_line(path: Path, line: str) -> None:
         ) from None
 
 
+def sync(path: Path) -> None:
+    """Waits until what was appended to a file, if it is there, is on the disk."""
+    with contextlib.suppress(OSError), open(path, "ab") as file:
+        os.fsync(file.fileno())
+
+
 def digest_of(path: Path) -> str:
-    """A digest of a file's bytes."""
+    """A digest of a file's bytes. Raises OSError."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(2**20):

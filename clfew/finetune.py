@@ -22,10 +22,20 @@ from clfew.errors import UsageError
 from clfew.files import digest_of, write_csv, write_json
 from clfew.fitting import FullSettings, Task
 from clfew.initial import AUTO
-from clfew.labelling import bounded, find_source, outside, pool_features, readable, with_labels
+from clfew.labelling import (
+    bounded,
+    check_other_sources,
+    find_source,
+    other_sources,
+    outside,
+    pool_features,
+    readable,
+    with_labels,
+)
 from clfew.metrics import mean_interval, wilson_interval
 from clfew.origin import Found, Origin, find_start, named_start, open_start, refound
 from clfew.runs import (
+    LABELS,
     Run,
     check_new,
     check_same_file,
@@ -38,7 +48,7 @@ from clfew.runs import (
     read_config,
 )
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
-from clfew.training.saving import resumable
+from clfew.training.saving import resumable, stoppable
 
 
 @dataclass(frozen=True)
@@ -60,8 +70,6 @@ class Asked:
     flip: bool | None
     seed: int
     precision: str
-    device: str = "auto"
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def finetune(
     check_new(out)
     asked = Asked(
         source, labels, origin, init, mode, stage, repeat, encoder, size, epochs, batch, lr, flip, seed,
-        precision, device, threads,
+        precision,
     )  # fmt: skip
     parse_labels(labels)
     if mode not in ("auto", *MODES):
@@ -129,8 +137,8 @@ def resume(
 ) -> tuple[Path, dict[str, Any]]:
     """Goes on with a run that was stopped, on the device and threads it was started with unless others
     are named; returns what `finetune` returns. Raises UserError."""
-    with gone_on(folder, "finetune") as config:
-        chosen = set_up_as_started(config["arguments"], device, threads)
+    with gone_on(folder, "finetune") as config, stoppable(_resume_command(folder)):
+        chosen = set_up_as_started(config, device, threads)
         asked = Asked(**config["arguments"])
         if config["label_digest"]:
             check_same_file(Path(asked.labels), config["label_digest"], "whose labels the run was given")
@@ -147,11 +155,13 @@ def _run(
     same_classes = None if found.is_scratch else described
     opened, named = with_labels(open_source(asked.source), spec, same_classes)
     if resumed is not None:
-        check_unchanged(resumed.folder, read_config(resumed.folder), opened.fingerprint)
+        check_unchanged(resumed.folder, read_config(resumed.folder), opened.digest())
     begins = open_start(
         found, opened, asked.encoder, asked.size, asked.flip, device, asked.seed, asked.mode == "auto",
         asked.stage,
     )  # fmt: skip
+    if resumed is not None:
+        check_other_sources(resumed.folder, begins, opened)
     split_seed = begins[0].about.data.get("pretrain", {}).get("split_seed", asked.seed)
     if named is None:
         require_testable(opened)
@@ -184,7 +194,9 @@ def _run(
         run.write_config(
             {
                 "command": "finetune", "command_line": command_line(), "source": opened.spec,
-                "labels": asked.labels, "fingerprint": opened.fingerprint, "start": named_start(found),
+                "labels": asked.labels, "digest": opened.digest(), "start": named_start(found),
+                "pretrained_on": other_sources(begins, opened),
+                "device": str(device), "threads": torch.get_num_threads(),
                 "label_digest": digest_of(spec.file) if spec.file else None,
                 "arguments": asdict(replace(asked, source=opened.spec, labels=labels)),
             }
@@ -192,16 +204,27 @@ def _run(
         return run.folder, _fit(asked, found, learned, candidates, run, True)
 
 
+def _resume_command(folder: Path) -> str:
+    return f"clfew finetune --resume {shlex.quote(str(folder))}"
+
+
 def _fit(
     asked: Asked, found: Found, learned: Learned, candidates: list[tuple[Origin, Task]], run: Run,
     is_new: bool,
 ) -> dict[str, Any]:  # fmt: skip
     opened, store, test = learned.source, learned.store, learned.test
-    command = f"clfew finetune --resume {shlex.quote(str(run.folder))}"
-    with resumable(run, command, is_new):
+    with resumable(run, _resume_command(run.folder), is_new) as trainings:
         settings = FullSettings(asked.epochs, asked.batch, asked.lr)
         results, kept = fit_draws(
-            candidates, opened, learned.draws, test, asked.mode, asked.seed, settings, run
+            candidates,
+            opened,
+            learned.draws,
+            test,
+            asked.mode,
+            asked.seed,
+            settings,
+            run,
+            trainings,
         )
         begin, classifier, decided, drawn = kept
         spec = parse_labels(asked.labels)
@@ -223,14 +246,15 @@ def _fit(
         task = candidates[0][1]
         run.write_config(
             config | {
-                "from": str(begin.artifact or found.words), "mode": asked.mode, "seed": asked.seed,
+                "from": str(begin.artifact.resolve() if begin.artifact else found.words),
+                "mode": asked.mode, "seed": asked.seed,
                 "repeat": len(learned.draws), **used, "labels": config["labels"],
                 "device": str(task.device), "precision": task.precision,
                 "threads": torch.get_num_threads(), "about": asdict(about),
             }
         )  # fmt: skip
         write_csv(
-            run.folder / "labels.csv", ["path", "label"],
+            run.folder / LABELS, ["path", "label"],
             [(opened.identities[i], opened.classes[opened.labels[i]]) for i in drawn],
         )  # fmt: skip
         if store.bad:

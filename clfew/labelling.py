@@ -15,6 +15,7 @@ from clfew.errors import UserError
 from clfew.features import features_of
 from clfew.origin import Origin, other_images
 from clfew.propagation import MAX_IMAGES
+from clfew.runs import read_config
 
 
 def find_source(named: str | None, about: About | None, spec: LabelSpec | None = None) -> str:
@@ -111,6 +112,30 @@ def pool_features(
         return features
     chosen = other_images(origin, others, decoded, store.digests[test], MAX_IMAGES)
     return np.concatenate([features, read(decoded, chosen)]) if len(chosen) else features
+
+
+def other_sources(origins: list[Origin], source: Source) -> dict[str, str | None]:
+    """The digest of each source that was pretrained on and is another, None where it cannot be read."""
+    specs = {origin.pretraining_source for origin in origins} - {None, source.spec}
+    return {spec: _digest_or_none(spec) for spec in specs if spec is not None}
+
+
+def check_other_sources(run: Path, origins: list[Origin], source: Source) -> None:
+    """Raises UserError where one of them is not what it was when a run was started."""
+    before = read_config(run).get("pretrained_on", {})
+    for spec, digest in other_sources(origins, source).items():
+        if before.get(spec) != digest:
+            raise UserError(
+                f"The images in {spec}, which was pretrained on, have changed since {run} was started.",
+                "start a new run: clfew finetune with the same options.",
+            )
+
+
+def _digest_or_none(spec: str) -> str | None:
+    try:
+        return open_source(spec).digest()
+    except UserError:
+        return None
 
 
 def merged(first: Source, second: Source) -> Source:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+import clfew
+from clfew.about import About
 from clfew.adapter import LAYER, NETWORK, WIDTH, Adapter, adapter_optimizer
 from clfew.augment import Recipe, evaluation_view
 from clfew.data.sources import Source
@@ -37,6 +39,8 @@ DEFAULT_MINUTES = 10.0
 """Without --epochs and --minutes a run takes 100 epochs, but no longer than this."""
 
 _LOOKED_AT = 2000
+_HOW = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
+_FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
 _NOT_OPTIONS = ("self", "encoder", "recipe", "gentle")
 
 Objective = Method | Adapter
@@ -170,3 +174,16 @@ def check_settings(
             raise UsageError(f"{option} {value} is not known.", hint)
     if epochs is not None and minutes is not None:
         raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
+
+
+def describe(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> About:
+    """What an encoder says of the run that made it, from the run's configuration."""
+    how = {name: config[name] for name in _HOW if name in config}
+    return About(
+        kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
+        mean=config["mean"], std=config["std"], dim=encoder.dim, method=method,
+        flip=config["recipe"]["flip"], neck=neck, clfew_version=clfew.__version__,
+        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features, sees=encoder.sees,
+        training={"pretrain": {"command": config["command_line"]} | how},
+        data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
+    )  # fmt: skip

@@ -40,10 +40,7 @@ def check_resumed(context: typer.Context, command: str, folder: Path, free: set[
     before = config.get("arguments", {})
     for name in sorted(given(context) - free - {"resume"} if config else []):
         value, flag = context.params[name], _FLAGS.get(name, "--" + name.replace("_", "-"))
-        is_same = value == before.get(name) or (
-            name == "source" and _place(value) == _place(before.get(name))
-        )
-        if not is_same:
+        if not _is_same(value, before.get(name)):
             was = f"{folder} was started with {before[name]}" if name in before else "the run has it"
             raise UsageError(
                 f"{flag} {value} cannot be changed on the way: {was}.",
@@ -51,8 +48,12 @@ def check_resumed(context: typer.Context, command: str, folder: Path, free: set[
             )
 
 
-def _place(source: Any) -> str:
-    return str(Path(str(source)).resolve())
+def _is_same(value: Any, before: Any) -> bool:
+    """Whether an option asks for what a run has: files are kept by their full names, and a run may be
+    named by its folder."""
+    if value == before or not (isinstance(value, str) and isinstance(before, str)):
+        return bool(value == before)
+    return Path(value).resolve() in (Path(before), Path(before).parent)
 
 
 _FLAGS = {"source": "SOURCE", "origin": "--from"}

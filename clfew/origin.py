@@ -93,8 +93,13 @@ def named_start(found: Found) -> dict[str, Any]:
         "artifact": str(found.artifact.resolve()) if found.artifact else None,
         "digest": digest_of(found.artifact) if found.artifact else None,
         "weights": [initial.source, initial.encoder] if initial else None,
+        "weights_digest": digest_of(Path(initial.source)) if initial and _is_file(initial) else None,
         "is_scratch": found.is_scratch,
     }
+
+
+def _is_file(initial: Initial) -> bool:
+    return Path(initial.source).is_file()
 
 
 def refound(named: dict[str, Any], device: torch.device) -> Found:
@@ -105,6 +110,8 @@ def refound(named: dict[str, Any], device: torch.device) -> Found:
     if named["weights"] is None:
         return Found(artifact, None, named["is_scratch"])
     source, encoder = named["weights"]
+    if named["weights_digest"]:
+        check_same_file(Path(source), named["weights_digest"], "which the run started from")
     return Found(artifact, find_initial(source, encoder, device)[0], named["is_scratch"])
 
 

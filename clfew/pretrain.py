@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import clfew
 from clfew import console
-from clfew.about import About
 from clfew.adapter import LAYER, NETWORK
 from clfew.artifacts import load_encoder, save_encoder
 from clfew.choices import (
@@ -30,7 +28,7 @@ from clfew.decoding import stored
 from clfew.drift import collapse, report_drift
 from clfew.encoders import Encoder
 from clfew.errors import UserError
-from clfew.files import write_csv
+from clfew.files import sync, write_csv
 from clfew.initial import SCRATCH, load_initial
 from clfew.methods import METHODS
 from clfew.methods.method import Method
@@ -40,6 +38,7 @@ from clfew.objectives import (
     Objective,
     build_objective,
     check_settings,
+    describe,
     estimate_statistics,
     find_pretraining_start,
     learned_from,
@@ -67,12 +66,10 @@ from clfew.training.device import choose_device, choose_precision, set_threads, 
 from clfew.training.loop import train
 from clfew.training.optim import ENCODER_RATE
 from clfew.training.plan import Plan
-from clfew.training.saving import Saving
+from clfew.training.saving import Saving, stoppable
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
-_HOW = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
-_FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
 
 
 def pretrain(
@@ -115,7 +112,6 @@ def pretrain(
         "minutes": minutes, "batch": batch, "optimizer": optimizer, "lr": lr, **(options or {}),
         "flip": flip, "transductive": transductive, "init": init, "adapt": adapt,
         "save_samples": save_samples, "seed": seed, "precision": precision, "compile": compilation,
-        "device": device, "threads": threads,
     }  # fmt: skip
     check_new(out)
     set_threads(threads)
@@ -152,7 +148,8 @@ def pretrain(
     recipe, why_recipe = choose_recipe(min(resolved_size, native), store, indices, flip)
     config: dict[str, Any] = {
         "command": "pretrain", "command_line": command_line(), "source": opened.spec,
-        "fingerprint": opened.fingerprint, "images": len(indices), "transductive": transductive,
+        "fingerprint": opened.fingerprint, "digest": opened.digest(), "images": len(indices),
+        "transductive": transductive,
         "split_seed": split_seed, "method": method, "options": resolved, "recipe": asdict(recipe),
         "samples": save_samples, "encoder": name, "size": resolved_size, "side": side, "mean": mean,
         "std": std, "init": SCRATCH if initial is None else initial.what,
@@ -197,23 +194,24 @@ def pretrain(
     run = new_run("pretrain", out)
     with held(run.folder):
         if start is not None:  # To resume from, and to compare with.
-            about = _about(config, start, "", 0)
+            about = describe(config, start, "", 0)
             save_encoder(run.folder / START, start, nn.Sequential(), about, store.digests[:0])
-        run.write_config(config)
         if store.bad:
             write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
-        return _train(run, objective, data, plan, chosen_device, opened, store, indices)
+        run.write_config(config)  # Last: with it, the run can be gone on with.
+        with stoppable(_saving(run).resume_command):
+            return _train(run, objective, data, plan, chosen_device, opened, store, indices)
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
     """Goes on with an interrupted pretraining run, on the device and threads it was started with unless
     others are named, and returns its folder. Raises UserError."""
-    with gone_on(folder, "pretrain") as config:
-        chosen_device = set_up_as_started(config.get("arguments", {}), device, threads)
+    with gone_on(folder, "pretrain") as config, stoppable(_saving(Run(folder)).resume_command):
+        chosen_device = set_up_as_started(config, device, threads)
         plan = Plan(**config["plan"])
         check_compile("on" if plan.compile else "off", chosen_device)
         opened = open_source(config["source"])
-        check_unchanged(folder, config, opened.fingerprint)
+        check_unchanged(folder, config, opened.digest())
         store = stored(opened, config["side"])
         indices = pretraining_images(opened, store, config["transductive"], config["split_seed"])
         start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
@@ -227,7 +225,8 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
 
 
 def _saving(run: Run) -> Saving:
-    return Saving(run.folder / "state", f"clfew pretrain --resume {shlex.quote(str(run.folder))}")
+    command = f"clfew pretrain --resume {shlex.quote(str(run.folder))}"
+    return Saving(run.folder / "state", command, keeps_end=True)
 
 
 def _train(
@@ -277,8 +276,9 @@ def _train(
     if config["init"] != SCRATCH:
         arrays = (store.pixels, store.aspects, indices)
         config["drift"] = report_drift(start, objective.encoder, *arrays, device, plan.precision)
-    about = _about(config, objective.encoder, config["method"], neck_width(objective.projector))
+    about = describe(config, objective.encoder, config["method"], neck_width(objective.projector))
     artifact = run.folder / "encoder.safetensors"
+    sync(run.folder / "metrics.jsonl")  # What the artifact was made of is there when it is.
     save_encoder(artifact, objective.encoder, objective.projector, about, store.digests[indices])
     saving.discard()
     console.say(f"saved      {artifact}")
@@ -286,15 +286,3 @@ def _train(
     hint = "" if has_labels else " LABELLED_FOLDER"
     console.next_command(f"clfew finetune{hint} --labels 1%{from_option(artifact, 'pretrain')}")
     return run.folder
-
-
-def _about(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> About:
-    how = {name: config[name] for name in _HOW if name in config}
-    return About(
-        kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
-        mean=config["mean"], std=config["std"], dim=encoder.dim, method=method,
-        flip=config["recipe"]["flip"], neck=neck, clfew_version=clfew.__version__,
-        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features, sees=encoder.sees,
-        training={"pretrain": {"command": config["command_line"]} | how},
-        data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
-    )  # fmt: skip

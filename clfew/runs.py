@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -22,6 +23,12 @@ _MAKERS = {"pretrain": ("pretrain",), "finetune": ("finetune", "distill")}
 
 _LAST_FILES = {**ARTIFACTS, "distill": "result.json", "compare": "result.json"}
 """What a run writes last, by its command."""
+
+LOCK = "lock"
+"""In a run's folder while a process works there."""
+
+LABELS = "labels.csv"
+"""In a fine-tuning run: the images whose labels it was given, path,label."""
 
 START = "start.safetensors"
 """In a pretraining run: the pretrained encoder it started from, an artifact like the one it made."""
@@ -66,33 +73,49 @@ def held(folder: Path) -> Iterator[None]:
     """Keeps a run's folder to this process; inside, what a killed one left half-written is removed.
 
     Raises UserError where another process has it. The lock is the system's: it ends with the process,
-    however that ends, and leaves no file.
+    however that ends.
     """
     if os.name != "posix":
         yield
         return
     import fcntl
 
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be opened: {error.strerror}.", "check who may read it."
-        ) from None
-    try:
+    lock, is_locked = folder / LOCK, False
+    while not is_locked:
+        try:
+            # To be written: of folders, and of files that are only read, NFS gives no locks.
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(
+                f"The folder {folder} cannot be written: {error.strerror}.", "check who may write it."
+            ) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(descriptor)
             raise UserError(
                 f"Another clfew is working in {folder}.", "wait until it has finished, or stop it first."
             ) from None
-        except OSError:
-            pass  # A filesystem without locks.
-        for place in (folder, folder / "state"):
+        except OSError:  # A filesystem without locks: who else is here is not known.
+            break
+        with contextlib.suppress(OSError):  # Otherwise its last holder has just removed it.
+            is_locked = os.path.samestat(os.fstat(descriptor), os.stat(lock))
+        if not is_locked:
+            os.close(descriptor)
+    try:
+        for place in (folder, folder / "state") if is_locked else ():
             sweep(place)
         yield
     finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock)
         os.close(descriptor)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has written all that it writes."""
+    last = _LAST_FILES.get(str(read_config(folder).get("command")))
+    return last is not None and (folder / last).exists()
 
 
 def unfinished(folder: Path, command: str) -> dict[str, Any]:
@@ -105,7 +128,7 @@ def unfinished(folder: Path, command: str) -> dict[str, Any]:
             if not config.get("command")
             else f"it is one of clfew {config['command']}.",
         )
-    if (folder / _LAST_FILES[command]).exists():
+    if is_finished(folder):
         raise UserError(
             f"{folder} has finished: there is nothing to resume.",
             "to train longer, start another run with more --epochs.",
@@ -116,24 +139,32 @@ def unfinished(folder: Path, command: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def gone_on(folder: Path, command: str) -> Iterator[dict[str, Any]]:
     """Holds a run of `command` that is gone on with; yields its configuration. Raises UserError."""
+    if not is_finished(folder):
+        unfinished(folder, command)
+        with held(folder):
+            yield unfinished(folder, command)  # It may have been finished while this one asked.
+        return
+    with held(folder):  # A process killed at its very end has left it.
+        shutil.rmtree(folder / "state", ignore_errors=True)
     unfinished(folder, command)
-    with held(folder):
-        yield unfinished(folder, command)  # It may have been finished while this one asked.
 
 
-def check_unchanged(folder: Path, config: dict[str, Any], fingerprint: str) -> None:
-    """Raises UserError where a run's images are not those it was started with."""
-    if config.get("fingerprint") != fingerprint:
+def check_unchanged(folder: Path, config: dict[str, Any], digest: str) -> None:
+    """Raises UserError where a run's images (see `Source.digest`) are not those it was started with."""
+    if config.get("digest") != digest:
         raise UserError(
-            f"The images in {config.get('source')} have changed since {folder} was started.",
+            f"The images in {config.get('source')}, or their labels, have changed since {folder} was "
+            "started.",
             f"start a new run: clfew {config['command']} with the same options.",
         )
 
 
 def check_same_file(path: Path, digest: str, what: str) -> None:
     """Raises UserError where a file that a run works from is not the one it was started with."""
-    if not path.is_file() or digest_of(path) != digest:
-        raise UserError(f"{path}, {what}, is not there any more or has changed.", "start a new run.")
+    with contextlib.suppress(OSError):
+        if digest_of(path) == digest:
+            return
+    raise UserError(f"{path}, {what}, is not there any more or has changed.", "start a new run.")
 
 
 def check_new(out: Path | None) -> None:
@@ -225,6 +256,12 @@ def command_line() -> str:
     """The command being run, as it can be typed again; "" when clfew is used as a library."""
     is_command = Path(sys.argv[0]).name in ("clfew", "__main__.py")
     return shlex.join(["clfew", *sys.argv[1:]]) if is_command else ""
+
+
+def from_here(path: Path) -> Path:
+    """A path as it is shown and typed: relative to where one is, if it lies below."""
+    absolute, here = path.resolve(), Path.cwd().resolve()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 
 
 def from_option(artifact: Path, kind: str) -> str:

@@ -20,7 +20,7 @@ from clfew.fitting import Start
 from clfew.initial import AUTO, SCRATCH, find_initial
 from clfew.labelling import merged
 from clfew.origin import from_artifact, from_initial, from_scratch
-from clfew.runs import read_config
+from clfew.runs import LABELS, read_config
 
 SAME = "same"
 """The student's encoder by default: the teacher's."""
@@ -117,7 +117,7 @@ def _as_encoder(about: About) -> About:
 
 def _drawn(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Indices and classes of the images whose labels the teacher was given: labels.csv in its run."""
-    path = teacher.run / "labels.csv"
+    path = teacher.run / LABELS
     index = {name: i for i, name in enumerate(source.identities)}
     known = {name: c for c, name in enumerate(teacher.about.classes)}
     try:
@@ -143,11 +143,12 @@ def _drawn(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
 def student_start(
     teacher: Teacher, base: Start, name: str, init: str, size: int | None, source: Source,
     device: torch.device, seed: int,
-) -> tuple[Start, About]:  # fmt: skip
-    """What a student starts from, and the description of the classifier it will be."""
+) -> tuple[Start, About, str]:  # fmt: skip
+    """What a student starts from, the description of the classifier it will be, and the `init` that
+    leads there again whatever weights are on the machine by then."""
     about = teacher.about
     if name in (SAME, about.encoder) and size in (None, about.size) and init == AUTO:
-        return base, replace(about, mode=DISTILLED, neck=0, dim=base.encoder.dim)
+        return base, replace(about, mode=DISTILLED, neck=0, dim=base.encoder.dim), init
     encoder = about.encoder if name == SAME else name
     initial, why = find_initial(init, encoder, device)
     origin = (
@@ -158,14 +159,11 @@ def student_start(
         )
     )
     console.say(f"student    {encoder} from {initial.what if initial else 'scratch'} ({why})")
-    return origin.start, replace(
-        origin.about,
-        kind="classifier",
-        classes=about.classes,
-        mode=DISTILLED,
-        neck=0,
+    described = replace(
+        origin.about, kind="classifier", classes=about.classes, mode=DISTILLED, neck=0,
         method=about.method,
-    )
+    )  # fmt: skip
+    return origin.start, described, initial.source if initial else SCRATCH
 
 
 def usable(images: Images, store: Store) -> tuple[np.ndarray, np.ndarray]:

@@ -60,8 +60,6 @@ class Asked:
     adapt: str
     seed: int
     precision: str
-    device: str = "auto"
-    threads: int | None = None
 
 
 def lesson_of(

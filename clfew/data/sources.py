@@ -49,6 +49,14 @@ class Source:
     def __len__(self) -> int:
         return len(self.identities)
 
+    def digest(self) -> str:
+        """As `fingerprint`, and changes with the labels and the splits too."""
+        digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
+        digest.update("\0".join(self.classes).encode("utf-8", "surrogateescape"))
+        digest.update(self.labels.tobytes())
+        digest.update("\0".join(self.splits.tolist()).encode())
+        return digest.hexdigest()
+
     @property
     def is_labelled(self) -> bool:
         return bool((self.labels >= 0).any())

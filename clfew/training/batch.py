@@ -1,5 +1,6 @@
 """What a training objective is given at each step, and how it gets there in time."""
 
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -49,6 +50,12 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def digest(self) -> str:
+        """Tells trainings on other images, or with other labels, apart."""
+        digest = hashlib.blake2b(self.indices.tobytes(), digest_size=16)
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        return digest.hexdigest()
 
 
 class Batches:

@@ -61,6 +61,8 @@ def choose_compile(
     if name == "on":
         try:
             step_seconds(True)
+        except UserError:  # Of memory: compiling has no part in it.
+            raise
         # A compiler fails in many ways.
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]

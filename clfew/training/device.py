@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 from typing import Any
 
 import numpy as np
@@ -54,12 +55,18 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def set_up_as_started(arguments: dict[str, Any], device: str, threads: int | None) -> torch.device:
-    """The device, and the threads, of a run that is gone on with: those it was started with, unless
-    others are asked for. Sums are rounded as they are divided among the threads, so that with others
-    the run ends with weights that differ in the last digits."""
-    set_threads(threads or arguments.get("threads"))
-    return choose_device(arguments.get("device", "auto") if device == "auto" else device)[0]
+def set_up_as_started(config: dict[str, Any], device: str, threads: int | None) -> torch.device:
+    """The device of a run that is gone on with, whose threads are set: those it ran on, unless others
+    are asked for or there are not as many here. Sums are rounded as they are divided among the threads,
+    so that with others the run ends with weights that differ in the last digits. Raises UserError."""
+    before = config.get("threads")
+    set_threads(threads or (before if before and before <= (os.cpu_count() or 1) else None))
+    if device != "auto":
+        return choose_device(device)[0]
+    try:
+        return choose_device(config.get("device", "auto"))[0]
+    except UserError as error:
+        raise UserError(error.message, "to go on without it: --device cpu") from None
 
 
 def keep_freed_memory(device: torch.device) -> None:

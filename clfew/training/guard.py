@@ -77,11 +77,3 @@ def diverged(
         "taken.",
         hint,
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is no memory left, of the GPU or of the machine."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and ("allocate memory" in said or "out of memory" in said)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clfew.errors import Stopped, UserError
+from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.training.batch import Batch, Batches, TrainingData
 from clfew.training.compilation import compiled
 from clfew.training.convolution import MatrixWeightGradients
 from clfew.training.device import keep_freed_memory
-from clfew.training.guard import Kept, NotFinite, diverged, is_out_of_memory, require_finite
+from clfew.training.guard import Kept, NotFinite, diverged, require_finite
 from clfew.training.optim import build_optimizer, learning_rate, parameter_groups
 from clfew.training.plan import Plan
 from clfew.training.saving import DIVERGED, Saving, next_saving
@@ -79,7 +79,7 @@ def _train(
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
     done, seconds_before = 0, 0.0
     if saving is not None and saving.file.exists():
-        position = load_state(saving.file, objective, optimizer, plan)
+        position = load_state(saving.file, objective, optimizer, plan, data.digest())
         done, seconds_before = int(position["step"]), position["seconds"]
     meter = _Meter(plan, len(data), done)
     kept = Kept(objective)
@@ -108,9 +108,9 @@ def _train(
                 if stop.signal and not is_last:
                     raise Stopped(stop.signal, "")
             elif _is_due(saving, is_last, stop.signal, time.monotonic() - saved, seconds):
-                save_state(
-                    saving.file, objective, optimizer, plan, {"step": step + 1, "seconds": seconds}
-                )
+                position = {"step": step + 1, "seconds": seconds, "data": data.digest()}
+                # One that has ended needs its optimizer no more.
+                save_state(saving.file, objective, None if is_last else optimizer, plan, position)
                 saved = time.monotonic()
                 if stop.signal:
                     raise Stopped(stop.signal, saving.resume_command)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from clfew.errors import Stopped
 from clfew.files import make_folder, write_json
-from clfew.runs import Run
+from clfew.runs import Run, is_finished
 from clfew.training.state import FILE
 
 T = TypeVar("T")
@@ -53,10 +53,12 @@ class Trainings:
     folder: Path
     resume_command: str
     begun: int = field(default=0, init=False)
+    part: str = field(default="", init=False)
 
     def next(self) -> Saving:
         self.begun += 1
-        return Saving(self.folder, self.resume_command, True, f"{self.begun}.safetensors")
+        name = f"{self.part}{self.begun}.safetensors"
+        return Saving(self.folder, self.resume_command, True, name)
 
     def remember(self, name: str, decide: Callable[[], T]) -> T:
         """What `decide` gives, as it goes through JSON; decided once, however often the command is
@@ -68,8 +70,21 @@ class Trainings:
         content: T = json.loads(path.read_text(encoding="utf-8"))
         return content
 
+    def once(self, name: str, decide: Callable[[], T]) -> T:
+        """As `remember`, of something that takes trainings: their states go when it is decided."""
+        outside = self.begun, self.part
+        self.begun, self.part = 0, f"{name}."
+        try:
+            content = self.remember(name, decide)
+        finally:
+            self.begun, self.part = outside
+        for state in self.folder.glob(f"{name}.*.safetensors"):
+            state.unlink()
+        return content
+
     def exist(self) -> bool:
-        return any(self.folder.glob("*.safetensors"))
+        """Whether there is anything to go on with."""
+        return self.folder.exists() and any(self.folder.iterdir())
 
 
 _CURRENT: ContextVar[Trainings | None] = ContextVar("trainings", default=None)
@@ -82,26 +97,37 @@ def next_saving() -> Saving | None:
 
 
 @contextlib.contextmanager
+def stoppable(resume_command: str) -> Iterator[None]:
+    """Inside, a signal raises Stopped with the command that goes on, whatever is being done."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(signal.SIGINT, resume_command) from None
+    except SystemExit as error:
+        if error.code != 128 + signal.SIGTERM:
+            raise
+        raise Stopped(signal.SIGTERM, resume_command) from None
+
+
+@contextlib.contextmanager
 def resumable(run: Run, resume_command: str, is_new: bool) -> Iterator[Trainings]:
     """Inside, every training keeps its state in the run's folder, and a signal raises Stopped, whatever
-    is being done. The states go when all is done. A new run that nothing was saved of goes as a whole.
+    is being done. The states go when all is done. A new run that nothing was saved of goes as a whole; a
+    signal that comes when all is saved changes nothing.
     """
     trainings = Trainings(run.folder / "state", resume_command)
     token = _CURRENT.set(trainings)
     try:
-        yield trainings
-        shutil.rmtree(trainings.folder, ignore_errors=True)
+        with stoppable(resume_command):
+            yield trainings
     except BaseException as error:
-        kept = trainings.exist()
-        if is_new and not kept:
-            shutil.rmtree(run.folder, ignore_errors=True)
-        command = resume_command if kept or not is_new else ""
-        if isinstance(error, Stopped):
-            raise Stopped(error.signal, command) from None
-        if isinstance(error, KeyboardInterrupt):
-            raise Stopped(signal.SIGINT, command) from None
-        if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
-            raise Stopped(signal.SIGTERM, command) from None
-        raise
+        is_stopped, is_kept = isinstance(error, Stopped), not is_new or trainings.exist()
+        if not (is_stopped and is_finished(run.folder)):
+            if not is_kept:
+                shutil.rmtree(run.folder, ignore_errors=True)
+            if isinstance(error, Stopped):
+                raise Stopped(error.signal, resume_command if is_kept else "") from None
+            raise
     finally:
         _CURRENT.reset(token)
+    shutil.rmtree(trainings.folder, ignore_errors=True)

@@ -23,13 +23,13 @@ FILE = "state.safetensors"
 
 
 def save_state(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan,
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, plan: Plan,
     position: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Writes a state file and, if need be, its folder. `position` holds the step and the seconds already
-    used. Raises UserError."""
+    """Writes a state file and, if need be, its folder. `position` holds the step, the seconds already
+    used and the digest of the data; a training at its end has no `optimizer`. Raises UserError."""
     tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
+    for index, values in (optimizer.state_dict()["state"] if optimizer else {}).items():
         for name, value in values.items():
             tensors[f"optimizer.{index}.{name}"] = value.contiguous()
     make_folder(path.parent)
@@ -50,21 +50,26 @@ def saved_step(path: Path) -> int:
 
 
 def load_state(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan
+    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, data: str
 ) -> dict[str, Any]:
     """Restores module and optimizer in place, returns the position. Raises UserError for a file that is
-    damaged or of another training."""
+    damaged, or of another training: of another plan, or on other data."""
     try:
         header = read_header(path)
         if not is_sealed(header):
             raise Damaged("it was written by another version of clfew")
-        if json.loads(header["__metadata__"]["plan"]) != asdict(plan):
-            raise Damaged("it is of a training with other settings")
+        before, position = json.loads(header["__metadata__"]["plan"]), _position(header)
+        if others := [name for name, value in asdict(plan).items() if before.get(name) != value]:
+            is_now = getattr(plan, others[0])
+            raise Damaged(f"its training has {others[0]} {before.get(others[0])}, not {is_now}")
+        if position.get("data") != data:
+            raise Damaged("its training is on other images or labels")
         check_data(path, header)
         tensors = safetensors.torch.load_file(path)
         module.load_state_dict(_below(tensors, "module."))
-        _load_optimizer(optimizer, _below(tensors, "optimizer."))
-        return _position(header)
+        if position["step"] < plan.steps:
+            _load_optimizer(optimizer, _below(tensors, "optimizer."))
+        return position
     # Damaged files fail in many ways; a state that does not fit, in load_state_dict.
     except (OSError, Damaged, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise _unusable(path, error) from None

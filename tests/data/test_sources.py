@@ -264,3 +264,13 @@ def test_reading_a_csv_keeps_quoted_commas(tmp_path):
 def test_a_home_of_nobody_is_a_folder_that_is_not_there():
     with pytest.raises(UserError, match="no folder or file ~nobody-has-this-name"):
         open_source("~nobody-has-this-name/photos")
+
+
+def test_the_digest_of_a_source_changes_with_its_labels_and_splits_too(tree):
+    file = tree("a/1.png", "b/2.png", "b/3.png") / "list.csv"
+    found = []
+    for rows in ("a/1.png,a,train", "a/1.png,b,train", "a/1.png,,train", "a/1.png,a,test"):
+        file.write_text(f"path,label,split\n{rows}\nb/2.png,a,train\nb/3.png,b,train\n")
+        found.append(open_source(str(file)).digest())
+        assert open_source(str(file)).digest() == found[-1]
+    assert len(set(found)) == len(found)

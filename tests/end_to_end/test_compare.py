@@ -97,7 +97,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(clfew, compared):
         # Before an hour of training, not after it.
         (("photos", "--encoder", "vit_b_16", "--methods", "simclr,jigsaw"), 1, "vit_b_16"),
         (("photos", "--encoder", "vit_b_16", "--size", "32", "--methods", "simclr"), 1, "no maps"),
-        (("--resume", "photos"), 1, "no comparison"),
+        (("--resume", "photos"), 1, "no run of clfew compare"),
         ((), 2, "Which images"),
     ],
 )  # fmt: skip

@@ -9,6 +9,8 @@ import re
 
 import safetensors.numpy
 
+from clfew.runs import ARTIFACTS
+
 
 def signal_at(step: int, number: int, training: int = 1, twice: bool = False) -> str:
     """Sends the process a signal while it takes a step of one of its trainings, both counted from 1.
@@ -77,7 +79,7 @@ def in_write(name: str, number: int, call: str, after: bool, then: str = "kill")
     """Ends the process, or fails, at a call of the `number`th time that a file called `name` is written,
     before or after the call has taken effect. Of a write, half of the bytes have arrived before.
 
-    then: "kill", or an errno such as "ENOSPC".
+    then: "kill"; "SIGINT", which is a signal and nothing else; or an errno such as "ENOSPC".
     """
     return f"""
 import errno, os, signal, tempfile
@@ -86,6 +88,8 @@ writes, inside = [0], [False]
 def strike():
     if {then!r} == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if {then!r} == "SIGINT":
+        return signal.raise_signal(signal.SIGINT)
     raise OSError(getattr(errno, {then!r}), os.strerror(getattr(errno, {then!r})))
 def faulty(original, call):
     def stand_in(*arguments, **options):
@@ -139,7 +143,7 @@ for module in list(__import__("sys").modules.values()):
 
 def artifact(run):
     """Every byte of an artifact's tensors, and what it says of itself but for how it was called."""
-    path = next(run.glob("[ec]*er.safetensors"))
+    (path,) = (run / name for name in ARTIFACTS.values() if (run / name).exists())
     with safetensors.safe_open(path, framework="numpy") as file:
         about = json.loads(file.metadata()["clfew"])
     for step in about["training"].values():

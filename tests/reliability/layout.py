@@ -27,6 +27,19 @@ def odd_names() -> Iterator[File]:
         yield File(os.fsdecode(name), png(pixels, 8, RGB), pixels)
 
 
+SECRET = "b/secret.png"
+NOT_ALLOWED = f"""
+import os
+from clfew.data import decode
+def open_what_may_be(path, *mode):
+    if os.fspath(path).endswith({SECRET!r}):
+        raise PermissionError(13, "Permission denied")
+    return open(path, *mode)
+decode.open = open_what_may_be
+"""
+"""Makes a file one that may not be read, of which root knows none."""
+
+
 def lay_out(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
     """Writes the corpus below `folder`, half of it into a/ and half into b/: the good files by their
     names, and what the reason of each bad one must say."""
@@ -58,7 +71,9 @@ def lay_out(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
     os.mkfifo(folder / "a/pipe.png")
     os.mknod(folder / "b/socket.png", stat.S_IFSOCK | 0o600)
     (folder / "b/device.png").symlink_to("/dev/zero")
+    (folder / SECRET).write_bytes(png(pixels, 8, RGB))
     bad["a/nowhere.png"] = "No such file"
+    bad[SECRET] = "Permission denied"
     bad |= dict.fromkeys(("a/itself.png", "a/there.png", "a/back.png"), "symbolic links")
     bad |= dict.fromkeys(("a/pipe.png", "b/socket.png", "b/device.png"), "not a regular file")
     return good, bad

@@ -74,9 +74,15 @@ def rows_in(content: bytes) -> list[dict[str, str]] | None:
 
 
 def as_meant(cell: str) -> str:
-    """Without the apostrophe that keeps a spreadsheet from taking it for a formula."""
-    bare = cell.lstrip("'")
-    return cell[1:] if bare != cell and bare.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else cell
+    """Without the apostrophes that keep a spreadsheet from taking it, or a part of it, for a formula."""
+    meant, begins = [], True
+    for place, character in enumerate(cell):
+        rest = cell[place:].lstrip("'")
+        is_guard = begins and character == "'" and rest.startswith(("=", "+", "-", "@", *"\t\r\n"))
+        if not is_guard:
+            meant.append(character)
+        begins = character in ";\t"
+    return "".join(meant)
 
 
 def is_file(*parts: object) -> bool:

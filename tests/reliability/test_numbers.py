@@ -25,8 +25,7 @@ TINY = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--
 
 BAD_LOSS = """
 from clfew.methods import simclr
-from clfew.training import loop
-nt_xent, trained, calls = simclr.nt_xent, loop._train, [0]
+nt_xent, calls = simclr.nt_xent, [0]
 def bad(z, *rest):
     calls[0] += 1
     return nt_xent(z, *rest) * (float({value!r}) if calls[0] == {step} else 1)
@@ -106,24 +105,36 @@ def test_a_bad_loss_stops_a_run_before_its_step(clfew, images, tmp_path, value):
 
 COLLAPSE = """
 import torch
+from clfew import console
 from clfew.methods import simclr
-spread, calls = simclr.spread, [0]
-def collapsing(z):
-    calls[0] += 1
-    return torch.tensor(0.02) if 4 <= calls[0] <= {last} else spread(z)
-simclr.spread = collapsing
 from clfew.training import loop
-loop.LOG_SECONDS = 0.0
+health, calls = simclr.health, [0]
+line = torch.linspace(-1, 1, 32)[:, None]
+def of_collapsed(z):
+    calls[0] += 1
+    noise = 0.001 * torch.randn(z.shape, generator=torch.Generator().manual_seed(0))
+    return health(noise + {kind}) if calls[0] >= 4 else health(z)
+simclr.health = of_collapsed
+loop.LOG_SECONDS = console._PLAIN_SECONDS = 0.0
 """
 
 
-def test_a_collapse_is_told_while_it_happens_and_in_the_report(clfew, images, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("torch.ones_like(z)", "of the spread"),
+        ("line.expand_as(z)", "to a line, an effective rank of 1."),
+    ],
+)
+def test_a_collapse_is_told_while_it_happens_and_in_the_report(clfew, images, tmp_path, kind, words):
     images(tmp_path / "unlabeled", each=20)
-    result = clfew.ok(*TINY, cwd=tmp_path, faults=COLLAPSE.format(last=99))
+    result = clfew.ok(*TINY, cwd=tmp_path, faults=COLLAPSE.format(kind=kind))
     lines = result.stderr.splitlines()
     (told,) = [line for line in lines if line.startswith("alarm      step 4: embeddings have collapsed")]
     (end,) = [line for line in lines if "Train longer" in line]
-    assert lines.index(told) < lines.index(end)
+    assert words in told and lines.index(told) < lines.index(end)
+    progress = [line.endswith("collapsing") for line in lines if line.startswith("pretrain ")]
+    assert progress == sorted(progress) and len(set(progress)) == 2
     clfew.ok("finetune", "--labels", "4/class", "--from", "run", cwd=tmp_path)
     clfew.ok("eval", "--out", "eval", cwd=tmp_path)
     page = (tmp_path / "eval/report.html").read_text()

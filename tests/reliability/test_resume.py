@@ -138,6 +138,32 @@ def test_the_printed_line_takes_the_threads_of_the_run_and_others_only_where_ask
     assert artifact(folder / "two") == artifact(reference)
 
 
+def signal_in(name):
+    """A signal in a function that pretraining calls outside its steps."""
+    return f"""
+import signal
+from clfew import pretrain
+original = pretrain.{name}
+def interrupted(*arguments):
+    signal.raise_signal(signal.SIGTERM)
+    return original(*arguments)
+pretrain.{name} = interrupted
+"""
+
+
+def test_a_signal_before_or_after_the_steps_loses_none(clfew, folder, whole):
+    run, resume = folder / "around", ("pretrain", "--resume", "around")
+    faults = save_every(5) + signal_in("save_encoder")
+    ended = clfew(*command("simclr"), "--out", run.name, cwd=folder, faults=faults)
+    for _ in range(2):
+        assert (ended.rc, ended.next) == (143, ["clfew pretrain --resume around"])
+        ended = clfew(*resume, cwd=folder, faults=signal_in("stored"))  # While images are decoded.
+    resumed = clfew.ok(*resume, cwd=folder, faults=COUNT_STEPS)
+    reference = whole("simclr", *command("simclr"))
+    assert artifact(run) == artifact(reference)
+    assert_went_on(resumed, reference, 1, STEPS)
+
+
 IN_PROCESSES = """
 import os, sys
 from clfew.data import workers

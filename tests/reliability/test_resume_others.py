@@ -1,10 +1,11 @@
 """finetune, distill and compare go on as pretraining does: with what they were started with, or not."""
 
 import json
+import os
 import signal
 
 import pytest
-from faults import COUNT_STEPS, artifact, save_every, signal_at
+from faults import COUNT_STEPS, artifact, in_write, save_every, signal_at
 from resuming import ENDS, assert_went_on, command
 
 FINETUNE = (
@@ -26,8 +27,9 @@ def test_finetune_goes_on_to_the_same_classifier(clfew, folder, whole, training,
     assert ended.rc == ENDS[number], ended.stderr
     if number != signal.SIGKILL:
         assert ended.next == [f"clfew finetune --resume {run.name}"]
-    resume = ("finetune", "--resume", run.name, "--format", "json")
-    resumed = clfew.ok(*resume, cwd=folder, faults=COUNT_STEPS)
+    # From another folder than it was started in.
+    resume = ("finetune", "--resume", f"../{run.name}", "--format", "json")
+    resumed = clfew.ok(*resume, cwd=folder / "labeled", faults=COUNT_STEPS)
     assert artifact(run) == artifact(reference)
     assert_went_on(resumed, reference, training, step - 1 if number == signal.SIGKILL else step)
     told = json.loads(resumed.stdout)
@@ -52,7 +54,8 @@ def test_distill_goes_on_to_the_same_student(clfew, folder, whole, training, ste
     assert ended.rc == ENDS[number], ended.stderr
     if number != signal.SIGKILL:
         assert ended.next == [f"clfew distill --resume {run.name}"]
-    resumed = clfew.ok("distill", "--resume", run.name, cwd=folder, faults=COUNT_STEPS)
+    elsewhere = folder / "labeled"
+    resumed = clfew.ok("distill", "--resume", f"../{run.name}", cwd=elsewhere, faults=COUNT_STEPS)
     assert artifact(run) == artifact(reference)
     assert_went_on(resumed, reference, training, step - 1 if number == signal.SIGKILL else step)
     assert (run / "result.json").read_bytes() == (reference / "result.json").read_bytes()
@@ -76,9 +79,111 @@ def test_compare_goes_on_to_the_same_rows(clfew, folder, whole, training, step, 
     assert ended.rc == ENDS[number], ended.stderr
     if number != signal.SIGKILL:
         assert ended.next[-1] == f"clfew compare --resume {run.name}"
-    resumed = clfew.ok("compare", "--resume", run.name, cwd=folder, faults=COUNT_STEPS)
+    elsewhere = folder / "labeled"
+    resumed = clfew.ok("compare", "--resume", f"../{run.name}", cwd=elsewhere, faults=COUNT_STEPS)
     rows, wanted = (json.loads((r / "result.json").read_text())["rows"] for r in (run, reference))
     assert rows == wanted
     # Only pretraining is gone on with: what a classifier takes is short, and begins again.
     saved = (step - (number == signal.SIGKILL)) * (training <= 2)
     assert_went_on(resumed, reference, training, saved, repeats_ended=False)
+
+
+def test_compare_keeps_the_steps_of_a_run_that_was_killed_before_its_first_save(clfew, folder):
+    begin = (*COMPARE[:-4], "--encoder", "resnet8-w8", "--minutes", "0.02")
+    run, config = folder / "compare-minutes", folder / "compare-minutes/pretrain-simclr-0/config.json"
+    assert clfew(*begin, "--out", run.name, cwd=folder, faults=signal_at(2, signal.SIGKILL)).rc == -9
+    before = config.read_bytes()
+    resumed = clfew("compare", "--resume", run.name, cwd=folder, faults=signal_at(1, signal.SIGTERM, 2))
+    assert resumed.rc == 143 and "from its beginning" in resumed.stderr
+    assert config.read_bytes() == before
+
+
+def test_a_signal_when_all_is_saved_changes_nothing(clfew, folder, whole):
+    whole("simclr", *command("simclr"))
+    run, reference = folder / "late", whole("finetune", *FINETUNE)
+    faults = in_write("classifier.safetensors", 1, "replace", True, "SIGINT")
+    clfew.ok(*FINETUNE, "--out", run.name, cwd=folder, faults=faults)
+    assert artifact(run) == artifact(reference)
+    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in reference.iterdir())
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from clfew.errors import UserError
+from clfew.runs import held
+from clfew.training import loop
+take_held = loop._step
+def asking(*arguments):
+    try:
+        with held(Path({run!r})):
+            pass
+    except UserError as error:
+        print(error.message, file=sys.stderr)
+    return take_held(*arguments)
+loop._step = asking
+"""
+
+
+@pytest.mark.parametrize("name", ["simclr", "finetune", "distill", "compare"])
+def test_a_run_is_held_by_the_command_that_makes_it(clfew, folder, whole, name):
+    whole("simclr", *command("simclr"))
+    whole("finetune", *FINETUNE)
+    begin = {"simclr": command("simclr"), "finetune": FINETUNE, "distill": DISTILL, "compare": COMPARE}
+    # Of compare the step is one of a pretraining, while both folders are held.
+    faults = HOLD.format(run=f"held-{name}") + signal_at(2, signal.SIGTERM)
+    ended = clfew(*begin[name], "--out", f"held-{name}", cwd=folder, faults=faults)
+    assert ended.rc == 143
+    assert ended.stderr.count(f"Another clfew is working in held-{name}.") >= 2
+
+
+@pytest.fixture
+def changed(folder):
+    """changed(name) changes a file; all are as they were when the test ends."""
+    before = {}
+
+    def change(name):
+        path = folder / name
+        before[path] = path.read_bytes(), path.stat()
+        path.write_bytes(path.read_bytes() + b" ")
+
+    def restore():
+        for path, (content, status) in before.items():
+            path.write_bytes(content)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        before.clear()
+
+    change.restore = restore
+    yield change
+    restore()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "files"),
+    [
+        ("finetune", ("--labels", "4/class"), {
+            "labeled/cross/003.png": "have changed", "whole-simclr/encoder.safetensors": "started from",
+            "unlabeled/003.png": "which was pretrained on, have changed",
+        }),
+        ("distill", ("--temperature", "2"), {
+            "labeled/cross/003.png": "have changed", "whole-finetune/classifier.safetensors": "teacher",
+            "whole-finetune/labels.csv": "the teacher's labels",
+        }),
+        ("compare", ("--labels", "3/class"), {"labeled/cross/003.png": "have changed"}),
+    ],
+)  # fmt: skip
+def test_what_must_not_change_is_named(clfew, folder, whole, changed, name, option, files):
+    whole("simclr", *command("simclr"))
+    whole("finetune", *FINETUNE)
+    begin = {"finetune": FINETUNE, "distill": DISTILL, "compare": COMPARE}[name]
+    run = f"changed-{name}"
+    faults = save_every(1) + signal_at(2, signal.SIGINT)
+    assert clfew(*begin, "--out", run, cwd=folder, faults=faults).rc == 130
+    said = clfew.refused(name, "--resume", run, *option, rc=2, cwd=folder)
+    assert option[1] in said and "was started with" in said
+    for file, words in files.items():
+        changed(file)
+        assert words in clfew.refused(name, "--resume", run, cwd=folder)
+        changed.restore()
+    # The same once more is no change, however it is typed.
+    clfew.ok(*begin, "--resume", run, cwd=folder)

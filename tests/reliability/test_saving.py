@@ -1,15 +1,17 @@
 """Saving never destroys: whatever fails at whatever point, what was saved before can be used."""
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import shutil
 import signal
-import subprocess
+from unittest.mock import Mock
 
 import pytest
 import torch
-from faults import CALLS, artifact, in_write, save_every, signal_at
+from faults import CALLS, in_write, save_every, signal_at
 from torch import nn
 
 from clfew.errors import UserError
@@ -19,6 +21,7 @@ from clfew.training.plan import Plan
 from clfew.training.state import load_state, save_state, saved_step
 
 POINTS = [(call, after) for call in CALLS for after in (False, True)]
+DATA = "a digest of images and labels"
 PLAN = Plan(9, 4, "sgd", 0.1, 0.0, 1, 0, "fp32")
 TINY = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "6",
         "--init", "scratch")  # fmt: skip
@@ -36,13 +39,13 @@ def network(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 def save(path, value):
-    save_state(path, *network(value), PLAN, {"step": int(value), "seconds": 0.0})
+    save_state(path, *network(value), PLAN, {"step": int(value), "seconds": 0.0, "data": DATA})
 
 
 def saved(path) -> float:
     """The value of a saved network, all of which must be of one."""
     module, optimizer = network(0)
-    load_state(path, module, optimizer, PLAN)
+    load_state(path, module, optimizer, PLAN, DATA)
     values = [p.unique() for p in module.parameters()]
     values += [state["momentum_buffer"].unique() for state in optimizer.state.values()]
     (value,) = torch.cat(values).unique().tolist()
@@ -108,73 +111,12 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
     assert calls == ["fsync", "replace", "fsync"]
 
 
-def test_a_small_disk_that_is_full(clfew, images, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
-        images(tmp_path / "unlabeled", classes=[""], each=40)
-        faults = save_every(2)
-        result = clfew(
-            *TINY, "--encoder", "resnet8-w32", "--out", "disk/run", cwd=tmp_path, faults=faults
-        )
-        assert result.rc == 1 and "Traceback" not in result.stderr
-        error, hint = result.stderr.splitlines()[-2:]
-        assert error.startswith("error: disk/run/state/state.safetensors (") and "bytes)" in error
-        assert "No space left" in error and hint.startswith("hint: ")
-        assert leftovers(disk) == []
-    finally:
-        subprocess.run(["umount", disk], check=True)
-
-
-def test_a_full_disk_in_the_middle_of_a_run_leaves_what_was_saved(clfew, images, tmp_path):
-    images(tmp_path / "unlabeled", classes=[""], each=40)
-    faults = save_every(2) + in_write("state.safetensors", 3, "write", False, "ENOSPC")
-    result = clfew(*TINY, "--out", "run", cwd=tmp_path, faults=faults)
-    assert (result.rc, "Traceback" in result.stderr) == (1, False)
-    assert "state.safetensors" in result.stderr and "hint: " in result.stderr
-    assert saved_step(tmp_path / "run/state/state.safetensors") == 4
-    clfew.ok("pretrain", "--resume", "run", cwd=tmp_path)
-    clfew.ok(*TINY, "--out", "whole", cwd=tmp_path)
-    assert artifact(tmp_path / "run") == artifact(tmp_path / "whole")
-
-
 def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl cannot be written \(3 bytes more\)"):
         append_line(tmp_path / "gone" / "metrics.jsonl", "{}")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be made"):
         make_folder(tmp_path / "file" / "state")
-
-
-REMOVE = """
-import shutil
-from clfew.training import loop
-take = loop._step
-def removing(objective, optimizer, batch, plan, step):
-    if step == 5:
-        shutil.rmtree({what!r})
-    return take(objective, optimizer, batch, plan, step)
-loop._step = removing
-"""
-
-
-@pytest.mark.parametrize("what", ["run/state", "run", "cache"])
-def test_a_folder_removed_underneath(clfew, images, tmp_path, what):
-    images(tmp_path / "unlabeled", classes=[""], each=40)
-    faults = save_every(2) + REMOVE.format(what=what)
-    env = {"CLFEW_CACHE": str(tmp_path / "cache")}
-    result = clfew(*TINY, "--out", "run", cwd=tmp_path, env=env, faults=faults)
-    if what == "run":  # Nobody wants it back.
-        assert result.rc == 1 and "Traceback" not in result.stderr
-        assert result.stderr.splitlines()[-2].startswith("error: The folder run/state cannot be made")
-    else:
-        assert result.rc == 0, result.stderr
-        assert (tmp_path / "run/encoder.safetensors").exists()
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
@@ -211,6 +153,34 @@ def test_a_run_is_held_from_its_first_file_on(tmp_path, monkeypatch):
         pass
 
 
+def test_a_lock_that_its_holder_has_just_removed_is_no_lock(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
+
+    def late(descriptor, how):
+        calls.append(1)
+        if len(calls) == 1:  # Between opening and locking, the other process ends.
+            (tmp_path / "lock").unlink()
+        flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", late)
+    with held(tmp_path):
+        assert len(calls) == 2 and (tmp_path / "lock").exists()
+        with pytest.raises(UserError, match="Another clfew"), held(tmp_path):
+            pass
+
+
+def test_without_locks_nothing_is_swept_that_another_may_be_writing(tmp_path, monkeypatch):
+    half = tmp_path / ".state.safetensors.k3j2.unfinished"
+    half.write_text("half")
+    with monkeypatch.context() as patch:
+        patch.setattr("fcntl.flock", Mock(side_effect=OSError(errno.EBADF, "no locks")))
+        with held(tmp_path):
+            assert half.exists()
+    with held(tmp_path):
+        assert not half.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_but_what_was_left_half_written_is_swept(tmp_path):
     mine = [".hidden", "unfinished", "a.unfinished", ".git"]
     for name in mine:
@@ -231,6 +201,11 @@ def test_a_damaged_or_foreign_state_is_refused_and_kept(clfew, images, tmp_path)
         path.write_bytes(changed)
         said = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
         assert "state.safetensors cannot be used" in said
+    other = tmp_path / "other/state/state.safetensors"
+    clfew(*TINY, "--batch", "8", "--out", "other", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    path.write_bytes(other.read_bytes())
+    said = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
+    assert "its training has steps 30, not 12" in said
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be used" in clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
     shutil.rmtree(path.parent)

@@ -84,7 +84,7 @@ def watched(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(watched, images, tmp_path_factory):
-    """A folder in which all commands have run: it, and for each its result and what was noted."""
+    """All commands, run in one folder: for each its result, what was noted, and the files there then."""
     folder = tmp_path_factory.mktemp("project")
     # More than the threads decode: other processes take part, where there are cores for them.
     images(folder / "unlabeled", each=44)
@@ -92,27 +92,30 @@ def done(watched, images, tmp_path_factory):
     for name, arguments in COMMANDS.items():
         stop = signal_at(3, 2) if name.endswith("stopped") else ""
         result = watched(*arguments, cwd=folder, faults=WATCH_TORCH + stop)
-        results[name] = result, watched.notes()
-    return folder, results
+        notes = watched.notes()
+        places = [folder / "runs", folder / "stopped"]
+        files = [path for place in places for path in place.rglob("*") if path.is_file()]
+        results[name] = result, notes, {path.relative_to(folder) for path in files}
+    return results
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_asks_nothing_of_a_network_and_touches_no_pickle(done, name):
-    result, notes = done[1][name]
+    result, notes, _ = done[name]
     assert result.rc == (130 if name.endswith("stopped") else 0), result.stderr
     assert notes == []
 
 
 def test_everything_that_commands_write_is_of_an_open_format(done):
-    folder, _ = done
-    written = [path for place in ("runs", "stopped") for path in (folder / place).rglob("*")]
-    files = [path for path in written if path.is_file() and "images" not in path.parts]
+    files = {path for _, _, then in done.values() for path in then if "images" not in path.parts}
+    assert Path("stopped/state/state.safetensors") in files  # Of a run that is not finished too.
     assert len(files) > 20 and {path.suffix for path in files} <= WRITTEN
 
 
-def test_pretrained_weights_that_are_not_named_are_not_fetched(watched, images, tmp_path):
-    images(tmp_path / "photos", each=4)
-    watched.ok("embed", "photos", cwd=tmp_path, faults=WATCH_TORCH)
+@pytest.mark.parametrize("command", [("embed", "photos"), ("pretrain", "photos", "--epochs", "1")])
+def test_pretrained_weights_that_are_not_named_are_not_fetched(watched, images, tmp_path, command):
+    images(tmp_path / "photos", each=8)
+    watched.ok(*command, cwd=tmp_path, faults=WATCH_TORCH)
     # The one pickle there is: weights that others have published, read as nothing but weights.
     assert {note.split(" in ")[0] for note in watched.notes()} <= {"pickle: load True"}
 

@@ -85,6 +85,14 @@ def test_on_is_tried_before_anything_is_written():
         choose_compile("on", CPU, 1, fails)
 
 
+def test_a_batch_that_does_not_fit_is_not_the_compilers_fault():
+    def does_not_fit(compile):
+        raise UserError("A batch of 512 images does not fit.", "a batch of 8 fits: --batch 8.")
+
+    with pytest.raises(UserError, match="A batch of 512"):
+        choose_compile("on", CPU, 1, does_not_fit)
+
+
 def test_other_words_are_refused():
     with pytest.raises(UsageError, match="--compile yes"):
         check_compile("yes", CPU)
