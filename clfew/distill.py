@@ -165,7 +165,7 @@ def _finish(
     asked: Asked, lesson: Lesson, teacher: Teacher, images: Images, about: About, store: Store,
     test: np.ndarray, can_compare: bool, run: Run, is_new: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    artifact = from_here(Path(asked.origin))
+    artifact, labels = from_here(Path(asked.origin)), (teacher.run / LABELS).read_bytes()
     pool = lesson.task.pool
     path = run.folder / "classifier.safetensors"
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
@@ -182,7 +182,7 @@ def _finish(
             write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
         if result["kept"]:
             epochs_done = plan.steps / plan.steps_per_epoch(len(pool))
-            how = {"command": config["command_line"], "teacher": str(artifact.resolve()),
+            how = {"command": config.get("command_line", ""), "teacher": str(artifact.resolve()),
                    "epochs": epochs_done, "temperature": asked.temperature,
                    "use_labels": asked.use_labels,
                    **asdict(verdict)}  # fmt: skip
@@ -193,7 +193,7 @@ def _finish(
                 data={**teacher.about.data, "distill": data},
             )  # fmt: skip
             seen = np.union1d(teacher.seen["pretraining"], store.digests[pool])
-            write_bytes(run.folder / LABELS, (teacher.run / LABELS).read_bytes())
+            write_bytes(run.folder / LABELS, labels)
             save_classifier(path, classifier, about, seen, teacher.seen["finetuning"])
         write_json(run.folder / "result.json", result)
     if not result["kept"]:

@@ -216,15 +216,7 @@ def _fit(
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
         settings = FullSettings(asked.epochs, asked.batch, asked.lr)
         results, kept = fit_draws(
-            candidates,
-            opened,
-            learned.draws,
-            test,
-            asked.mode,
-            asked.seed,
-            settings,
-            run,
-            trainings,
+            candidates, opened, learned.draws, test, asked.mode, asked.seed, settings, run, trainings
         )
         begin, classifier, decided, drawn = kept
         spec = parse_labels(asked.labels)
@@ -234,7 +226,8 @@ def _fit(
             "test_images": len(test),
         }  # fmt: skip
         config = read_config(run.folder)
-        typed = {"command": config["command_line"], "labels": config["labels"]}
+        labels = config.get("labels", asked.labels)
+        typed = {"command": config.get("command_line", ""), "labels": labels}
         about = replace(
             begin.about, kind="classifier", classes=opened.classes, mode=decided["mode"],
             neck=neck_width(classifier.neck), flip=begin.start.flip, temperature=classifier.temperature,
@@ -248,7 +241,7 @@ def _fit(
             config | {
                 "from": str(begin.artifact.resolve() if begin.artifact else found.words),
                 "mode": asked.mode, "seed": asked.seed,
-                "repeat": len(learned.draws), **used, "labels": config["labels"],
+                "repeat": len(learned.draws), **used, "labels": labels,
                 "device": str(task.device), "precision": task.precision,
                 "threads": torch.get_num_threads(), "about": asdict(about),
             }

@@ -226,7 +226,7 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
 
 def _saving(run: Run) -> Saving:
     command = f"clfew pretrain --resume {shlex.quote(str(run.folder))}"
-    return Saving(run.folder / "state", command, keeps_end=True)
+    return Saving(run.folder / "state", command)
 
 
 def _train(

@@ -30,7 +30,7 @@ from clfew.training.state import load_state, save_state
 SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
 WORTH_KEEPING_SECONDS = 5.0
-"""A training that took less is repeated rather than kept, where a command has others to go on with."""
+"""A training that took less is repeated rather than kept when it has ended."""
 _TRIAL_SHARE, _TRIAL_STEPS = 0.05, 12
 
 
@@ -107,7 +107,7 @@ def _train(
             if saving is None:
                 if stop.signal and not is_last:
                     raise Stopped(stop.signal, "")
-            elif _is_due(saving, is_last, stop.signal, time.monotonic() - saved, seconds):
+            elif _is_due(is_last, stop.signal, time.monotonic() - saved, seconds):
                 position = {"step": step + 1, "seconds": seconds, "data": data.digest()}
                 # One that has ended needs its optimizer no more.
                 save_state(saving.file, objective, None if is_last else optimizer, plan, position)
@@ -116,12 +116,9 @@ def _train(
                     raise Stopped(stop.signal, saving.resume_command)
 
 
-def _is_due(saving: Saving, is_last: bool, signal: int, since: float, seconds: float) -> bool:
-    """Whether the state is to be saved after a step. A training that has ended is its command's result,
-    unless the command has others to do."""
-    if is_last:
-        return saving.keeps_end and (bool(signal) or seconds > WORTH_KEEPING_SECONDS)
-    return bool(signal) or since > SAVE_SECONDS
+def _is_due(is_last: bool, signal: int, since: float, seconds: float) -> bool:
+    """Whether the state is to be saved after a step. The last one's too: the command has more to do."""
+    return bool(signal) or (seconds > WORTH_KEEPING_SECONDS if is_last else since > SAVE_SECONDS)
 
 
 def _does_not_fit(

@@ -27,14 +27,11 @@ DIVERGED = "diverged.safetensors"
 
 @dataclass(frozen=True)
 class Saving:
-    """Where the state of a training is kept while it can be resumed, and the command that resumes.
-
-    keeps_end: the command has more to do when this training has ended. name: of the file.
-    """
+    """Where the state of a training is kept until its command has done the rest, and the command that
+    resumes. name: of the file."""
 
     folder: Path
     resume_command: str
-    keeps_end: bool = False
     name: str = FILE
 
     @property
@@ -58,7 +55,7 @@ class Trainings:
     def next(self) -> Saving:
         self.begun += 1
         name = f"{self.part}{self.begun}.safetensors"
-        return Saving(self.folder, self.resume_command, True, name)
+        return Saving(self.folder, self.resume_command, name)
 
     def remember(self, name: str, decide: Callable[[], T]) -> T:
         """What `decide` gives, as it goes through JSON; decided once, however often the command is

@@ -40,9 +40,9 @@ def save_every(steps: int) -> str:
     """Saves the state after every so many steps, not after two minutes, and keeps every training."""
     return f"""
 from clfew.training import loop
-def often(saving, is_last, signal, since, seconds, count=[0]):
+def often(is_last, signal, since, seconds, count=[0]):
     count[0] += 1
-    return saving.keeps_end if is_last else bool(signal) or count[0] % {steps} == 0
+    return is_last or bool(signal) or count[0] % {steps} == 0
 loop._is_due = often
 """
 

@@ -127,9 +127,18 @@ def test_sigint_without_a_place_to_save_stops_too_and_the_handlers_come_back(dat
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_stop_during_the_last_step_finishes_the_run(data, tmp_path):
+def test_a_stop_during_the_last_step_leaves_no_step_to_take(data, tmp_path):
+    saving, rows = Saving(tmp_path / "state", ""), []
+    begun, resumed = objective(), objective(weights=1)
+    with pytest.raises(Stopped):
+        train(begun, data, plan(), CPU, stop_at(12, []), saving)
+    train(resumed, data, plan(), CPU, rows.append, saving)
+    assert rows == [] and same_state(begun, resumed)
+
+
+def test_without_a_place_to_save_a_stop_during_the_last_step_finishes_the_run(data):
     rows = []
-    train(Recorder(), data, plan(), CPU, stop_at(12, rows), Saving(tmp_path / "state", ""))
+    train(Recorder(), data, plan(), CPU, stop_at(12, rows))
     assert rows[-1]["step"] == 12
 
 
