@@ -21,8 +21,9 @@ ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetens
 _MAKERS = {"pretrain": ("pretrain",), "finetune": ("finetune", "distill")}
 """The commands whose runs hold an artifact of a kind."""
 
-_LAST_FILES = {**ARTIFACTS, "distill": "result.json", "compare": "result.json"}
-"""What a run writes last, by its command."""
+_LAST_FILES = {**ARTIFACTS, "distill": "result.json"}
+"""What a run writes last, by its command. A comparison can always be gone on with: a method that failed
+is tried again."""
 
 LOCK = "lock"
 """In a run's folder while a process works there."""

@@ -198,7 +198,7 @@ def test_the_newest_run_is_used_and_another_can_be_named(clfew, project, tiny):
     ):
         clfew.ok(*options, *extra, cwd=project)
         newest = max((project / "runs").glob("finetune-*"), key=lambda run: int(run.name.split("-")[1]))
-        assert json.loads((newest / "config.json").read_text())["from"] == used
+        assert json.loads((newest / "config.json").read_text())["from"] == str(project / used)
     for named in ("runs/finetune-1", "runs/finetune-1/classifier.safetensors"):
         clfew.ok("predict", "image.jpg", "--from", named, cwd=project)
 

@@ -12,7 +12,7 @@ from clfew.artifacts import load_classifier, load_encoder
 
 
 def test_a_file_cut_anywhere_is_refused(artifact, encoder_file, tmp_path):
-    step = 64 if THOROUGH else 4096
+    step = 64 if THOROUGH else 8192
     for whole in (artifact.read_bytes(), encoder_file.read_bytes()):
         for size in range(0, len(whole), step):
             (tmp_path / "x.safetensors").write_bytes(whole[:size])
@@ -60,7 +60,7 @@ def assert_written(loaded, read, tensors):
 def test_any_mutation_is_refused_or_loads_what_was_written(artifact, encoder_file, tmp_path, read):
     original = artifact if read is load_classifier else encoder_file
     whole, wanted, path = original.read_bytes(), tensors_of(original), tmp_path / "x.safetensors"
-    count, loaded, least = 0, 0, 10_000 if THOROUGH else 200
+    count, loaded, least = 0, 0, 10_000 if THOROUGH else 100
     for number in rounds():
         draw = random.Random(number)
         for _ in range(least if number == 0 else 1000):
