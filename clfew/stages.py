@@ -17,14 +17,15 @@ from clfew.errors import UserError
 def output_shapes(module: nn.Module, size: int) -> Any:
     """What a module gives for two images of `size` pixels, on the meta device: nothing is computed, no
     weight is changed and no memory taken. Raises RuntimeError where it cannot take them."""
-    was_training = module.training
+    modes = [(each, each.training) for each in module.modules()]
     nowhere = {k: v.to("meta") for k, v in [*module.named_parameters(), *module.named_buffers()]}
     try:
         with torch.no_grad():
             images = torch.zeros(2, 3, size, size, device="meta")
             return torch.func.functional_call(module.eval(), nowhere, images)
     finally:
-        module.train(was_training)
+        for each, was_training in modes:
+            each.training = was_training
 
 
 def stage_modules(backbone: nn.Module, size: int) -> list[str]:

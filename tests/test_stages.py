@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clfew.encoders import Encoder
+from clfew.encoders import Encoder, freeze_statistics
 from clfew.errors import UserError
 from clfew.stages import stage_modules
 
@@ -30,6 +30,14 @@ def test_stages_end_where_the_resolution_changes(name, size, sides):
         torch.testing.assert_close(
             network.maps(network.prepare(inputs))[-1].mean((2, 3)), network(inputs)
         )
+
+
+def test_looking_at_shapes_leaves_every_layer_in_its_mode():
+    network = encoder("resnet8-w16", 24).train()
+    freeze_statistics(network.backbone[1])
+    before = [module.training for module in network.modules()]
+    assert len(set(before)) == 2 and network.map_shapes()
+    assert [module.training for module in network.modules()] == before
 
 
 @torch.no_grad()
