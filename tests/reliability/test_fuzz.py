@@ -185,7 +185,8 @@ def check_rates(plan: Plan, share: float) -> None:
         assert rate(step) > 0 or steps > 10**7
     if 0 < some < steps - 1:
         before, after = rate(some - 1), rate(some)
-        assert after >= before if some < warmup else after <= before
+        # At the peak both are as large, but for the rounding of a float.
+        assert after >= before if some < warmup else after <= before * (1 + 1e-12)
     if steps > warmup:
         left = 1 / (steps - warmup)
         assert rate(steps) == pytest.approx(0, abs=peak * 1e-9)
