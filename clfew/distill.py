@@ -34,9 +34,7 @@ from clfew.runs import (
     new_run,
     read_config,
 )
-from clfew.students import (
-    Lesson,
-)
+from clfew.students import Lesson
 from clfew.teacher import (
     SAME,
     Images,

@@ -1,5 +1,6 @@
 """What every test gets: a cache of its own, one thread, and small deterministic images."""
 
+import signal
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ pytest_plugins = ["commands"]
 
 # Tests run beside each other and beside training jobs: more threads would only make them wait.
 torch.set_num_threads(1)
+
+# What a script's shell runs in the background ignores it, and so would the commands that are tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

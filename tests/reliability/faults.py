@@ -75,9 +75,11 @@ CALLS = ("mkstemp", "write", "fsync", "chmod", "replace", "sync_folder")
 """What writing a file does, in this order."""
 
 
-def in_write(name: str, number: int, call: str, after: bool, then: str = "kill") -> str:
+def in_write(
+    name: str, number: int, call: str, after: bool, then: str = "kill", arrived: float = 0.5
+) -> str:
     """Ends the process, or fails, at a call of the `number`th time that a file called `name` is written,
-    before or after the call has taken effect. Of a write, half of the bytes have arrived before.
+    before or after the call has taken effect. Of a write, a share of the bytes has arrived before.
 
     then: "kill"; "SIGINT", which is a signal and nothing else; or an errno such as "ENOSPC".
     """
@@ -112,7 +114,7 @@ class Slow:
         return getattr(self.file, name)
     def write(self, content):
         if inside[0] and {call!r} == "write":
-            self.file.write(content[: len(content) if {after} else len(content) // 2])
+            self.file.write(content[: len(content) if {after} else int({arrived} * len(content))])
             self.file.flush()
             strike()
         return self.file.write(content)

@@ -56,26 +56,37 @@ def leftovers(folder):
     return [path.name for path in folder.rglob(".*")]
 
 
-@pytest.mark.parametrize("before", [0, 1], ids=["first save", "second save"])
-@pytest.mark.parametrize(("call", "after"), POINTS)
-def test_a_kill_at_any_point_of_a_save(tmp_path, call, after, before):
-    path = tmp_path / "state" / "state.safetensors"
+def killed_in_a_save(folder, before, call, after, has_arrived, share=0.5):
+    """A kill in the save of a state, of which `before` are there: what was saved last is whole."""
+    path = folder / "state" / "state.safetensors"
     for value in range(1, before + 1):
         save(path, value)
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            exec(in_write(path.name, 1, call, after), {})
+            exec(in_write(path.name, 1, call, after, arrived=share), {})
             save(path, before + 1)
         os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    has_arrived = CALLS.index(call) + after > CALLS.index("replace")
     assert saved_step(path) == before + has_arrived
     if before + has_arrived:
         assert saved(path) == before + has_arrived
-    with held(tmp_path):  # As whatever goes on with the run begins.
-        assert leftovers(tmp_path) == []
+    with held(folder):  # As whatever goes on with the run begins.
+        assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["first save", "second save"])
+@pytest.mark.parametrize(("call", "after"), POINTS)
+def test_a_kill_at_any_point_of_a_save(tmp_path, call, after, before):
+    has_arrived = CALLS.index(call) + after > CALLS.index("replace")
+    killed_in_a_save(tmp_path, before, call, after, has_arrived)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["first save", "second save"])
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.3, 0.9, 0.999])
+def test_a_kill_while_a_slow_disk_takes_the_bytes(tmp_path, share, before):
+    killed_in_a_save(tmp_path, before, "write", False, False, share)
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EROFS", "EACCES", "EIO"])
