@@ -96,6 +96,7 @@ def compare(
     )
     run = new_run("compare", out)
     with held(run.folder):
+        run.write_bad_images(images.store.bad)
         run.write_config(
             {
                 "command": "compare", "arguments": asked, "settings": asdict(settings),

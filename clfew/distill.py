@@ -17,7 +17,7 @@ from clfew.data.sources import open_source
 from clfew.data.store import Store
 from clfew.decoding import stored
 from clfew.errors import UsageError, UserError
-from clfew.files import digest_of, write_bytes, write_csv, write_json
+from clfew.files import digest_of, write_bytes, write_json
 from clfew.initial import AUTO
 from clfew.runs import (
     LABELS,
@@ -176,8 +176,7 @@ def _finish(
             "threads": torch.get_num_threads(),
         }  # fmt: skip
         run.write_config(config)
-        if store.bad:
-            write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
+        run.write_bad_images(store.bad)
         if result["kept"]:
             epochs_done = plan.steps / plan.steps_per_epoch(len(pool))
             how = {"command": config.get("command_line", ""), "teacher": str(artifact.resolve()),

@@ -77,7 +77,7 @@ def embed(
     matrix = np.concatenate(features)
     write_bytes(run.folder / "features.safetensors", safetensors.numpy.save({"features": matrix}))
     write_csv(run.folder / "paths.csv", ["path"], paths)
+    run.write_bad_images(bad)
     if bad:
-        write_csv(run.folder / "bad_images.csv", ["path", "reason"], bad)
         console.say(f"skipped    {len(bad)} images that cannot be read; bad_images.csv lists them")
     return run.folder, *matrix.shape

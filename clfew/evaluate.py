@@ -16,7 +16,7 @@ from clfew.data.store import Store
 from clfew.decoding import stored
 from clfew.errors import UserError
 from clfew.features import apply_to_store
-from clfew.files import write_csv, write_json
+from clfew.files import write_json
 from clfew.metrics import classification_report, expected_calibration_error
 from clfew.report import ReportDetails, write_report
 from clfew.runs import Run, check_new, find_artifact, new_run, read_config
@@ -70,8 +70,7 @@ def evaluate(
     run = new_run("eval", out)
     run.write_config({"command": "eval", "from": str(artifact), "source": opened.spec})
     write_json(run.folder / "report.json", report)
-    if store.bad:
-        write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
+    run.write_bad_images(store.bad)
     pixels = np.asarray(store.pixels)
     details = ReportDetails(
         probabilities=probabilities,

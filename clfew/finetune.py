@@ -23,8 +23,10 @@ from clfew.files import digest_of, write_csv, write_json
 from clfew.fitting import FullSettings, Task
 from clfew.initial import AUTO
 from clfew.labelling import (
+    Others,
     bounded,
     check_other_sources,
+    find_others,
     find_source,
     other_sources,
     outside,
@@ -74,7 +76,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Learned:
-    """The images of a run: `pool` to learn from, of which `draws` are labelled, and `test`."""
+    """The images of a run: `pool` to learn from, of which `draws` are labelled, and `test`; and others
+    that were pretrained on."""
 
     source: Source
     store: Store
@@ -82,6 +85,7 @@ class Learned:
     pool: np.ndarray
     draws: list[np.ndarray]
     test: np.ndarray
+    others: Others | None
 
 
 def finetune(
@@ -178,12 +182,14 @@ def _run(
         f"source     {asked.source}: {len(opened.classes)} classes, {len(draws[0])} labels used of "
         f"{len(pool):,} images, {len(test):,} more held out for testing"
     )
-    learned = Learned(opened, store, split_seed, bounded(pool, np.concatenate(draws)), draws, test)
+    pool = bounded(pool, np.concatenate(draws))
+    others = find_others(begins[0], opened, asked.mode, store.digests[test])
+    learned = Learned(opened, store, split_seed, pool, draws, test, others)
     candidates = []
     for each in begins:
-        arguments = (each, opened, store, learned.pool, test, asked.mode, device, precision)
+        arguments = (each, store, pool, others, asked.mode, device, precision)
         candidates.append((each, Task(
-            store.pixels, store.aspects, learned.pool, opened.labels, len(opened.classes),
+            store.pixels, store.aspects, pool, opened.labels, len(opened.classes),
             pool_features(*arguments), device, precision,
         )))  # fmt: skip
     if resumed is not None:
@@ -250,11 +256,13 @@ def _fit(
             run.folder / LABELS, ["path", "label"],
             [(opened.identities[i], opened.classes[opened.labels[i]]) for i in drawn],
         )  # fmt: skip
-        if store.bad:
-            write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
+        run.write_bad_images([*store.bad, *(learned.others.bad if learned.others else [])])
         write_json(run.folder / "result.json", result)
         path = run.folder / "classifier.safetensors"
-        save_classifier(path, classifier, about, begin.seen, store.digests[drawn])
+        seen = begin.seen
+        if learned.others and decided["mode"] == "propagate":  # Weights as they were have seen none.
+            seen = np.union1d(seen, learned.others.store.digests[learned.others.indices])
+        save_classifier(path, classifier, about, seen, store.digests[drawn])
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
     console.say(f"saved      {path}")
     option = from_option(path, "finetune")

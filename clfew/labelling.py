@@ -1,5 +1,6 @@
 """What fine-tuning and distillation learn from: the labelled source, its pool, and features of both."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -87,31 +88,50 @@ def readable(source: Source, named: np.ndarray, pool: np.ndarray, spec: LabelSpe
     return np.sort(named)
 
 
+@dataclass(frozen=True)
+class Others:
+    """Images that were pretrained on, of another source than the labelled ones: `indices` of `store`.
+    bad: path and reason of those that cannot be read."""
+
+    store: Store
+    indices: np.ndarray
+    bad: list[tuple[str, str]]
+
+
+def find_others(origin: Origin, source: Source, mode: str, test_digests: np.ndarray) -> Others | None:
+    """None where there are none, or nothing will read their features."""
+    spec = origin.pretraining_source
+    if spec is None or spec == source.spec or not _reads_features(origin, mode):
+        return None
+    try:
+        others = open_source(spec)
+        store = stored(others, origin.about.side)
+    except UserError:
+        console.say(f"note       {spec}, which was pretrained on, cannot be read: going on without it")
+        return None
+    bad = [(f"{spec}/{name}", reason) for name, reason in store.bad]
+    return Others(store, other_images(origin, others, store, test_digests, MAX_IMAGES), bad)
+
+
 def pool_features(
-    origin: Origin, source: Source, store: Store, pool: np.ndarray, test: np.ndarray, mode: str,
+    origin: Origin, store: Store, pool: np.ndarray, others: Others | None, mode: str,
     device: torch.device, precision: str,
 ) -> np.ndarray | None:  # fmt: skip
-    """Features of the pool and, where pretraining had another source, of its images; None where
-    nothing will read them."""
-    start = origin.start
-    if mode == "full" or (mode == "auto" and not start.is_pretrained):
+    """Features of the pool and of the others, None where nothing will read them."""
+    if not _reads_features(origin, mode):
         return None
 
     def read(of: Store, indices: np.ndarray) -> np.ndarray:
-        return features_of(start.encoder, of.pixels, of.aspects, indices, device, precision)
+        return features_of(origin.start.encoder, of.pixels, of.aspects, indices, device, precision)
 
     features = read(store, pool)
-    spec = origin.pretraining_source
-    if spec is None or spec == source.spec:
+    if others is None or not len(others.indices):
         return features
-    try:
-        others = open_source(spec)
-        decoded = stored(others, origin.about.side)
-    except UserError:
-        console.say(f"note       {spec}, which was pretrained on, cannot be read: going on without it")
-        return features
-    chosen = other_images(origin, others, decoded, store.digests[test], MAX_IMAGES)
-    return np.concatenate([features, read(decoded, chosen)]) if len(chosen) else features
+    return np.concatenate([features, read(others.store, others.indices)])
+
+
+def _reads_features(origin: Origin, mode: str) -> bool:
+    return mode != "full" and (mode != "auto" or origin.start.is_pretrained)
 
 
 def other_sources(origins: list[Origin], source: Source) -> dict[str, str | None]:

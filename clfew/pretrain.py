@@ -28,7 +28,7 @@ from clfew.decoding import stored
 from clfew.drift import collapse, report_drift
 from clfew.encoders import Encoder
 from clfew.errors import UserError
-from clfew.files import sync, write_csv
+from clfew.files import sync
 from clfew.initial import SCRATCH, load_initial
 from clfew.methods import METHODS
 from clfew.methods.method import Method
@@ -196,8 +196,7 @@ def pretrain(
         if start is not None:  # To resume from, and to compare with.
             about = describe(config, start, "", 0)
             save_encoder(run.folder / START, start, nn.Sequential(), about, store.digests[:0])
-        if store.bad:
-            write_csv(run.folder / "bad_images.csv", ["path", "reason"], store.bad)
+        run.write_bad_images(store.bad)
         run.write_config(config)  # Last: with it, the run can be gone on with.
         with stoppable(_saving(run).resume_command):
             return _train(run, objective, data, plan, chosen_device, opened, store, indices)

@@ -7,14 +7,14 @@ import platform
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from clfew.errors import UserError
-from clfew.files import append_line, digest_of, sweep, write_json, write_text
+from clfew.files import append_line, digest_of, sweep, write_csv, write_json, write_text
 
 RUNS = Path("runs")
 ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
@@ -44,6 +44,11 @@ class Run:
     def write_config(self, config: dict[str, Any]) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
         write_json(self.folder / "config.json", {"created": now, **config, "versions": versions()})
+
+    def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
+        """bad_images.csv: path and reason of each image that cannot be used; no file for none."""
+        if bad:
+            write_csv(self.folder / "bad_images.csv", ["path", "reason"], bad)
 
     def log(self, row: dict[str, Any]) -> None:
         """Appends a row to metrics.jsonl. The first one takes the place of those from its step on, which

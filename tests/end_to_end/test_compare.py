@@ -149,7 +149,9 @@ def test_a_single_method_that_fails_is_one_error(clfew, compared, tmp_path):
 
 def test_a_comparison_is_not_gone_on_with_on_other_images(clfew, compared, images, tmp_path):
     images(tmp_path / "photos", each=12, size=24)
+    (tmp_path / "photos/ring/page.jpg").write_text("<html>")
     options = ("--methods", "simclr", "--labels", "1/class", "--epochs", "1", "--encoder", "resnet8-w16")
     clfew.ok("compare", "photos", *options, cwd=tmp_path)
+    assert "ring/page.jpg" in (tmp_path / "runs/compare-1/bad_images.csv").read_text()
     (tmp_path / "photos/ring/000.png").unlink()
     assert "have changed" in clfew.refused("compare", "--resume", "runs/compare-1", cwd=tmp_path)

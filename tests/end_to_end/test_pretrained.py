@@ -1,12 +1,21 @@
 """--init as a user types it: in pretrain, finetune and embed."""
 
+import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from clfew import published
+from clfew.artifacts import load_classifier
+from clfew.data.sources import open_source
+from clfew.data.store import open_store
+from clfew.finetune import finetune
+from clfew.labelling import find_others, pool_features
+from clfew.origin import from_artifact
+from clfew.runs import ARTIFACTS, START
 
 
 @pytest.fixture(scope="module")
@@ -183,3 +192,48 @@ def test_with_weights_on_the_machine_no_pretraining_is_needed(tmp_path, clfew, i
     result = clfew.ok("finetune", "--labels", "2/class", cwd=tmp_path)
     assert "efficientnet-lite0" in result.stderr and "not pretrained on your images" in result.stderr
     clfew.ok("eval", cwd=tmp_path)
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory, clfew, images, weights):
+    """A folder after pretraining on one folder, with a bad file, and fine-tuning on another."""
+    folder = tmp_path_factory.mktemp("apart")
+    images(folder / "unlabeled", classes=("",), each=30)
+    (folder / "unlabeled/page.jpg").write_text("<html>")
+    images(folder / "labeled", seed=1, each=6)
+    pretrain = ("pretrain", "./unlabeled", "--init", weights, "--size", "32", "--epochs", "3")
+    clfew.ok(*pretrain, cwd=folder)
+    return folder, clfew.ok("finetune", "--labels", "all", "--mode", "propagate", cwd=folder)
+
+
+def test_bad_images_of_what_was_pretrained_on_are_named_once(apart):
+    folder, result = apart
+    assert result.stderr.count("skipped ") == 1
+    with open(folder / "runs/finetune-1/bad_images.csv", newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == [str(folder / "unlabeled/page.jpg")]
+
+
+def test_the_weights_started_from_are_compared_on_the_same_images(apart):
+    """In `--mode auto`: those of ./unlabeled too, which only the pretrained encoder has learned from."""
+    folder, _ = apart
+    origins = [
+        from_artifact(folder / "runs/pretrain-1" / name, None) for name in (ARTIFACTS["pretrain"], START)
+    ]
+    source = open_source(str(folder / "labeled"))
+    store = open_store(source, origins[0].about.side)
+    others = find_others(origins[0], source, "auto", store.digests[:0])
+    rest = ("auto", torch.device("cpu"), "fp32")
+    features = [pool_features(origin, store, store.good, others, *rest) for origin in origins]
+    assert [len(each) for each in features] == [len(store.good) + 30] * 2
+    assert not np.allclose(*(each[:, :512] for each in features))
+
+
+def test_propagation_says_that_it_has_seen_what_was_pretrained_on(apart, monkeypatch):
+    """Also where it starts from the weights of before, which have seen nothing."""
+    folder, _ = apart
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("clfew.draws.is_clearly_better", lambda before, after: True)
+    run, result = finetune(labels="all", device="cpu", threads=1)
+    assert json.loads((run / "config.json").read_text())["from"].endswith(START)
+    assert result["draws"][0]["mode"] == "propagate"
+    assert len(load_classifier(run / "classifier.safetensors")[2]["pretraining"]) == 30
