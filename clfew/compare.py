@@ -192,11 +192,9 @@ def _say_plan(run: Run, settings: Settings, images: Images, encoder: str, cells:
         f"plan       {len(runs)} pretraining runs of {encoder} at {images.size} px on "
         f"{images.count:,} images and {total} classifiers, tested on {len(images.test):,} images"
     )
-    if cells.done or len(left) < len(runs):
-        console.say(
-            f"           {len(runs) - len(left)} runs and {len(cells.done)} classifiers are there "
-            "already"
-        )
+    there = len(runs) - len(left)
+    if there or cells.done:
+        console.say(f"           {there} runs and {len(cells.done)} classifiers are there already")
     if settings.minutes is not None:
         training = 60 * settings.minutes * len(left)
     else:
@@ -204,13 +202,14 @@ def _say_plan(run: Run, settings: Settings, images: Images, encoder: str, cells:
         each = {m: seconds_of(m, encoder, images, epochs) for m in set(left)}
         training = sum(each[m] for m in left)
     seconds = training + _SECONDS_A_CELL * (total - len(cells.done))
-    console.say(f"           about {seconds / 60:.0f} minutes to go")
+    console.say(f"           about {seconds / 60:.0f} min to go")
 
 
 def _folder(run: Run, method: str, number: int) -> Path:
     return run.folder / f"pretrain-{method}-{number}"
 
 
+@console.a_part()
 def _pretrain(
     run: Run, settings: Settings, images: Images, encoder: str, method: str, number: int
 ) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from rich import box
@@ -20,6 +21,7 @@ log_console = Console(stderr=True, highlight=False)
 out_console = Console(highlight=False)
 
 _PLAIN_SECONDS = 10.0
+_is_a_part = ContextVar("is_a_part", default=False)
 
 
 def say(text: str) -> None:
@@ -28,8 +30,20 @@ def say(text: str) -> None:
     log_console.print(Text(printable(text)), soft_wrap=True)
 
 
+@contextmanager
+def a_part() -> Iterator[None]:
+    """Inside runs a part of another command, after which there is nothing to type."""
+    token = _is_a_part.set(True)
+    try:
+        yield
+    finally:
+        _is_a_part.reset(token)
+
+
 def next_command(command: str) -> None:
     """The command to type next, on stderr."""
+    if _is_a_part.get():
+        return
     log_console.print(Text.assemble("next: ", (printable(command), "bold cyan")), soft_wrap=True)
 
 

@@ -41,7 +41,8 @@ def check_resumed(context: typer.Context, command: str, folder: Path, free: set[
     for name in sorted(given(context) - free - {"resume"} if config else []):
         value, flag = context.params[name], _FLAGS.get(name, "--" + name.replace("_", "-"))
         if not _is_same(value, before.get(name)):
-            was = f"{folder} was started with {before[name]}" if name in before else "the run has it"
+            had = "the default" if before.get(name) is None else before[name]
+            was = f"{folder} was started with {had}" if name in before else "the run has it"
             raise UsageError(
                 f"{flag} {value} cannot be changed on the way: {was}.",
                 f"leave it out: clfew {command} --resume {shlex.quote(str(folder))}",

@@ -15,6 +15,7 @@ MAX_HEADER = 16 * 2**20
 """Bytes: many times what 2,000 classes with long names take. What is larger is not read."""
 
 _DATA, _SEAL = "data", "seal"
+_NO_HEADER = "its header cannot be read"
 
 
 class Damaged(Exception):
@@ -42,7 +43,7 @@ def read_header(path: Path) -> dict[str, Any]:
         start = file.read(8)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
         if size > min(MAX_HEADER, path.stat().st_size):
-            raise Damaged("it is not a whole safetensors file")
+            raise Damaged(_NO_HEADER)
         encoded = file.read(size)
     try:
         header = json.loads(encoded)
@@ -51,7 +52,7 @@ def read_header(path: Path) -> dict[str, Any]:
         if sealed is not None and sealed != _digest(_canonical(header)):
             raise Damaged("its header is not as it was written")
     except (ValueError, AttributeError, TypeError, RecursionError):
-        raise Damaged("it is not a whole safetensors file") from None
+        raise Damaged(_NO_HEADER) from None
     return header
 
 

@@ -249,7 +249,7 @@ def test_missing_digests_are_refused(encoder_file):
 def test_files_of_other_programs_are_refused(tmp_path):
     path = tmp_path / "encoder.safetensors"
     path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match=r"not a whole safetensors file \(its header cannot be read\)"):
         load_encoder(path)
     torch.save({"a": torch.ones(2)}, path)
     with pytest.raises(UserError, match="not a whole safetensors file"):

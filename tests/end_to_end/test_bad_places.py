@@ -33,6 +33,8 @@ def test_a_finished_or_missing_run_is_not_resumed(clfew, project):
     ):
         said = clfew.refused("pretrain", "--resume", "runs/pretrain-1", *given, rc=2, cwd=project)
         assert "cannot be changed on the way" in said and "leave it out" in said
+    said = clfew.refused("pretrain", "--resume", "runs/pretrain-1", "--lr", 3, rc=2, cwd=project)
+    assert "was started with the default" in said
     same = ("--seed", 0, "--encoder", "resnet8-w8")  # What it was started with anyway.
     assert "has finished" in clfew.refused("pretrain", "--resume", "runs/pretrain-1", *same, cwd=project)
     for folder in ("runs/pretrain-9", "runs/finetune-1", "unlabeled"):

@@ -30,6 +30,7 @@ def test_the_table_has_a_row_for_each_method_and_baseline(compared):
         "1/class (3)" in result.stdout and "3/class (9)" in result.stdout and "images/s" in result.stdout
     )
     assert "3 pretraining runs of resnet8-w16" in result.stderr and "24 classifiers" in result.stderr
+    assert result.next == []  # Of its parts neither.
 
 
 def test_every_number_is_kept_with_its_draws(compared):
@@ -56,7 +57,7 @@ def test_formats(clfew, compared, output):
     started = time.monotonic()
     again = clfew.ok("compare", "--resume", "runs/compare-1", "--format", output, cwd=folder)
     assert "3 runs and 24 classifiers are there already" in again.stderr
-    assert "about 0 minutes to go" in again.stderr
+    assert "about 0 min to go" in again.stderr
     out = again.stdout
     assert time.monotonic() - started < 60
     if output == "json":
@@ -98,6 +99,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(clfew, compared):
         (("photos", "--encoder", "vit_b_16", "--methods", "simclr,jigsaw"), 1, "vit_b_16"),
         (("photos", "--encoder", "vit_b_16", "--size", "32", "--methods", "simclr"), 1, "no maps"),
         (("--resume", "photos"), 1, "no run of clfew compare"),
+        (("--resume", "runs/compare-7"), 1, "There is no folder runs/compare-7"),
         ((), 2, "Which images"),
     ],
 )  # fmt: skip
