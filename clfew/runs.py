@@ -127,9 +127,7 @@ def is_finished(folder: Path) -> bool:
 def unfinished(folder: Path, command: str) -> dict[str, Any]:
     """The configuration of a run of `command` that can be gone on with. Raises UserError."""
     if not folder.is_dir():
-        raise UserError(
-            f"There is no folder {folder}.", f"name one of clfew {command}, such as runs/{command}-1."
-        )
+        raise UserError(f"There is no folder {folder}.", "runs are in ./runs, or where --out put them.")
     config = read_config(folder)
     if config.get("command") != command:
         raise UserError(

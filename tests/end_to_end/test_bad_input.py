@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_learned_from(clfew, images, tmp_path, make, wor
         (["--device", "cuda"], 1, ["cuda", "--device cpu"]),
         (["--device", "gpu"], 1, ["gpu", "--device cpu"]),
         (["--compile", "yes"], 2, ["--compile yes", "on"]),
-        (["--resume", "runs/pretrain-1"], 1, ["runs/pretrain-1", "no run"]),
+        (["--resume", "runs/pretrain-1"], 1, ["no folder runs/pretrain-1"]),
     ],
 )
 def test_settings_that_cannot_be_used(clfew, images, tmp_path, options, rc, words):
