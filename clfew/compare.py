@@ -209,7 +209,7 @@ def _folder(run: Run, method: str, number: int) -> Path:
     return run.folder / f"pretrain-{method}-{number}"
 
 
-@console.a_part()
+@console.without_next_command()
 def _pretrain(
     run: Run, settings: Settings, images: Images, encoder: str, method: str, number: int
 ) -> None:

@@ -21,7 +21,7 @@ log_console = Console(stderr=True, highlight=False)
 out_console = Console(highlight=False)
 
 _PLAIN_SECONDS = 10.0
-_is_a_part = ContextVar("is_a_part", default=False)
+_shows_next_command = ContextVar("shows_next_command", default=True)
 
 
 def say(text: str) -> None:
@@ -31,20 +31,19 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def a_part() -> Iterator[None]:
-    """Inside runs a part of another command, after which there is nothing to type."""
-    token = _is_a_part.set(True)
+def without_next_command() -> Iterator[None]:
+    """For parts of a command, after which there is nothing to type."""
+    token = _shows_next_command.set(False)
     try:
         yield
     finally:
-        _is_a_part.reset(token)
+        _shows_next_command.reset(token)
 
 
 def next_command(command: str) -> None:
     """The command to type next, on stderr."""
-    if _is_a_part.get():
-        return
-    log_console.print(Text.assemble("next: ", (printable(command), "bold cyan")), soft_wrap=True)
+    if _shows_next_command.get():
+        log_console.print(Text.assemble("next: ", (printable(command), "bold cyan")), soft_wrap=True)
 
 
 def show_error(error: UserError) -> None:

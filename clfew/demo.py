@@ -33,7 +33,7 @@ METHODS = {"scratch": "same network from scratch", "raw-pixels": "logistic regre
            "clfew": "clfew"}  # fmt: skip
 
 
-@console.a_part()
+@console.without_next_command()
 def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -> Path:
     """Unpacks the images, pretrains, fine-tunes, tests, predicts; writes demo.json and pictures.
 
