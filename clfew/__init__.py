@@ -1,3 +1,52 @@
-"""clfew: image classifiers from a folder of images and a few labels."""
+"""clfew: image classifiers from a folder of images and a few labels.
 
-__version__ = "0.1.0"
+The commands as functions: `pretrain`, `finetune`, `distill`, `evaluate`, `predict`, `embed`, `compare`,
+each with the options of its command as keywords. They are imported when they are first used, so that
+`import clfew` does not import torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from clfew.version import __version__
+
+if TYPE_CHECKING:
+    from clfew.commands.compare import compare
+    from clfew.commands.distill import distill
+    from clfew.commands.embed import embed
+    from clfew.commands.evaluate import evaluate
+    from clfew.commands.finetune import finetune
+    from clfew.commands.predict import predict
+    from clfew.commands.pretrain import pretrain
+    from clfew.methods.base import register_method
+    from clfew.models.backbones import register_encoder
+
+__all__ = [
+    "__version__",
+    "compare",
+    "distill",
+    "embed",
+    "evaluate",
+    "finetune",
+    "predict",
+    "pretrain",
+    "register_encoder",
+    "register_method",
+]
+
+_PLACES = {
+    "register_encoder": "clfew.models.backbones",
+    "register_method": "clfew.methods.base",
+}
+"""Of what is not a command of the same name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'clfew' has no attribute '{name}'")
+    module = import_module(_PLACES.get(name, f"clfew.commands.{name}"))
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

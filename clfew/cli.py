@@ -1,22 +1,28 @@
 """The commands: parse, call, print. Nothing here imports torch before a command needs it."""
 
-from typing import Annotated, NoReturn
+import shlex
+from typing import Annotated
 
 import typer
 
-from clfew import __version__, cli_tools, console
+from clfew import console
 from clfew import options as opt
-from clfew.data.files import expand
+from clfew.data.image_files import expand
 from clfew.errors import UsageError, UserError
-from clfew.exits import run_and_exit
-from clfew.printing import (
+from clfew.output import (
+    describe_artifact,
+    print_comparison,
     print_distillation,
     print_finetuning,
     print_json,
     print_predictions,
     print_report,
+    print_rows,
+    print_settings,
+    print_stores,
 )
-from clfew.runs import find_artifact
+from clfew.runs.folders import find_artifact
+from clfew.version import __version__
 
 app = typer.Typer(
     name="clfew",
@@ -73,13 +79,13 @@ def pretrain(
     """Learn an encoder from images without labels."""
     if resume is not None:
         opt.check_resumed(context, "pretrain", resume, {"device", "threads"})
-        from clfew.pretrain import resume as resume_run
+        from clfew.commands.pretrain import resume as resume_run
 
         resume_run(resume, device, threads)
         return
     if source is None:
         raise UsageError("Which images? No SOURCE was named.", "for example: clfew pretrain ./unlabeled")
-    from clfew.pretrain import pretrain as run
+    from clfew.commands.pretrain import pretrain as run
 
     options = {"temperature": temperature, "loss": loss, "corruption": corruption, "stacked": stacked,
                "mask": mask, "adversarial": adversarial}  # fmt: skip
@@ -122,7 +128,7 @@ def finetune(
     """
     if resume is not None:
         opt.check_resumed(context, "finetune", resume, {"device", "threads", "output"})
-        from clfew.finetune import resume as resume_run
+        from clfew.commands.finetune import resume as resume_run
 
         folder, result = resume_run(resume, device, threads)
     else:
@@ -130,7 +136,7 @@ def finetune(
             raise UsageError(
                 "How many labels? --labels was not given.", "for example: clfew finetune --labels 1%"
             )
-        from clfew.finetune import finetune as run
+        from clfew.commands.finetune import finetune as run
 
         folder, result = run(
             source, labels=labels, origin=origin, init=init, mode=mode, stage=stage, repeat=repeat,
@@ -173,11 +179,11 @@ def distill(
     """
     if resume is not None:
         opt.check_resumed(context, "distill", resume, {"device", "threads", "output"})
-        from clfew.distill import resume as resume_run
+        from clfew.commands.distill import resume as resume_run
 
         folder, result = resume_run(resume, device, threads)
     else:
-        from clfew.distill import distill as run
+        from clfew.commands.distill import distill as run
 
         folder, result = run(
             source, origin=origin, student=student, init=init, size=size, epochs=epochs,
@@ -202,7 +208,7 @@ def evaluate(
     out: opt.Out = None,
 ) -> None:
     """Test a classifier: accuracy with its interval, per class, calibration, and report.html."""
-    from clfew.evaluate import evaluate as run
+    from clfew.commands.evaluate import evaluate as run
 
     _, report = run(source, origin=origin, device=device, precision=precision, threads=threads, out=out)
     if output is opt.Format.json:
@@ -225,7 +231,7 @@ def predict(
     # Before torch is imported: the commonest mistakes are answered at once.
     artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
     paths = expand(images)
-    from clfew.predict import predict as run
+    from clfew.commands.predict import predict as run
 
     rows = run(paths, artifact, top=top, device=device, precision=precision, threads=threads)
     failed = print_predictions(rows, output.value)
@@ -247,7 +253,7 @@ def embed(
     out: opt.Out = None,
 ) -> None:
     """Write the features of every image, with their paths."""
-    from clfew.embed import embed as run
+    from clfew.commands.embed import embed as run
 
     folder, count, dim = run(
         source, origin=origin, init=init, encoder=encoder, size=size, stage=stage, device=device,
@@ -257,16 +263,104 @@ def embed(
     console.write_out(f"{folder / 'paths.csv'}  the images in the same order\n")
 
 
-app.command(epilog="Example:  clfew compare ./photos --minutes 5")(cli_tools.compare)
-app.command(epilog="Example:  clfew info runs/finetune-1")(cli_tools.info)
-app.command(epilog="Example:  clfew cache --clear")(cli_tools.cache)
-app.command(epilog="Example:  clfew demo --out demo")(cli_tools.demo)
+@app.command(epilog="Example:  clfew compare ./photos --minutes 5")
+def compare(
+    context: typer.Context,
+    source: opt.Source = None,
+    methods: opt.Methods = "all",
+    labels: opt.Budgets = "1%,5%,10%",
+    draws: opt.Draws = 5,
+    seeds: opt.Seeds = 1,
+    minutes: opt.MinutesEach = None,
+    epochs: opt.EpochsEach = None,
+    encoder: opt.Encoder = "auto",
+    size: opt.Size = None,
+    mode: opt.CompareMode = "linear",
+    flip: opt.Flip = True,
+    resume: opt.Resume = None,
+    output: opt.RowOutput = opt.RowFormat.table,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    precision: opt.Precision = "auto",
+    threads: opt.Threads = None,
+    out: opt.Out = None,
+) -> None:
+    """Compare pretraining methods on your images: same network, budget and labels for all.
+
+    Always beside them: raw pixels, a random encoder, and the same network from scratch.
+    """
+    if resume is not None:
+        opt.check_resumed(context, "compare", resume, {"output"})
+        from clfew.commands.compare import go_on
+
+        folder, result = go_on(resume)
+    else:
+        if source is None:
+            raise UsageError("Which images? No SOURCE was named.", "for example: clfew compare ./photos")
+        from clfew.commands.compare import compare as run
+
+        folder, result = run(
+            source, methods=methods, labels=labels, draws=draws, seeds=seeds, minutes=minutes,
+            epochs=epochs, encoder=encoder, size=size, mode=mode, flip=flip, seed=seed, device=device,
+            precision=precision, threads=threads, out=out,
+        )  # fmt: skip
+    if output is opt.RowFormat.table:
+        print_comparison(result)
+    elif output is opt.RowFormat.json:
+        print_json(result)
+    else:
+        print_rows(result["rows"], output.value)
+    if failed := result["failed"]:
+        raise UserError(
+            f"{' and '.join(failed)} could not be trained: {next(iter(failed.values()))}",
+            f"all others are compared. To try again: clfew compare --resume {shlex.quote(str(folder))}",
+        )
 
 
-def main() -> NoReturn:
-    """The `clfew` command."""
-    run_and_exit(app)
+@app.command(epilog="Example:  clfew info runs/finetune-1")
+def info(
+    artifact: Annotated[str, typer.Argument(help="An artifact or a run folder.", metavar="FILE|RUN")],
+    output: opt.Output = opt.Format.table,
+) -> None:
+    """Say what an artifact is, without loading its weights."""
+    description = describe_artifact(artifact)
+    if output is opt.Format.json:
+        print_json(description)
+    else:
+        print_settings(description)
 
 
-if __name__ == "__main__":
-    main()
+@app.command(epilog="Example:  clfew cache --clear")
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
+) -> None:
+    """List, size and clear the stores of decoded images."""
+    from clfew.data.cache_listing import clear_stores, list_stores
+
+    stores = list_stores()
+    total = f"{sum(store.bytes for store in stores) / 2**20:,.1f} MiB"
+    if clear:
+        if left := clear_stores():
+            raise UserError(
+                f"{left[0]} cannot be removed, nor can {len(left) - 1} other stores."
+                if len(left) > 1
+                else f"{left[0]} cannot be removed.",
+                "check who owns it, or set CLFEW_CACHE to a folder of your own.",
+            )
+        console.write_out(f"removed {len(stores)} stores, {total}\n")
+        return
+    print_stores(stores)
+    console.write_out(f"{len(stores)} stores, {total}\n")
+
+
+@app.command(epilog="Example:  clfew demo --out demo")
+def demo(
+    out: opt.Out = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Time to pretrain for.")] = 1.25,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+) -> None:
+    """Run the whole pipeline on the images that come with clfew, in a few minutes."""
+    from clfew.commands.demo import run
+
+    run(out, minutes=minutes, device=device, threads=threads)

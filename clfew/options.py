@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from clfew.errors import UsageError
-from clfew.runs import read_config
+from clfew.runs.folders import read_config
 
 
 class Format(str, Enum):

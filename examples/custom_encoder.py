@@ -11,9 +11,9 @@ from pathlib import Path
 
 from torch import nn
 
-from clfew.backbones import register_encoder
-from clfew.finetune import finetune
-from clfew.pretrain import pretrain
+from clfew.commands.finetune import finetune
+from clfew.commands.pretrain import pretrain
+from clfew.models.backbones import register_encoder
 
 
 def patch_mixer(size: int) -> nn.Module:

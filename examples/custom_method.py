@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from clfew.augment import random_views
-from clfew.compare import compare
-from clfew.comparison_report import print_comparison
-from clfew.methods import register_method
-from clfew.methods.method import Method
+from clfew.commands.compare import compare
+from clfew.data.augment import random_views
+from clfew.methods.base import Method, register_method
+from clfew.output import print_comparison
 
 TURNS = 4
 

@@ -8,10 +8,10 @@ FOLDER holds a subfolder of images for each class; of their labels one in twenty
 import sys
 from pathlib import Path
 
-from clfew.evaluate import evaluate
-from clfew.finetune import finetune
-from clfew.predict import predict
-from clfew.pretrain import pretrain
+from clfew.commands.evaluate import evaluate
+from clfew.commands.finetune import finetune
+from clfew.commands.predict import predict
+from clfew.commands.pretrain import pretrain
 
 
 def main(folder: str, image: str) -> None:

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from clfew.comparison import Cells, Images, _best_stage, accuracy_of, features_by_stage, rows_of
-from clfew.comparison_report import draw_comparison, header, lines
-from clfew.encoders import Encoder
-from clfew.probes import few_label_hits, folds
+from clfew.commands.comparison import Cells, Images, _best_stage, accuracy_of, features_by_stage, rows_of
+from clfew.finetuning.probes import few_label_hits, folds
+from clfew.models.encoder import Encoder
+from clfew.report.comparison import draw_comparison, header, lines
 
 CPU = torch.device("cpu")
 

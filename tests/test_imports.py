@@ -7,17 +7,17 @@ import sys
 import pytest
 import torch
 
-from clfew.about import About
-from clfew.artifacts import save_encoder
-from clfew.encoders import Encoder
 from clfew.methods.simclr import projector
+from clfew.models.artifacts import save_encoder
+from clfew.models.encoder import Encoder
+from clfew.models.metadata import About
 
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "datasets", "pandas")
 PROGRAM = f"""
 import sys
 code = 0
 try:
-    from clfew.cli import main
+    from clfew.__main__ import main
     if sys.argv[1:]:
         main()
 except SystemExit as error:
@@ -96,7 +96,7 @@ def test_a_command_that_computes_shows_up_here(clfew, artifact):
 )
 def test_waiting_threads_give_their_core_away_unless_the_user_says_otherwise(own, expected):
     program = (
-        "import os\nfrom clfew.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        "import os\nfrom clfew.__main__ import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(os.environ.get('GOMP_SPINCOUNT'))"
     )
     inherited = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clfew.data.decode import BadImage, read_bytes
-from clfew.data.sources import SPLITS, Source, _encode_labels
+from clfew.data.source import SPLITS, Source, encode_labels
 from clfew.errors import UserError
 
 
@@ -96,7 +96,7 @@ def _as_source(spec: str, loaded: dict[str, Any]) -> Source:
 
     if not identities:
         raise UserError(f"{spec} has no rows.", "name a data set with images.")
-    labels, classes = _encode_labels(names)
+    labels, classes = encode_labels(names)
     return Source(spec, identities, labels, classes, np.array(splits), content, digest.hexdigest())
 
 

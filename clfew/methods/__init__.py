@@ -1,5 +1,6 @@
 """The pretraining methods, by the name that --method takes."""
 
+from clfew.methods.base import METHODS
 from clfew.methods.byol import BYOL
 from clfew.methods.colorization import Colorization
 from clfew.methods.context_prediction import ContextPrediction
@@ -7,11 +8,10 @@ from clfew.methods.counting import Counting
 from clfew.methods.denoising import Denoising
 from clfew.methods.inpainting import Inpainting
 from clfew.methods.jigsaw import Jigsaw
-from clfew.methods.method import Method
 from clfew.methods.simclr import SimCLR
 from clfew.methods.split_brain import SplitBrain
 
-METHODS: dict[str, type[Method]] = {
+METHODS |= {
     "simclr": SimCLR,
     "byol": BYOL,
     "jigsaw": Jigsaw,
@@ -22,8 +22,3 @@ METHODS: dict[str, type[Method]] = {
     "split-brain": SplitBrain,
     "counting": Counting,
 }
-
-
-def register_method(name: str, method: type[Method]) -> None:
-    """Makes `method` what --method NAME takes, and `pretrain` and `compare` with it."""
-    METHODS[name] = method

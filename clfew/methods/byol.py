@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, random_views
-from clfew.encoders import Encoder, freeze_statistics
-from clfew.methods.method import Method, Pictures, health
+from clfew.data.augment import Recipe, random_views
+from clfew.methods.base import Method, Pictures
+from clfew.methods.collapse import health
+from clfew.models.encoder import Encoder, freeze_statistics
 from clfew.training.batch import Batch
 
 MOMENTUM = 0.97

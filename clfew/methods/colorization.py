@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, evaluation_view
-from clfew.colour import lab_to_rgb, rgb_to_lab
-from clfew.encoders import LIGHTNESS, Encoder
-from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
+from clfew.data.augment import Recipe, evaluation_view
+from clfew.data.colour import lab_to_rgb, rgb_to_lab
+from clfew.methods.base import Method, Pictures, crops_and_flips, decoder
+from clfew.models.encoder import LIGHTNESS, Encoder
 from clfew.training.batch import Batch
 
 GRID = 10.0

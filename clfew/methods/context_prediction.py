@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, resampling_matrix
-from clfew.encoders import Encoder
-from clfew.methods.method import Method, Pictures, crops_and_flips, patches, require_side
+from clfew.data.augment import Recipe, resampling_matrix
+from clfew.data.to_device import to_device
+from clfew.methods.base import Method, Pictures, crops_and_flips
+from clfew.methods.patches import patches, require_side
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batch
-from clfew.training.device import to_device
 
 PATCH, GAP, JITTER = 96, 48, 7
 """Pixels in the paper: a patch, the gap to the next one, and how far each moves at random."""

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
-from clfew.methods.method import Method, Pictures, crops_and_flips, require_side, without_colour
+from clfew.data.augment import Recipe
+from clfew.methods.base import Method, Pictures, crops_and_flips, without_colour
+from clfew.methods.patches import require_side
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batch
 
 MARGIN = 10.0

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
+from clfew.data.augment import Recipe
+from clfew.data.to_device import to_device
 from clfew.errors import UsageError
-from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
-from clfew.stages import replaced
+from clfew.methods.base import Method, Pictures, crops_and_flips, decoder
+from clfew.models.encoder import Encoder
+from clfew.models.feature_maps import replaced
 from clfew.training.batch import Batch
-from clfew.training.device import to_device
 
 CORRUPTIONS = {"masking": 0.25, "salt-and-pepper": 0.25, "gaussian": 0.3}
 """And how much: the share of pixels set to 0, or to 0 or 1; the standard deviation of the noise."""

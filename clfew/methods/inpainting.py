@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
+from clfew.data.augment import Recipe
 from clfew.errors import UsageError
-from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
+from clfew.methods.base import Method, Pictures, crops_and_flips, decoder
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batch
 
 MASKS = ("random", "centre")

@@ -14,19 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
-from clfew.methods.method import (
-    Method,
-    Pictures,
-    crops_and_flips,
-    patches,
-    require_side,
-    standardised,
-    without_colour,
-)
+from clfew.data.augment import Recipe
+from clfew.data.to_device import to_device
+from clfew.methods.base import Method, Pictures, crops_and_flips, without_colour
+from clfew.methods.patches import patches, require_side, standardised
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batch
-from clfew.training.device import to_device
 
 PERMUTATIONS = 100
 PUZZLES = 8

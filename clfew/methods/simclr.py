@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clfew.augment import Recipe, random_views
-from clfew.encoders import Encoder
+from clfew.data.augment import Recipe, random_views
 from clfew.errors import UsageError
-from clfew.methods.method import Method, Pictures, health
+from clfew.methods.base import Method, Pictures
+from clfew.methods.collapse import health
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batch
 
 LOSSES = ("nt-xent", "dcl")

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clfew.augment import Recipe
-from clfew.backbones import SPLIT, Halves
-from clfew.colour import lab_to_rgb, rgb_to_lab
-from clfew.encoders import LAB, Encoder
+from clfew.data.augment import Recipe
+from clfew.data.colour import lab_to_rgb, rgb_to_lab
+from clfew.methods.base import Method, Pictures, crops_and_flips, decoder
 from clfew.methods.colorization import annealed_mean, colour_bins, colours_of, reduced_side
-from clfew.methods.method import Method, Pictures, crops_and_flips, decoder
+from clfew.models.backbones import SPLIT, Halves
+from clfew.models.encoder import LAB, Encoder
 from clfew.training.batch import Batch
 
 LIGHTNESS_BINS = 100

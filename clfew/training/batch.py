@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clfew.data.store import RowReader
-from clfew.randomness import ImageRandom, epoch_order
-from clfew.training.device import to_device
+from clfew.data.image_cache import RowReader
+from clfew.data.randomness import ImageRandom, epoch_order
+from clfew.data.to_device import to_device
 from clfew.training.plan import Plan
 
 _COPIED = 4096

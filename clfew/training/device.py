@@ -5,9 +5,7 @@ import ctypes
 import os
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from clfew.errors import UsageError, UserError
 
@@ -84,11 +82,3 @@ def keep_freed_memory(device: torch.device) -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(top_pad, 64 * 2**20)
-
-
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device. A GPU is not waited for: the copy joins the queue of its work."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

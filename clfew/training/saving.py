@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from clfew.errors import Stopped
-from clfew.files import make_folder, write_json
-from clfew.runs import Run, is_finished
+from clfew.runs.files import make_folder, write_json
+from clfew.runs.folders import Run, is_finished
 from clfew.training.state import FILE
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from clfew.errors import UserError
-from clfew.files import make_folder, write_bytes
-from clfew.seal import Damaged, check_data, is_sealed, read_header, seal
+from clfew.runs.checksum import Damaged, check_data, is_sealed, read_header, seal
+from clfew.runs.files import make_folder, write_bytes
 from clfew.training.plan import Plan
 
 FILE = "state.safetensors"

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from common import Results
 
-from clfew.distill import distill
-from clfew.finetune import finetune
-from clfew.pretrain import pretrain
+from clfew.commands.distill import distill
+from clfew.commands.finetune import finetune
+from clfew.commands.pretrain import pretrain
 
 HERE = Path(__file__).parent / "results"
 LABELS = (500, 250, 40)

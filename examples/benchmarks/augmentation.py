@@ -3,7 +3,7 @@
     python examples/benchmarks/augmentation.py DATA [--images 5000] [--epochs 10] [--seeds 3]
 
 DATA holds `cifar10/train`. The same network is trained from the same weights on the same images in the
-same order for the same steps, once with `clfew.augment.random_views` and once with torchvision's
+same order for the same steps, once with `clfew.data.augment.random_views` and once with torchvision's
 RandomResizedCrop, RandomHorizontalFlip, ColorJitter (four operations in random order, each clipped, hue
 in HSV) and RandomGrayscale of the same strengths, one PIL image at a time. kNN accuracy (20 neighbours)
 on 2,000 other training images. Also prints how far clfew's colours are from torchvision's on real images
@@ -23,12 +23,12 @@ from common import environment
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
 
-from clfew.augment import Recipe, colour_matrix
+from clfew.data.augment import Recipe, colour_matrix
+from clfew.data.image_cache import open_store
 from clfew.data.sources import open_source
-from clfew.data.store import open_store
-from clfew.encoders import Encoder
-from clfew.features import apply_to_store
 from clfew.methods import simclr
+from clfew.models.encoder import Encoder
+from clfew.models.features import apply_to_store
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.optim import choose_pretraining

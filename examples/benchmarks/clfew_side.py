@@ -11,9 +11,9 @@ from pathlib import Path
 import torchvision
 from torch import nn
 
-from clfew.backbones import register_encoder
-from clfew.pretrain import pretrain
-from clfew.runs import Run
+from clfew.commands.pretrain import pretrain
+from clfew.models.backbones import register_encoder
+from clfew.runs.folders import Run
 
 WARM_UP_STEPS = 3
 

@@ -18,15 +18,16 @@ import numpy as np
 import torch
 from common import Results
 
+from clfew.commands.distill import distill
+from clfew.commands.finetune import finetune
+from clfew.commands.pretrain import pretrain
+from clfew.data.image_cache import open_store
+from clfew.data.labels import draw_labels, parse_labels
 from clfew.data.sources import open_source
-from clfew.data.splits import draw_labels, parse_labels, test_indices
-from clfew.data.store import open_store
-from clfew.distill import distill
-from clfew.files import write_bytes
-from clfew.finetune import finetune
-from clfew.label_efficiency import draw_label_efficiency
-from clfew.pretrain import pretrain
-from clfew.probes import linear_head
+from clfew.data.splits import test_indices
+from clfew.finetuning.probes import linear_head
+from clfew.report.label_efficiency import draw_label_efficiency
+from clfew.runs.files import write_bytes
 
 HERE = Path(__file__).parent / "results"
 DRAWS = 5

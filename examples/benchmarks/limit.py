@@ -25,10 +25,10 @@ import torch
 from common import environment
 from torch.utils.flop_counter import FlopCounterMode
 
-from clfew.augment import Recipe, random_views
-from clfew.data.store import _create_arrays, _map_arrays
-from clfew.encoders import Encoder
+from clfew.data.augment import Recipe, random_views
+from clfew.data.image_cache import _create_arrays, _map_arrays
 from clfew.methods.simclr import SimCLR
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.convolution import MatrixWeightGradients
 from clfew.training.device import choose_device, choose_precision

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from common import Results
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
-from clfew.methods import METHODS
+from clfew.data.augment import Recipe
+from clfew.methods.base import METHODS
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.loop import _prepare, _step
 from clfew.training.optim import build_optimizer, parameter_groups

@@ -8,7 +8,7 @@ NAME is one of
     plain           a DataLoader with torchvision's transforms and two workers.
 
 Prints one line of JSON: the steps timed, their seconds, and images per second. The first three
-steps are left out. The encoders are clfew's (its folder must be on PYTHONPATH; `clfew.encoders` needs
+steps are left out. The encoders are clfew's (its folder must be on PYTHONPATH; `clfew.models.encoder` needs
 torch alone), so that everybody trains the same network; "stock-resnet18" is torchvision's, unchanged,
 for any image size. `throughput.py` and `time_to_quality.py` start this file.
 """
@@ -35,7 +35,7 @@ def build(name, size):
     if name == "stock-resnet18":
         layers = list(torchvision.models.resnet18().children())[:-1]
         return nn.Sequential(*layers[:-1]), layers[-1], 512
-    from clfew.encoders import Encoder
+    from clfew.models.encoder import Encoder
 
     encoder = Encoder(name, size, [0.0] * 3, [1.0] * 3)
     return encoder.backbone[:-2], encoder.backbone[-2], encoder.dim

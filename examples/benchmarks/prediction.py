@@ -31,16 +31,16 @@ def make_classifier(path, encoder, size, side):
     import numpy as np
     from torch import nn
 
-    import clfew
-    from clfew.about import About
-    from clfew.artifacts import save_classifier
-    from clfew.classifier import Classifier
-    from clfew.encoders import Encoder
+    from clfew.models.artifacts import save_classifier
+    from clfew.models.classifier import Classifier
+    from clfew.models.encoder import Encoder
+    from clfew.models.metadata import About
+    from clfew.version import __version__
 
     network = Encoder(encoder, size, [0.5] * 3, [0.25] * 3)
     about = About(
         kind="classifier", encoder=encoder, size=size, side=side, mean=[0.5] * 3, std=[0.25] * 3,
-        dim=network.dim, method="", flip=True, clfew_version=clfew.__version__, mode="linear",
+        dim=network.dim, method="", flip=True, clfew_version=__version__, mode="linear",
         classes=[str(i) for i in range(10)],
     )  # fmt: skip
     none = np.zeros(0, np.uint64)
@@ -50,8 +50,8 @@ def make_classifier(path, encoder, size, side):
 
 
 def predict_side(images, artifact, folder):
-    from clfew.data.files import expand
-    from clfew.predict import predict
+    from clfew.commands.predict import predict
+    from clfew.data.image_files import expand
 
     files = list(expand([str(images)]))
     started = time.perf_counter()
@@ -60,8 +60,8 @@ def predict_side(images, artifact, folder):
 
 
 def embed_side(images, artifact, folder):
-    import clfew.predict  # noqa: F401  Imported before the clock starts.
-    from clfew.embed import embed
+    import clfew.commands.predict  # noqa: F401  Imported before the clock starts.
+    from clfew.commands.embed import embed
 
     started = time.perf_counter()
     _, count, _ = embed(str(images), origin=str(artifact), out=folder / "embedded")
@@ -73,7 +73,7 @@ def loader_side(images, artifact, folder):
     import torchvision
     from torchvision import transforms
 
-    from clfew.artifacts import load_classifier
+    from clfew.models.artifacts import load_classifier
 
     network, about, _ = load_classifier(artifact)
     started = time.perf_counter()

@@ -50,8 +50,8 @@ def plain(files, side, threads):
 
 
 def building(source_folder, side, repeats):
+    from clfew.data.image_cache import open_store
     from clfew.data.sources import open_source
-    from clfew.data.store import open_store
     from clfew.data.workers import decoders
 
     source = open_source(str(source_folder))
@@ -72,10 +72,10 @@ def first_batch(folder, side):
     """Seconds from a source's name to its first batch, with imports done."""
     import torch
 
-    from clfew.choices import normalisation
+    from clfew.data.image_cache import open_store, typical_side
     from clfew.data.sources import open_source
     from clfew.data.splits import test_indices
-    from clfew.data.store import open_store, typical_side
+    from clfew.models.defaults import normalisation
     from clfew.training.batch import Batches, TrainingData
     from clfew.training.plan import Plan
 
@@ -96,10 +96,10 @@ def training_step(count):
     """Runs in a process of its own: a step's seconds and the peak of resident memory."""
     import torch
 
-    from clfew.augment import Recipe
-    from clfew.data.store import _create_arrays, _map_arrays
-    from clfew.encoders import Encoder
+    from clfew.data.augment import Recipe
+    from clfew.data.image_cache import _create_arrays, _map_arrays
     from clfew.methods.simclr import SimCLR
+    from clfew.models.encoder import Encoder
     from clfew.training.batch import TrainingData
     from clfew.training.loop import train
     from clfew.training.plan import Plan

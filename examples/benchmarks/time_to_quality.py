@@ -29,16 +29,16 @@ from clfew_side import stock_resnet18
 from common import Results
 from throughput import HERE, REPOSITORY, peers_python
 
-import clfew
-from clfew.about import About
-from clfew.artifacts import load_encoder, save_encoder
-from clfew.backbones import register_encoder
+from clfew.commands.finetune import finetune
+from clfew.commands.pretrain import pretrain
+from clfew.data.image_cache import open_store
 from clfew.data.sources import open_source
-from clfew.data.store import open_store
-from clfew.encoders import Encoder
-from clfew.features import apply_to_store
-from clfew.finetune import finetune
-from clfew.pretrain import pretrain
+from clfew.models.artifacts import load_encoder, save_encoder
+from clfew.models.backbones import register_encoder
+from clfew.models.encoder import Encoder
+from clfew.models.features import apply_to_store
+from clfew.models.metadata import About
+from clfew.version import __version__
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 BATCH = 128  # lightly-train's default.
@@ -76,7 +76,7 @@ def train_lightly(images, minutes, folder, peers):
     encoder.backbone.load_state_dict({key: weights[key] for key in known})
     about = About(
         kind="encoder", encoder="stock-resnet18", size=32, side=32, mean=IMAGENET[0], std=IMAGENET[1],
-        dim=512, method="simclr", flip=True, clfew_version=clfew.__version__,
+        dim=512, method="simclr", flip=True, clfew_version=__version__,
     )  # fmt: skip
     artifact = folder / "encoder.safetensors"
     save_encoder(artifact, encoder, torch.nn.Sequential(), about, np.zeros(0, np.uint64))

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clfew.data import files
-from clfew.data.files import walk_images
-from clfew.data.sources import open_source, read_label_csv
+from clfew.data import image_files
+from clfew.data.csv_source import read_label_csv
+from clfew.data.image_files import walk_images
+from clfew.data.sources import open_source
 from clfew.errors import UserError
 
 
@@ -106,13 +107,13 @@ def test_links_to_folders_are_followed_each_folder_once(tree):
 def test_names_do_not_depend_on_the_order_in_which_the_disk_lists_them(tree, monkeypatch):
     root = tree("cat/1.png")
     (root / "link").symlink_to(root / "cat")
-    forward, listings = files._scan, []
+    forward, listings = image_files._scan, []
     for turn in (1, -1):
 
         def scan(*arguments, turn=turn):
             return sorted(forward(*arguments), key=lambda entry: entry.name)[::turn]
 
-        monkeypatch.setattr(files, "_scan", scan)
+        monkeypatch.setattr(image_files, "_scan", scan)
         listings.append(walk_images(root)[0])
     assert listings[0] == listings[1] == ["cat/1.png"]
 

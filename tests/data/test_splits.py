@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from clfew.data import splits
-from clfew.data.files import walk_images
-from clfew.data.sources import Source, open_source
-from clfew.data.splits import LabelSpec, apply_label_csv, draw_labels, parse_labels
+from clfew.data.image_files import walk_images
+from clfew.data.labels import LabelSpec, apply_label_csv, draw_labels, parse_labels
+from clfew.data.source import Source
+from clfew.data.sources import open_source
 from clfew.errors import UsageError, UserError
-from clfew.files import write_csv
+from clfew.runs.files import write_csv
 
 
 def source_of(sizes, order=None):

@@ -8,11 +8,11 @@ import textwrap
 import numpy as np
 import pytest
 
-from clfew.data import store, workers
-from clfew.data.cache import clear_stores, list_stores
+from clfew.data import image_cache, workers
+from clfew.data.cache_listing import clear_stores, list_stores
 from clfew.data.decode import load_square
+from clfew.data.image_cache import RowReader, open_store, typical_side
 from clfew.data.sources import open_source
-from clfew.data.store import RowReader, open_store, typical_side
 from clfew.data.workers import content_digest
 from clfew.errors import UserError
 
@@ -101,8 +101,8 @@ def test_a_build_that_fails_leaves_nothing_behind(folder, cache, error):
 
 def test_too_little_space_is_a_user_error_before_anything_is_decoded(folder, cache, monkeypatch):
     forbid_decoding(monkeypatch)
-    usage = type(store.shutil.disk_usage("/"))(100, 90, 10)
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: usage)
+    usage = type(image_cache.shutil.disk_usage("/"))(100, 90, 10)
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="2,592 bytes") as error:
         open_store(open_source(str(folder)), 12)
     assert "CLFEW_CACHE" in error.value.hint
@@ -150,7 +150,7 @@ def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
     program = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from clfew.data import store, workers
+        from clfew.data import image_cache, workers
         from clfew.data.sources import open_source
 
         folder, meeting, me, other = sys.argv[1:]
@@ -163,7 +163,7 @@ def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
                     assert time.monotonic() < end, "the other did not come"
                     time.sleep(0.01)
 
-        opened = store.open_store(open_source(folder), 12, progress)
+        opened = image_cache.open_store(open_source(folder), 12, progress)
         print(len(opened.good), int(opened.pixels.astype("int64").sum()))
     """)
     builders = [
@@ -239,12 +239,12 @@ def test_the_typical_side_is_the_median_of_the_shorter_sides(tmp_path, put):
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CLFEW_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert store.cache_folder() == tmp_path / "a"
+    assert image_cache.cache_folder() == tmp_path / "a"
     monkeypatch.delenv("CLFEW_CACHE")
-    assert store.cache_folder() == tmp_path / "b" / "clfew"
+    assert image_cache.cache_folder() == tmp_path / "b" / "clfew"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert store.cache_folder() == tmp_path / "c" / ".cache" / "clfew"
+    assert image_cache.cache_folder() == tmp_path / "c" / ".cache" / "clfew"
 
 
 def test_rows_are_read_from_the_file_not_through_the_mapping(folder, monkeypatch):

@@ -9,7 +9,7 @@ import struct
 import pytest
 import safetensors.numpy
 
-from clfew.seal import seal
+from clfew.runs.checksum import seal
 
 pretrain = ("pretrain", "images", "--encoder", "resnet8-w8", "--epochs", "1")
 finetune = ("finetune", "--labels", "1/class", "--mode", "knn")

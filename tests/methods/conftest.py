@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
-from clfew.methods import METHODS
-from clfew.randomness import ImageRandom
+from clfew.data.augment import Recipe
+from clfew.data.randomness import ImageRandom
+from clfew.methods.base import METHODS
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batch
 
 

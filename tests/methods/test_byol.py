@@ -5,10 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from clfew.augment import Recipe
-from clfew.drift import collapse
+from clfew.data.augment import Recipe
 from clfew.methods.byol import BYOL, byol_loss, momentum_at
-from clfew.methods.method import directions, health, spread
+from clfew.methods.collapse import collapse, directions, health, spread
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clfew.colour import lab_to_rgb, rgb_to_lab
+from clfew.data.colour import lab_to_rgb, rgb_to_lab
 from clfew.methods.colorization import (
     GREY_BELOW,
     NEAREST,

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from clfew.drift import collapse
 from clfew.methods import counting
+from clfew.methods.collapse import collapse
 from clfew.methods.counting import (
     MARGIN,
     RESAMPLERS,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from clfew.data.randomness import ImageRandom
 from clfew.errors import UsageError
 from clfew.methods.inpainting import (
     ADVERSARIAL,
@@ -19,7 +20,6 @@ from clfew.methods.inpainting import (
     random_mask,
     reconstruction_loss,
 )
-from clfew.randomness import ImageRandom
 
 
 def test_the_centre_square_has_half_the_side_and_a_heavy_border_that_is_seen():

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clfew.augment import Recipe
+from clfew.data.augment import Recipe
 from clfew.methods.jigsaw import PUZZLES, SHIFT, Jigsaw, permutation_set
-from clfew.methods.method import patches, standardised
+from clfew.methods.patches import patches, standardised
 
 
 def slow_permutations(tiles, count, seed=0):

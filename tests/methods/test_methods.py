@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
-from clfew.features import apply_to_store
-from clfew.methods import METHODS
-from clfew.objectives import estimate_statistics, options_of
-from clfew.probes import knn_head
-from clfew.samples import draw_pictures, samples_of
+from clfew.data.augment import Recipe
+from clfew.finetuning.probes import knn_head
+from clfew.methods.base import METHODS
+from clfew.methods.setup import estimate_statistics, options_of
+from clfew.models.encoder import Encoder
+from clfew.models.features import apply_to_store
+from clfew.report.samples import draw_pictures, samples_of
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan

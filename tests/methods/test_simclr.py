@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
+from clfew.data.augment import Recipe
+from clfew.data.randomness import ImageRandom
 from clfew.methods.simclr import SimCLR, nt_xent, projector
-from clfew.randomness import ImageRandom
+from clfew.models.encoder import Encoder
 from clfew.training.batch import Batch, TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from clfew.backbones import Halves
-from clfew.colour import rgb_to_lab
+from clfew.data.colour import rgb_to_lab
 from clfew.methods.split_brain import LIGHTNESS_BINS, SplitBrain, cross_channel_loss
+from clfew.models.backbones import Halves
 
 
 def test_the_loss_is_cross_entropy_of_the_nearest_colour_and_of_the_lightness():

@@ -4,7 +4,7 @@ import pytest
 from faults import COUNT_STEPS
 from made_artifacts import save_classifier_at, save_encoder_at
 
-from clfew.artifacts import load_classifier, load_encoder
+from clfew.models.artifacts import load_classifier, load_encoder
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import re
 
 import safetensors.numpy
 
-from clfew.runs import ARTIFACTS
+from clfew.runs.folders import ARTIFACTS
 
 
 def signal_at(step: int, number: int, training: int = 1, twice: bool = False) -> str:

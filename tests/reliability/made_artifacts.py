@@ -14,13 +14,13 @@ import safetensors.torch
 import torch
 import torchvision  # noqa: F401 – otherwise a reader would, and its memory would be a file's
 
-from clfew.about import About, read_about
-from clfew.artifacts import load_classifier, load_encoder, save_classifier, save_encoder
-from clfew.classifier import Classifier, build_neck
-from clfew.encoders import Encoder
 from clfew.errors import UserError
 from clfew.methods.simclr import projector
-from clfew.seal import seal
+from clfew.models.artifacts import load_classifier, load_encoder, save_classifier, save_encoder
+from clfew.models.classifier import Classifier, build_neck
+from clfew.models.encoder import Encoder
+from clfew.models.metadata import About, read_about
+from clfew.runs.checksum import seal
 
 ABOUT = About(
     kind="classifier", encoder="resnet8-w8", size=16, side=16, mean=[0.4] * 3, std=[0.2] * 3, dim=32,

@@ -12,10 +12,10 @@ import pytest
 import torch
 from made_artifacts import ABOUT, assert_refused, raw, read_bounded, tensors_of, write
 
-from clfew.about import FORMAT_VERSION, About, read_about
-from clfew.artifacts import load_classifier, load_encoder, save_classifier
 from clfew.errors import UserError
-from clfew.seal import MAX_HEADER, seal
+from clfew.models.artifacts import load_classifier, load_encoder, save_classifier
+from clfew.models.metadata import FORMAT_VERSION, About, read_about
+from clfew.runs.checksum import MAX_HEADER, seal
 
 FIELDS = {
     "no version": {"format_version": ...}, "a version to come": {"format_version": 99},

@@ -8,7 +8,7 @@ import torch
 from fuzzing import THOROUGH, rounds
 from made_artifacts import ABOUT, DIGESTS, ENCODER, assert_refused, read_bounded, tensors_of
 
-from clfew.artifacts import load_classifier, load_encoder
+from clfew.models.artifacts import load_classifier, load_encoder
 
 
 def test_a_file_cut_anywhere_is_refused(artifact, encoder_file, tmp_path):

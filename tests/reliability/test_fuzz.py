@@ -13,7 +13,7 @@ import torch
 from fuzzing import fuzz
 from hypothesis import strategies as st
 
-from clfew.augment import (
+from clfew.data.augment import (
     CROP_RATIO,
     Recipe,
     crop_boxes,
@@ -21,10 +21,10 @@ from clfew.augment import (
     random_views,
     resampling_matrix,
 )
-from clfew.data.sources import Source
-from clfew.data.splits import LabelSpec, draw_labels, parse_labels
+from clfew.data.labels import LabelSpec, draw_labels, parse_labels
+from clfew.data.randomness import ImageRandom
+from clfew.data.source import Source
 from clfew.errors import UserError
-from clfew.randomness import ImageRandom
 from clfew.training import budget
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.optim import choose_pretraining, learning_rate

@@ -16,9 +16,11 @@ from fuzzing import THOROUGH, fuzz, rounds
 from hypothesis import strategies as st
 from mutations import mutate, originals
 
+from clfew.data.csv_source import read_label_csv
 from clfew.data.decode import MAX_PIXELS, BadImage, decode, load_square
-from clfew.data.sources import SPLITS, open_source, read_label_csv
-from clfew.data.splits import apply_label_csv
+from clfew.data.labels import apply_label_csv
+from clfew.data.source import SPLITS
+from clfew.data.sources import open_source
 from clfew.errors import UserError
 
 NAMES = ("1.png", "x/2.png", "./1.png", "../images/x/2.png", "images/1.png", "é.png", "loop", "x",

@@ -21,13 +21,13 @@ from handmade import GREY, png
 from layout import GROWING, NOT_ALLOWED, SECRET, growing, lay_out, state_of
 from PIL import Image
 
-from clfew.artifacts import load_classifier, load_encoder
 from clfew.data import decode as decoding
 from clfew.data.decode import BadImage, decode, load_square, read_bytes, to_square
-from clfew.data.files import walk_images
+from clfew.data.image_files import walk_images
 from clfew.errors import UserError
-from clfew.features import apply_to_store
-from clfew.files import unguarded
+from clfew.models.artifacts import load_classifier, load_encoder
+from clfew.models.features import apply_to_store
+from clfew.runs.files import unguarded
 
 # As clfew has it: what Pillow warns of is harmless or refused.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")

@@ -18,12 +18,14 @@ import pytest
 from fuzzing import THOROUGH
 
 from clfew.data import splits
-from clfew.data.files import expand
-from clfew.data.sources import Source, open_source
-from clfew.data.splits import apply_label_csv, draw_labels, parse_labels, require_testable
-from clfew.data.store import open_store
+from clfew.data.image_cache import open_store
+from clfew.data.image_files import expand
+from clfew.data.labels import apply_label_csv, draw_labels, parse_labels
+from clfew.data.source import Source
+from clfew.data.sources import open_source
+from clfew.data.splits import require_testable
 from clfew.errors import UserError
-from clfew.files import write_csv
+from clfew.runs.files import write_csv
 
 SECONDS = 20
 """Of a processor, for what should take a few: enough for a slow one."""

@@ -15,14 +15,15 @@ from fuzzing import fuzz
 from hypothesis import strategies as st
 
 from clfew import console
-from clfew.artifacts import load_classifier
 from clfew.console import printable
-from clfew.data.files import walk_images
-from clfew.data.sources import open_source, read_label_csv
-from clfew.data.splits import apply_label_csv
+from clfew.data.csv_source import read_label_csv
+from clfew.data.image_files import walk_images
+from clfew.data.labels import apply_label_csv
+from clfew.data.sources import open_source
 from clfew.data.splits import test_indices as held_out
-from clfew.files import csv_line, guarded, unguarded, write_csv
-from clfew.teacher import open_images, open_teacher
+from clfew.distillation.teacher import open_images, open_teacher
+from clfew.models.artifacts import load_classifier
+from clfew.runs.files import csv_line, guarded, unguarded, write_csv
 
 CLASSES = [
     "<script>alert(1)<!--", "\"quoted\" 'names', &amp; more", "\x1b[31mred\x1b[2J", "two\nlines",

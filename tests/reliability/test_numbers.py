@@ -11,8 +11,8 @@ import torch
 from faults import signal_at
 from torch import nn
 
-from clfew.drift import collapse_told
 from clfew.errors import UserError
+from clfew.methods.collapse import collapse_told
 from clfew.training import loop
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.loop import seconds_per_step, train

@@ -11,7 +11,7 @@ from faults import CALLS, COUNT_STEPS, artifact, in_write, save_every, signal_at
 from fuzzing import THOROUGH
 from resuming import ENDS, METHODS, STEPS, assert_went_on, command, steps_of
 
-from clfew.seal import seal
+from clfew.runs.checksum import seal
 
 # Each method with each signal takes minutes: else SimCLR with all of them, each other with one.
 ENDED = [

@@ -15,8 +15,9 @@ from faults import CALLS, in_write, save_every, signal_at
 from torch import nn
 
 from clfew.errors import UserError
-from clfew.files import append_line, make_folder, sweep, write_bytes
-from clfew.runs import held, new_run
+from clfew.runs.files import append_line, make_folder, sweep, write_bytes
+from clfew.runs.folders import new_run
+from clfew.runs.locks import held
 from clfew.training.plan import Plan
 from clfew.training.state import load_state, save_state, saved_step
 
@@ -100,7 +101,7 @@ def test_a_disk_that_does_not_take_a_save(tmp_path, call, kind):
         code = 1
         with contextlib.suppress(BaseException):
             exec(in_write(path.name, 1, call, False, kind), {})
-            from clfew import files
+            from clfew.runs import files
 
             try:
                 files.write_bytes(path, content)

@@ -8,11 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clfew.training import convolution
-from clfew.training.convolution import (
-    MatrixWeightGradients,
-    depthwise_weight_gradient,
-    weight_gradient,
-)
+from clfew.training.convolution import MatrixWeightGradients, depthwise_weight_gradient, weight_gradient
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from clfew.augment import Recipe
-from clfew.encoders import Encoder
+from clfew.data.augment import Recipe
+from clfew.data.randomness import epoch_order
 from clfew.errors import Stopped, UserError
 from clfew.methods.simclr import SimCLR
-from clfew.randomness import epoch_order
+from clfew.models.encoder import Encoder
 from clfew.training import loop
 from clfew.training.batch import TrainingData
 from clfew.training.loop import seconds_per_step, train

@@ -1,0 +1,139 @@
+"""`clfew demo`: the whole pipeline on the images that ship with clfew.
+
+Fashion-MNIST's first 5,000 training and 1,000 test images (Xiao, Rasul, Vollgraf, 2017; MIT).
+"""
+
+import time
+import zipfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clfew import console
+from clfew.commands.evaluate import evaluate
+from clfew.commands.finetune import finetune
+from clfew.commands.predict import predict
+from clfew.commands.pretrain import pretrain
+from clfew.data.image_cache import open_store
+from clfew.data.labels import draw_labels, parse_labels
+from clfew.data.sources import open_source
+from clfew.data.splits import test_indices
+from clfew.finetuning.probes import linear_head
+from clfew.models.metadata import read_about
+from clfew.report.label_efficiency import draw_label_efficiency
+from clfew.runs.files import write_bytes, write_json
+from clfew.runs.folders import new_run
+from clfew.training.device import choose_device, set_threads
+
+DRAWS = 5
+BUDGETS = ("1/class", "1%")
+METHODS = {"scratch": "same network from scratch", "raw-pixels": "logistic regression on raw pixels",
+           "clfew": "clfew"}  # fmt: skip
+
+
+@console.without_next_command()
+def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -> Path:
+    """Unpacks the images, pretrains, fine-tunes, tests, predicts; writes demo.json and pictures.
+
+    Returns the folder. Raises UserError where `out` is there already.
+    """
+    started = time.monotonic()
+    set_threads(threads)
+    choose_device(device)  # Before anything is unpacked: it may not be there.
+    folder = new_run("demo", out).folder
+    images = folder / "images"
+    with resources.files("clfew.demo_data").joinpath("fashion-mnist-6k.zip").open("rb") as packed:
+        zipfile.ZipFile(packed).extractall(images)
+    console.say(f"1 of 4     pretrain: SimCLR on 5,000 images without their labels, {minutes:g} minutes")
+    common: dict[str, Any] = {"device": device, "threads": threads}
+    pretrained = pretrain(
+        str(images), init="scratch", minutes=minutes, out=folder / "pretrain", **common
+    )
+    console.say(f"2 of 4     finetune: few labels, {DRAWS} draws of them, beside two baselines")
+    rows = _compare(images, folder, pretrained, common)
+    console.say("3 of 4     eval: on 1,000 images that nothing was learned from")
+    classifier = folder / "finetune-1%"
+    evaluate(origin=str(classifier), out=folder / "eval", device=device)
+    console.say("4 of 4     predict: one image of each class")
+    examples = [str(min(d.iterdir())) for d in sorted((images / "test").iterdir())]
+    for row in predict(examples, classifier / "classifier.safetensors", top=1, device=device):
+        label, probability = row.top[0]
+        console.write_out(f"{row.path}  {label} {100 * probability:.0f} %\n")
+    seconds = time.monotonic() - started
+    write_json(folder / "demo.json", rows)
+    write_bytes(folder / "label-efficiency.png", draw_label_efficiency(rows, METHODS))
+    _show(rows, folder, seconds)
+    return folder
+
+
+def _compare(
+    images: Path, folder: Path, pretrained: Path, common: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The table: each label budget with each method, on the same draws."""
+    about, _ = read_about(pretrained / "encoder.safetensors")
+    rows = []
+    for budget in BUDGETS:
+        name = budget.replace("/", "-per-")
+        arguments: dict[str, Any] = {"labels": budget, "repeat": DRAWS, **common}
+        _, scratch = finetune(
+            str(images), origin="scratch", encoder=about.encoder, out=folder / f"scratch-{name}",
+            **arguments,
+        )  # fmt: skip
+        _, few = finetune(
+            str(images), origin=str(pretrained), out=folder / f"finetune-{name}", **arguments
+        )
+        accuracies = {
+            "scratch": [draw["accuracy"] for draw in scratch["draws"]],
+            "raw-pixels": _raw_pixels(images, budget, about.side),
+            "clfew": [draw["accuracy"] for draw in few["draws"]],
+        }
+        labels = few["draws"][0]["labels"]
+        rows += [_row(labels, method, values) for method, values in accuracies.items()]
+    return rows
+
+
+def _raw_pixels(images: Path, budget: str, side: int) -> list[float]:
+    """Logistic regression on the pixels, on the draws that `finetune` makes."""
+    source = open_source(str(images))
+    store = open_store(source, side)
+    test = test_indices(source, 0)
+    pool = np.setdiff1d(store.good, test)
+    inputs = store.pixels.reshape(len(source), -1).astype(np.float32) / 255
+    accuracies = []
+    for seed in range(DRAWS):
+        drawn = draw_labels(source, pool, parse_labels(budget), seed)
+        rows, classes = np.searchsorted(pool, drawn), len(source.classes)
+        head, _ = linear_head(inputs[pool], rows, source.labels[drawn], classes, seed)
+        with torch.no_grad():
+            predicted = head(torch.from_numpy(inputs[test])).argmax(1).numpy()
+        accuracies.append(float((predicted == source.labels[test]).mean()))
+    return accuracies
+
+
+def _row(labels: int, method: str, accuracies: list[float]) -> dict[str, Any]:
+    return {
+        "labels": labels, "method": method, "mean": float(np.mean(accuracies)),
+        "std": float(np.std(accuracies, ddof=1)), "draws": accuracies,
+    }  # fmt: skip
+
+
+def _show(rows: list[dict[str, Any]], folder: Path, seconds: float) -> None:
+    budgets = sorted({row["labels"] for row in rows})
+    by_key = {(row["labels"], row["method"]): row for row in rows}
+    shown = []
+    for method, title in METHODS.items():
+        cells = [by_key[labels, method] for labels in budgets]
+        shown.append((title, *(f"{100 * c['mean']:.1f} ± {100 * c['std']:.1f} %" for c in cells)))
+    console.print_table(("accuracy, mean ± spread of 5 draws", *(f"{n} labels" for n in budgets)), shown)
+    console.write_out(
+        f"the run    {folder}  ({seconds:.0f} s)\n"
+        f"report     {folder / 'eval' / 'report.html'}\n"
+        f"pictures   {folder / 'label-efficiency.png'}, {folder / 'eval'}/*.png\n\n"
+        "On your own images:\n"
+        "  clfew pretrain ./unlabeled\n"
+        "  clfew finetune --labels 1%\n"
+        "  clfew predict image.jpg\n"
+    )

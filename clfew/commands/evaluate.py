@@ -1,0 +1,157 @@
+"""`clfew eval`: how good a classifier is, on images it has not learned from."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clfew import console
+from clfew.data.image_cache import Store, stored
+from clfew.data.labels import apply_label_csv
+from clfew.data.source import Source
+from clfew.data.sources import open_source
+from clfew.data.splits import test_indices
+from clfew.errors import UserError
+from clfew.finetuning.metrics import classification_report, expected_calibration_error
+from clfew.models.artifacts import load_classifier
+from clfew.models.features import apply_to_store
+from clfew.models.metadata import About
+from clfew.report.page import ReportDetails, write_report
+from clfew.runs.files import write_json
+from clfew.runs.folders import Run, check_new, find_artifact, new_run, read_config
+from clfew.training.device import choose_device, choose_precision, set_threads
+
+
+def evaluate(
+    source: str | None = None,
+    *,
+    origin: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    out: Path | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Tests a classifier; returns the folder with report.html and report.json, and the report.
+
+    source: None or the one fine-tuned on is tested on its test split; another source is tested whole,
+    or on its own test split where it has one. origin: a run or artifact, None for the newest
+    fine-tuning run. The report has the keys of `metrics.classification_report`, the counts
+    `seen_in_pretraining` and `seen_in_finetuning`, and `source`, `split`, `artifact`, `mode`,
+    `labels`. Raises UserError.
+    """
+    check_new(out)
+    set_threads(threads)
+    artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
+    classifier, about, seen = load_classifier(artifact)
+    opened = _in_classes_of(about, _open(source, about))
+    store = stored(opened, about.side)
+    test, split = _tested(opened, store, about)
+    device_, _ = choose_device(device)
+    precision_, _ = choose_precision(device_, precision)
+    arrays = (store.pixels, store.aspects, test)
+    features = apply_to_store(classifier.encoder, about.size, *arrays, device_, precision_)
+    classifier.cpu()
+    with torch.no_grad():
+        logits = classifier.from_features(torch.from_numpy(features))
+    probabilities = torch.softmax(logits, dim=1).numpy()
+    uncalibrated = torch.softmax(logits * classifier.temperature, dim=1).numpy()
+    labels, digests = opened.labels[test], store.digests[test]
+    report = classification_report(probabilities, labels, about.classes)
+    hits = uncalibrated.argmax(1) == labels
+    report["temperature"] = classifier.temperature
+    report["ece_uncalibrated"] = expected_calibration_error(uncalibrated.max(1), hits)
+    for step in ("pretraining", "finetuning"):
+        report[f"seen_in_{step}"] = int(np.isin(digests, seen[step]).sum())
+    report |= {
+        "source": opened.spec, "split": split, "artifact": str(artifact), "mode": about.mode,
+        "labels": about.data["finetune"]["labels"],
+    }  # fmt: skip
+    run = new_run("eval", out)
+    run.write_config({"command": "eval", "from": str(artifact), "source": opened.spec})
+    write_json(run.folder / "report.json", report)
+    run.write_bad_images(store.bad)
+    pixels = np.asarray(store.pixels)
+    details = ReportDetails(
+        probabilities=probabilities,
+        labels=labels,
+        images=[pixels[i] for i in test],  # Views: of a large test only the images shown are read.
+        aspects=store.aspects[test],
+        features=features,
+        identities=[opened.identities[i] for i in test],
+        curves=_curves(artifact, about),
+        commands=_commands(about, artifact),
+        settings=_settings(about),
+    )
+    write_report(run.folder, report, details)
+    console.say(f"report     {run.folder / 'report.html'}")
+    return run.folder, report
+
+
+def _open(source: str | None, about: About) -> Source:
+    """The source to test on, with the labels it had when it was learned from."""
+    learned_from = about.data["finetune"]
+    opened = open_source(source or learned_from["source"])
+    file = Path(learned_from["label_file"] or "")
+    if opened.spec == learned_from["source"] and not opened.is_labelled and file.is_file():
+        opened, _ = apply_label_csv(opened, file)
+    return opened
+
+
+def _in_classes_of(about: About, source: Source) -> Source:
+    """The source with labels numbered as the classifier's. Raises UserError for other classes."""
+    if not source.is_labelled:
+        raise UserError(
+            f"{source.spec} has no labels to test against.",
+            "name labelled images: class folders, a CSV of path,label, or hf:NAME.",
+        )
+    unknown = sorted(set(source.classes) - set(about.classes))
+    if unknown:
+        raise UserError(
+            f"The classifier does not know the class '{unknown[0]}' of {source.spec} "
+            f"({len(unknown)} of {len(source.classes)} classes).",
+            f"it knows {', '.join(about.classes[:8])}{', …' if len(about.classes) > 8 else ''}.",
+        )
+    index = np.array([about.classes.index(name) for name in source.classes])
+    return source.relabelled(np.where(source.labels >= 0, index[source.labels], -1), about.classes)
+
+
+def _tested(source: Source, store: Store, about: About) -> tuple[np.ndarray, str]:
+    """Which images are tested, and a sentence that says so."""
+    learned_from = about.data["finetune"]
+    own = (source.splits == "test").any() or (source.splits == "val").any()
+    if own or source.spec == learned_from["source"]:
+        chosen = test_indices(source, learned_from["split_seed"])
+        split = "the data's own test split" if own else "20 % of each class, held out from training"
+    else:
+        chosen, split = np.arange(len(source)), "all labelled images of a source not learned from"
+    chosen = np.intersect1d(chosen[source.labels[chosen] >= 0], store.good)
+    # Where a label CSV held all the labels there were, none of them was kept for testing.
+    nothing_kept = source.spec == learned_from["source"] and learned_from["test_images"] == 0
+    if len(chosen) == 0 or nothing_kept:
+        raise UserError(
+            f"{source.spec} has no labelled image left to test on.", "name another source to test on."
+        )
+    return chosen, split
+
+
+def _curves(artifact: Path, about: About) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the training logs of the runs behind a classifier, as far as they are still there."""
+    curves = {"finetune": Run(artifact.parent).metrics()}
+    before = Path(read_config(artifact.parent).get("from", ""))
+    if before.is_file():
+        curves = {"pretrain": Run(before.parent).metrics()} | curves
+    return {name: rows for name, rows in curves.items() if len(rows) > 1}
+
+
+def _commands(about: About, artifact: Path) -> list[str]:
+    steps = [about.training.get(step, {}).get("command") for step in ("pretrain", "finetune")]
+    return [command for command in steps if command] + [
+        f"clfew eval --from {shlex.quote(str(artifact.parent))}"
+    ]
+
+
+def _settings(about: About) -> dict[str, dict[str, Any]]:
+    network = {"encoder": about.encoder, "size": about.size, "features": about.dim, "flip": about.flip}
+    return {"network": network, **about.training, **{f"{k} data": v for k, v in about.data.items()}}

@@ -1,0 +1,305 @@
+"""The pixel store: every image of a source decoded once, as one memory-mapped uint8 array.
+
+A store is a folder in the cache, named by what it was made from. It is built beside its place and
+renamed into it, so a half-made one is never found; two builders at once each make their own and
+the second one's is thrown away.
+"""
+
+import contextlib
+import hashlib
+import json
+import mmap
+import os
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from clfew import console
+from clfew.data.decode import BadImage, image_size
+from clfew.data.source import Source
+from clfew.data.workers import decode_ahead, decoders
+from clfew.errors import UserError
+from clfew.runs.files import write_json
+
+FORMAT = 2
+_CHUNK = 256
+MAX_BAD_SHARE = 0.5
+"""More bad images than this share of a source stop the run: something else is wrong."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """The decoded images of a source of N, at the source's own indices.
+
+    good: int64, the indices that hold an image. pixels: uint8 (N, S, S, 3), memory-mapped.
+    aspects: float32 (N,), width / height of each original. digests: uint64 (N,), of each file's
+    bytes. bad: (identity, reason) of each image that could not be used.
+    """
+
+    good: np.ndarray
+    pixels: np.ndarray
+    aspects: np.ndarray
+    digests: np.ndarray
+    bad: list[tuple[str, str]]
+
+    @property
+    def side(self) -> int:
+        return self.pixels.shape[1]
+
+
+class RowReader:
+    """Reads rows of an array; rows of a memory-mapped one with file reads instead of the mapping.
+
+    Pages that were read through a mapping count as this process's memory, all 28 GB of a million
+    images in the end, and each costs a fault. The file stays open: it may be removed meanwhile.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+        self._file: IO[bytes] | None = None
+        self._offset = 0
+        # A slice of a mapped array has another base, and another offset than it says.
+        is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
+        if is_whole and hasattr(os, "preadv"):
+            mapped: Any = array
+            with contextlib.suppress(OSError):  # Cleared from the cache: the mapping can still be read.
+                self._file, self._offset = open(mapped.filename, "rb", 0), mapped.offset  # noqa: SIM115
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """array[rows]. Raises UserError when the file can no longer be read."""
+        if self._file is None:
+            return self._array[rows]
+        result = np.empty((len(rows), *self._array.shape[1:]), self._array.dtype)
+        size = result[:1].nbytes
+        try:
+            for row, buffer in zip(rows.tolist(), result, strict=True):
+                _read_whole(self._file.fileno(), memoryview(buffer).cast("B"), self._offset + row * size)
+        except OSError as error:
+            raise UserError(
+                f"The pixel store {Path(self._file.name).parent} cannot be read ({error}).",
+                "clear it with: clfew cache --clear",
+            ) from None
+        return result
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _read_whole(file: int, buffer: memoryview, offset: int) -> None:
+    """Network filesystems may give less at a time than was asked for."""
+    while len(buffer):
+        count = os.preadv(file, [buffer], offset)
+        if count == 0:
+            raise OSError("it has become shorter")
+        buffer, offset = buffer[count:], offset + count
+
+
+def cache_folder() -> Path:
+    """Where stores are kept: $CLFEW_CACHE, else clfew/ in the user's cache folder."""
+    if os.environ.get("CLFEW_CACHE"):
+        return Path(os.environ["CLFEW_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clfew"
+
+
+def typical_side(source: Source, sample: int = 64) -> int:
+    """The median shorter side, in pixels, of images spread over the source (of 64 at most)."""
+    sides = []
+    for index in np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int):
+        try:
+            shape = image_size(source.content(int(index)))
+        except BadImage:
+            continue
+        if shape is not None:
+            sides.append(min(shape))
+    if not sides:
+        raise UserError(
+            f"None of the images in {source.spec} that were tried can be read.",
+            "open one in an image viewer: they may be damaged or of another format.",
+        )
+    return int(np.median(sides))
+
+
+def open_store(
+    source: Source, side: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Store:
+    """The store of `source` at side×side pixels: found in the cache, or built on all cores.
+
+    `progress(done, total)` is called while building. Raises UserError when more than half of the
+    images are bad or the disk is full.
+    """
+    key = hashlib.blake2b(
+        f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}".encode("utf-8", "surrogateescape"),
+        digest_size=12,
+    ).hexdigest()
+    folder = cache_folder() / key
+    if not (folder / "store.json").exists():
+        _build(source, side, folder, progress)
+    return _read(folder, len(source), side)
+
+
+def stored(source: Source, side: int) -> Store:
+    """The pixel store of a source, with progress while it is built and a word on bad images."""
+    with console.progress_bar("decoding") as update:
+        store = open_store(source, side, update)
+    if store.bad:
+        name, reason = store.bad[0]
+        console.say(
+            f"skipped    {len(store.bad)} of {len(source)} images, which cannot be used "
+            f"(first {console.printable(name)}: {reason}); bad_images.csv in the run lists them"
+        )
+    if source.ignored:
+        console.say(f"passed over {source.ignored} files that are no images")
+    return store
+
+
+def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int], None]) -> None:
+    count = len(source)
+    needed = count * side * side * 3
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        if needed > (free := shutil.disk_usage(folder.parent).free):
+            raise UserError(
+                f"The decoded images need {needed:,} bytes in {folder.parent}; {free:,} are free.",
+                "clear old ones with clfew cache --clear, or set CLFEW_CACHE to a larger disk.",
+            )
+        prefix = f".{socket.gethostname()}-{os.getpid()}-"
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+        bad = _decode_all(source, side, temporary / "pixels.safetensors", progress)
+        if len(bad) > MAX_BAD_SHARE * count:
+            index, reason = next(iter(sorted(bad.items())))
+            raise UserError(
+                f"{len(bad)} of {count} images in {source.spec} cannot be used "
+                f"(first {source.identities[index]}: {reason}).",
+                "open one in an image viewer: they may be damaged or of another format.",
+            )
+        listed = [[i, source.identities[i], reason] for i, reason in sorted(bad.items())]
+        about = {"source": source.spec, "images": count, "side": side, "bad": listed}
+        write_json(temporary / "store.json", about)
+        if not (folder / "store.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)  # What a removal that was killed left.
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not (folder / "store.json").exists():  # Not simply another process being first.
+                raise
+    except OSError as error:
+        raise UserError(
+            f"The decoded images ({needed:,} bytes) cannot be kept in {folder.parent}: "
+            f"{error.strerror or error}.",
+            "set CLFEW_CACHE to a folder that can be written and has space.",
+        ) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _decode_all(
+    source: Source, side: int, path: Path, progress: Callable[[int, int], None]
+) -> dict[int, str]:
+    """Fills the array file; returns the reason for each bad image by its index."""
+    count = len(source)
+    pixels, aspects, digests = _create_arrays(path, count, side)
+    _reserve(path)
+    bad: dict[int, str] = {}
+
+    for index, image in decode_ahead(range(count), source.content, side, decoders()):
+        if index % _CHUNK == 0:
+            progress(index, count)
+        if isinstance(image, BadImage):
+            bad[index] = str(image)
+        else:
+            pixels[index], aspects[index], digests[index] = image.pixels, image.aspect, image.digest
+    progress(count, count)
+    for array in (pixels, aspects, digests):
+        array.flush()
+    return bad
+
+
+def _reserve(path: Path) -> None:
+    """Takes the disk space of a sparse file now: written through a mapping, a disk that is full by then
+    would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _layout(count: int, side: int) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
+    return {
+        "digests": ("U64", np.dtype("<u8"), (count,)),
+        "aspects": ("F32", np.dtype("<f4"), (count,)),
+        "pixels": ("U8", np.dtype("u1"), (count, side, side, 3)),
+    }
+
+
+def _create_arrays(path: Path, count: int, side: int) -> list[np.memmap]:
+    """A safetensors file of zeros, mapped for writing: pixels, aspects and digests.
+
+    The library can only write tensors that are already whole in memory, which these are not.
+    """
+    header: dict[str, object] = {}
+    offset = 0
+    for name, (code, dtype, shape) in _layout(count, side).items():
+        end = offset + int(np.prod(shape)) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        file.truncate(8 + len(encoded) + offset)
+    return _map_arrays(path, count, side, "r+")
+
+
+def _map_arrays(path: Path, count: int, side: int, mode: str) -> list[np.memmap]:
+    with open(path, "rb") as file:
+        offset = 8 + struct.unpack("<Q", file.read(8))[0]
+    arrays = {}
+    for name, (_, dtype, shape) in _layout(count, side).items():
+        arrays[name] = np.memmap(path, dtype, mode, offset, shape)  # type: ignore[call-overload]
+        offset += int(np.prod(shape)) * dtype.itemsize
+    return [arrays["pixels"], arrays["aspects"], arrays["digests"]]
+
+
+def _read(folder: Path, count: int, side: int) -> Store:
+    try:
+        about = json.loads((folder / "store.json").read_text())
+        listed = [(int(index), str(name), str(reason)) for index, name, reason in about["bad"]]
+        pixels, aspects, digests = _map_arrays(folder / "pixels.safetensors", count, side, "r")
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise UserError(
+            f"The pixel store {folder} is damaged ({error}).", "clear it with: clfew cache --clear"
+        ) from None
+    with contextlib.suppress(OSError):  # Somebody else's cache can be read all the same.
+        os.utime(folder)  # The last use, which `clfew cache` shows.
+    good = np.ones(count, dtype=bool)
+    good[[index for index, _, _ in listed]] = False
+    bad = [(identity, reason) for _, identity, reason in listed]
+    return Store(np.flatnonzero(good), pixels, np.asarray(aspects), np.asarray(digests), bad)
+
+
+def _sweep(cache: Path) -> None:
+    """Removes what builds of this machine left behind when they were killed."""
+    for leftover in cache.glob(f".{socket.gethostname()}-*"):
+        pid = leftover.name.rsplit("-", 2)[-2]
+        if pid.isdigit() and not _is_running(int(pid)):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -1,0 +1,188 @@
+"""From an encoder and a few labels to a classifier, in one of four modes."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.data.augment import Recipe, random_views
+from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
+from clfew.finetuning.probes import knn_head, linear_head
+from clfew.models.classifier import Classifier, build_neck, neck_width
+from clfew.models.encoder import Encoder, freeze_statistics
+from clfew.models.features import apply_to_store
+from clfew.training.batch import Batch, TrainingData
+from clfew.training.loop import train
+from clfew.training.plan import Plan
+
+FROZEN_STATISTICS_BELOW = 10
+"""Labels a class below which BatchNorm keeps its statistics: a few images give none worth having."""
+
+Log = Callable[[dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What fine-tuning starts from: an encoder, the projector's first layer, whether it has learned
+    anything yet, and whether its weights go back to published ones, which small steps should keep."""
+
+    encoder: Encoder
+    neck: nn.Sequential
+    is_pretrained: bool
+    flip: bool
+    is_published: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """Stored images, of which a few have labels.
+
+    pixels, aspects: a store's arrays. pool: indices of the images outside the test split, labelled
+    or not. labels: int64, of each image of the store, -1 where unknown. features: float32, one row
+    for each of `pool` and then of any further unlabelled images; not there when starting from
+    scratch.
+    """
+
+    pixels: np.ndarray
+    aspects: np.ndarray
+    pool: np.ndarray
+    labels: np.ndarray
+    classes: int
+    features: np.ndarray | None
+    device: torch.device
+    precision: str
+
+    @cached_property
+    def graph(self) -> Any:
+        """Nearest neighbours among all images with features."""
+        assert self.features is not None
+        return neighbour_graph(self.features)
+
+
+@dataclass(frozen=True)
+class FullSettings:
+    """Settings of mode `full`; None is the default for the number of labels (see `_plan`)."""
+
+    epochs: float | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+
+
+class FineTuning(nn.Module):
+    """Cross-entropy on crops and flips of labelled images (SimCLRv2, section 4.1)."""
+
+    def __init__(self, classifier: Classifier, flip: bool, freeze_statistics: bool) -> None:
+        super().__init__()
+        self.classifier, self.freeze_statistics = classifier, freeze_statistics
+        self.recipe = Recipe(crop_area=0.3, flip=flip, jitter=0, grey=0, blur=0)
+
+    def train(self, mode: bool = True) -> "FineTuning":
+        super().train(mode)
+        if self.freeze_statistics:
+            freeze_statistics(self)
+        return self
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        size = self.classifier.encoder.size
+        views = random_views(batch.images, batch.aspects, size, self.recipe, batch.random, views=1)
+        logits = self.classifier(views).float()
+        assert batch.labels is not None
+        accuracy = (logits.argmax(1) == batch.labels).float().mean()
+        return F.cross_entropy(logits, batch.labels), {"train_accuracy": accuracy}
+
+
+def fit(
+    start: Start, task: Task, labelled: np.ndarray, mode: str, seed: int,
+    settings: FullSettings = FullSettings(), log: Log = lambda row: None,
+) -> tuple[Classifier, dict[str, Any]]:  # fmt: skip
+    """A classifier from the labels of images `labelled` (a subset of `task.pool`).
+
+    mode: "full", "linear", "knn" or "propagate". Returns the classifier, in eval mode, and the settings
+    that were chosen. `start` is not changed.
+    """
+    if mode == "full":
+        return fit_full(start, task, labelled, seed, settings, log)
+    head, extra = fit_probe(mode, task, labelled, seed)
+    nothing = build_neck(start.encoder.dim, 0)
+    return Classifier(copy.deepcopy(start.encoder), nothing, head).eval(), extra
+
+
+def pool_logits(
+    classifier: Classifier, task: Task, features_are_its_own: bool, most: int = 2000
+) -> np.ndarray:
+    """Logits, before any temperature, of images spread over the pool: at most `most` of them.
+
+    features_are_its_own: the classifier is a head on the features of the task.
+    """
+    spread = np.linspace(0, len(task.pool) - 1, min(most, len(task.pool))).astype(int)
+    if features_are_its_own and task.features is not None:
+        with torch.no_grad():
+            return classifier.head(torch.from_numpy(task.features[spread])).numpy()
+    return predict_store(classifier, task, task.pool[spread]) * classifier.temperature
+
+
+def predict_store(classifier: Classifier, task: Task, indices: np.ndarray) -> np.ndarray:
+    """Logits (len(indices), C) for stored images."""
+    size = classifier.encoder.size
+    arrays = (task.pixels, task.aspects, indices)
+    return apply_to_store(classifier, size, *arrays, task.device, task.precision)
+
+
+def fit_probe(
+    mode: str, task: Task, labelled: np.ndarray, seed: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    assert task.features is not None
+    rows = np.searchsorted(task.pool, labelled)
+    labels = task.labels[labelled]
+    if mode == "linear":
+        return linear_head(task.features, rows, labels, task.classes, seed)
+    if mode == "knn":
+        neighbours = knn_head(task.features, rows, labels, task.classes)
+        return neighbours, {"k": neighbours.k}
+    propagated = propagation_head(task.features, task.graph, rows, labels, task.classes)
+    return propagated, {"images": len(task.features)}
+
+
+def fit_full(
+    start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings, log: Log
+) -> tuple[Classifier, dict[str, Any]]:
+    torch.manual_seed(seed)
+    encoder, neck = copy.deepcopy(start.encoder), copy.deepcopy(start.neck)
+    head = nn.Linear(neck_width(neck) or encoder.dim, task.classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    smallest = int(np.unique(task.labels[labelled], return_counts=True)[1].min())
+    freeze = start.is_pretrained and smallest < FROZEN_STATISTICS_BELOW
+    objective = FineTuning(Classifier(encoder, neck, head), start.flip, freeze)
+    plan = _plan(len(labelled), start.is_pretrained, seed, task.precision, settings)
+    data = TrainingData(task.pixels, task.aspects, labelled, task.labels[labelled])
+    # Self-supervised weights want a smaller step than a classifier that starts at zero (VICReg's
+    # and OpenSelfSup's few-label recipes; they find factors of 3 to 100).
+    below_head = 0.1 if start.is_pretrained else 1.0
+    train(
+        objective, data, plan, task.device, log,
+        lr_scale=lambda name: 1.0 if ".head." in name else below_head,
+    )  # fmt: skip
+    epochs = plan.steps / plan.steps_per_epoch(len(labelled))
+    used = {"epochs": epochs, "batch": plan.batch, "learning_rate": plan.learning_rate,
+            "frozen_statistics": freeze}  # fmt: skip
+    return objective.classifier.eval(), used
+
+
+def _plan(images: int, is_pretrained: bool, seed: int, precision: str, settings: FullSettings) -> Plan:
+    """60 epochs, 30 from 5,000 labels on (SimCLRv2, section 4.1), but no fewer than 150 steps."""
+    batch = settings.batch or min(64, images)
+    per_epoch = max(1, images // batch)
+    epochs = settings.epochs or (60 if images < 5000 else 30)
+    steps = max(1, round(epochs * per_epoch))
+    if settings.epochs is None:
+        steps = max(150, steps)
+    peak = settings.learning_rate or (5e-3 if is_pretrained else 2e-3)
+    decay = 0.0 if is_pretrained else 5e-4
+    return Plan(steps, batch, "adamw", peak, decay, max(1, steps // 20), seed, precision)

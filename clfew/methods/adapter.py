@@ -1,0 +1,192 @@
+"""A linear layer that teaches a pretrained encoder new images: SimCLR on the features of random views.
+
+A few minutes of training on small images move a large pretrained network away from what it knows before
+they teach it anything. What the network says of two views of one image
+differs in directions that do not matter for these images; a linear layer beside the frozen network's own
+features (`encoders.SideLayer`) learns to leave them out, from views whose features are computed once.
+The weights that were started from stay as they are.
+
+Shape suffixes: N images, V views of each, D features of the encoder, A adapted features, B images in the
+batch.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clfew import console
+from clfew.data.augment import Recipe, random_views
+from clfew.data.image_cache import RowReader, Store
+from clfew.data.randomness import ImageRandom, epoch_order
+from clfew.data.to_device import to_device
+from clfew.methods.collapse import health
+from clfew.methods.simclr import nt_xent
+from clfew.models.encoder import Encoder, SideLayer
+from clfew.models.features import apply_to_store, batch_size, remembered
+from clfew.training.batch import Batch, TrainingData
+from clfew.training.budget import Budget
+from clfew.training.device import keep_freed_memory
+from clfew.training.optim import OptimizerChoice
+
+LAYER, NETWORK = "layer", "network"
+"""What pretrained weights learn with (`--adapt`)."""
+
+WIDTH = 256
+"""Adapted features. Of the whitened ones, 64 did as well on CIFAR-10."""
+
+VIEWS = 4
+MOST_IMAGES = 20_000
+VIEWS_SHARE = 0.6
+"""Of a budget in minutes, what may go into computing features of views."""
+
+_FLOOR = 3.0
+"""In the whitening before the first step: what is added to each variance, in shares of their mean."""
+
+
+def adapter_optimizer(name: str = "auto") -> OptimizerChoice:
+    """AdamW at 3e-4: the layer starts close to where it ends."""
+    chosen = "adamw" if name == "auto" else name
+    return chosen, 3e-4, 1e-3, "one linear layer" if name == "auto" else "as asked for"
+
+
+class Adapter(nn.Module):
+    """SimCLR's loss on a linear layer over cached features (NT-Xent on its output; there is no
+    projector).
+
+    batch.images holds the features of V views of each image, (B, V, D): of these two are drawn.
+    """
+
+    large_batches = True
+
+    def __init__(self, encoder: Encoder, temperature: float, decoupled: bool) -> None:
+        super().__init__()
+        assert encoder.adapter is not None
+        encoder.backbone.requires_grad_(False)
+        self.encoder, self.projector = encoder, nn.Sequential()
+        self.temperature, self.decoupled = temperature, decoupled
+
+    @property
+    def layer(self) -> SideLayer:
+        """The encoder's adapter, a module under one name only: a state is saved by names."""
+        assert self.encoder.adapter is not None
+        return self.encoder.adapter
+
+    def prepare(
+        self, store: Store, indices: np.ndarray, recipe: Recipe, seed: int, device: torch.device,
+        precision: str, budget: Budget, count: int | None = None,
+    ) -> tuple[TrainingData, Budget]:  # fmt: skip
+        """The features of views to learn from, of MOST_IMAGES images or of those that a part of the
+        budget is enough for (or of `count`, for a resumed run); and what is left of the budget. Sets the
+        layer to where it starts."""
+        order = indices[epoch_order(seed, 0, len(indices))]
+        seconds = 60 * (budget.minutes or budget.default_minutes)
+        limit = VIEWS_SHARE * seconds if budget.epochs is None and count is None else None
+        started = time.monotonic()
+        with console.progress_bar("views") as update:
+            features = view_features(
+                self.encoder, store.pixels, store.aspects, order[: count or MOST_IMAGES], recipe, seed,
+                device, precision, limit, update,
+            )  # fmt: skip
+        standardise(self.layer, features)
+        whiten(self.layer.linear, features, seed)
+        left = max(1.0, seconds - (time.monotonic() - started)) / 60
+        rest = replace(budget, minutes=budget.minutes and left, default_minutes=left)
+        rows = np.arange(len(features))
+        return TrainingData(features, np.ones(len(features), np.float32), rows), rest
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        features_BxVxD = batch.images.float()
+        count = features_BxVxD.shape[1]
+        draw = to_device(batch.random.uniform(0, 2), features_BxVxD.device)
+        first = (draw[:, 0] * count).long()
+        second = (first + 1 + (draw[:, 1] * (count - 1)).long()) % count  # Another than the first.
+        rows = torch.arange(len(first), device=first.device)
+        pairs_2BxD = torch.cat([features_BxVxD[rows, first], features_BxVxD[rows, second]])
+        adapted_2BxA = self.layer.linear(pairs_2BxD)
+        loss = nt_xent(adapted_2BxA, self.temperature, self.decoupled)
+        return loss, health(adapted_2BxA)
+
+
+@torch.no_grad()
+def view_features(
+    encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray, recipe: Recipe,
+    seed: int, device: torch.device, precision: str, seconds: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray:  # fmt: skip
+    """Features of V random views of images `indices` of a store, before any adapter: float16, (N, V, D).
+
+    seconds: stop after so long; the first images of `indices` are then those there are features of, the
+    same number of each view.
+    """
+    keep_freed_memory(device)
+    backbone = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    step, read, parts = batch_size(encoder.size, device) // VIEWS, RowReader(pixels), []
+    started = time.monotonic()
+    for start in range(0, len(indices), max(1, step)):
+        progress(start, len(indices))
+        if seconds is not None and time.monotonic() - started > seconds and start:
+            break
+        rows = indices[start : start + max(1, step)]
+        images, shapes = to_device(read(rows), device), to_device(aspects[rows], device)
+        views = random_views(images, shapes, encoder.size, recipe, ImageRandom(seed, 0, rows), VIEWS)
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            features = backbone.backbone_features(views).float()
+        parts.append(features.view(VIEWS, len(rows), -1).transpose(0, 1).half().cpu().numpy())
+    read.close()
+    return np.concatenate(parts)
+
+
+def views_to_teach_with(
+    encoder: Encoder, store: Store, pool: np.ndarray, recipe: Recipe, seed: int, device: torch.device,
+    precision: str,
+) -> np.ndarray:  # fmt: skip
+    """Features before any adapter of the evaluation view and of V random views of each image of the
+    pool: float16, (M, 1 + V, D). Not computed again for the same images and weights."""
+    backbone = encoder.without_adapter()
+
+    def compute(rows: np.ndarray) -> np.ndarray:
+        arrays = (store.pixels, store.aspects, rows)
+        plain = apply_to_store(backbone, encoder.size, *arrays, device, precision)
+        with console.progress_bar("views") as update:
+            random = view_features(backbone, *arrays, recipe, seed, device, precision, None, update)
+        return np.concatenate([plain[:, None].astype(np.float16), random], axis=1)
+
+    return remembered(backbone, store.pixels, pool, compute, "views", recipe, seed, device, precision)
+
+
+@torch.no_grad()
+def standardise(layer: SideLayer, features_NxVxD: np.ndarray) -> None:
+    """Gives the layer the mean and the spread of each of the features that it passes on."""
+    features = torch.from_numpy(features_NxVxD).flatten(0, 1).float()
+    layer.centre.copy_(features.mean(0))
+    layer.spread.copy_(features.std(0) + 1e-6)
+
+
+def whiten(layer: nn.Linear, features_NxVxD: np.ndarray, seed: int) -> None:
+    """Where the layer starts: features in which all differences between views of an image weigh the
+    same, and of those the directions in which images differ most.
+
+    With W the covariance within images, x → Q P (W + 3 mean(W) I)^-1/2 (x - mean), where P takes the
+    first principal components and Q turns them at random, so that no feature stands for a direction of
+    its own: what comes after scales features one by one.
+    """
+    features = features_NxVxD.astype(np.float32)
+    centres_NxD = features.mean(1)
+    within = (features - centres_NxD[:, None]).reshape(-1, features.shape[2])
+    covariance = within.T @ within / max(1, len(within) - len(features))
+    values, vectors = np.linalg.eigh(covariance)
+    scale = 1 / np.sqrt(values.clip(0) + _FLOOR * values.mean() + 1e-12)
+    whitened = (centres_NxD - centres_NxD.mean(0)) @ (vectors * scale)
+    _, _, components = np.linalg.svd(whitened, full_matrices=False)
+    kept = components[: layer.out_features]
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(layer.out_features, len(kept))))
+    matrix_AxD = turn @ kept @ (vectors * scale).T
+    # As long as a unit vector each, whatever the encoder's scale.
+    matrix_AxD /= np.linalg.norm(whitened @ kept.T, axis=1).mean()
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(matrix_AxD))
+        layer.bias.copy_(torch.from_numpy(-matrix_AxD @ centres_NxD.mean(0)))

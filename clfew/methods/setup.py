@@ -1,0 +1,188 @@
+"""What a pretraining run trains, on what, and for how many steps."""
+
+import inspect
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from clfew.data.augment import Recipe, evaluation_view
+from clfew.data.image_cache import Store
+from clfew.data.randomness import epoch_order
+from clfew.data.source import Source
+from clfew.data.splits import test_indices
+from clfew.data.to_device import to_device
+from clfew.errors import UsageError, UserError
+from clfew.methods.adapter import LAYER, NETWORK, WIDTH, Adapter, adapter_optimizer
+from clfew.methods.base import METHODS, Method
+from clfew.methods.simclr import is_decoupled
+from clfew.models.encoder import RGB, Encoder, freeze_first
+from clfew.models.init_weights import Initial, find_initial
+from clfew.models.metadata import About
+from clfew.training.batch import TrainingData
+from clfew.training.budget import Budget, plan_within
+from clfew.training.optim import (
+    KEPT_SHARE,
+    OPTIMIZERS,
+    OptimizerChoice,
+    choose_pretraining,
+    gentle_pretraining,
+)
+from clfew.training.plan import Plan
+from clfew.version import __version__
+
+DEFAULT_EPOCHS = 100.0
+DEFAULT_MINUTES = 10.0
+"""Without --epochs and --minutes a run takes 100 epochs, but no longer than this."""
+
+_LOOKED_AT = 2000
+_HOW = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
+_FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
+_NOT_OPTIONS = ("self", "encoder", "recipe", "gentle")
+
+Objective = Method | Adapter
+
+
+def options_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """All options of a method, those given (not None) and the defaults of the others. Raises UsageError
+    for one that the method does not have."""
+    parameters = inspect.signature(METHODS[method].__init__).parameters
+    own = {name: p.default for name, p in parameters.items() if name not in _NOT_OPTIONS}
+    for name, value in given.items():
+        if value is not None and name not in own:
+            having = [other for other in METHODS if name in inspect.signature(METHODS[other]).parameters]
+            raise UsageError(
+                f"--{name} is no option of --method {method}.", f"it belongs to {', '.join(having)}."
+            )
+    return own | {name: value for name, value in given.items() if value is not None}
+
+
+def find_pretraining_start(
+    init: str, encoder: str, method: str, device: torch.device
+) -> tuple[Initial | None, str]:
+    """The weights to start from. Only SimCLR's adapter keeps pretrained weights as they are, so other
+    methods start from scratch unless told otherwise. Raises UserError where the method's network cannot
+    take any."""
+    if method == "simclr":
+        return find_initial(init, encoder, device)
+    if init == "auto":
+        return None, f"{method} learns a network of its own"
+    initial, why = find_initial(init, encoder, device)
+    if initial is not None and METHODS[method].sees != RGB:
+        raise UserError(
+            f"--method {method} does not see images as pretrained weights do.",
+            "start from scratch: --init scratch.",
+        )
+    return initial, why
+
+
+def build_objective(config: dict[str, Any], seed: int, start: Encoder | None) -> Objective:
+    """What is trained, from random weights or those of `start`. Raises UserError for an encoder that the
+    method cannot use."""
+    torch.manual_seed(seed)
+    adapter = WIDTH if config["adapt"] == LAYER else 0
+    method, options = METHODS[config["method"]], config["options"]
+    encoder = Encoder(
+        config["encoder"], config["size"], config["mean"], config["std"], adapter, method.sees
+    )
+    if start is not None:
+        encoder.backbone.load_state_dict(start.backbone.state_dict())
+    if adapter:
+        return Adapter(encoder, options["temperature"], is_decoupled(options["loss"]))
+    if start is not None:
+        freeze_first(encoder, KEPT_SHARE)
+    return method(encoder, Recipe(**config["recipe"]), start is not None, **options)
+
+
+def learned_from(
+    objective: Objective, config: dict[str, Any], store: Store, indices: np.ndarray,
+    device: torch.device, precision: str, budget: Budget | None = None,
+) -> tuple[TrainingData, Budget]:  # fmt: skip
+    """The images, or for an adapter the features of their views; and what is left of the budget."""
+    budget = budget or Budget(None, None, DEFAULT_EPOCHS, DEFAULT_MINUTES)
+    if isinstance(objective, Method):
+        some = indices[np.linspace(0, len(indices) - 1, min(_LOOKED_AT, len(indices))).astype(int)]
+        objective.look_at(torch.from_numpy(store.pixels[some]), torch.from_numpy(store.aspects[some]))
+        return TrainingData(store.pixels, store.aspects, indices), budget
+    return objective.prepare(
+        store, indices, Recipe(**config["recipe"]), config["split_seed"], device, precision, budget,
+        config.get("viewed"),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def estimate_statistics(
+    encoder: Encoder, data: TrainingData, device: torch.device, images: int = 4096
+) -> None:
+    """Gives the encoder's BatchNorm the statistics of whole, clean images, in place of those of what it
+    was shown: the mean over random batches of at most `images` of them."""
+    layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # A plain mean over batches.
+    encoder.to(device).train()
+    # In folders images come class by class: a batch of neighbours would not vary as all of them do.
+    some = data.indices[epoch_order(0, 0, len(data))[:images]]
+    for rows in np.array_split(some, max(1, len(some) // 256)):
+        pixels, aspects = to_device(data.pixels[rows], device), to_device(data.aspects[rows], device)
+        encoder(evaluation_view(pixels, aspects, encoder.size))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    encoder.eval()
+
+
+def pretraining_plan(
+    objective: Objective, data: TrainingData, device: torch.device, budget: Budget, *,
+    batch: int, optimizer: str, **settings: Any,
+) -> Plan:  # fmt: skip
+    size = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+
+    def choose(steps: int) -> OptimizerChoice:
+        if isinstance(objective, Adapter):
+            return adapter_optimizer(optimizer)
+        if objective.gentle:
+            return gentle_pretraining(optimizer)
+        if objective.learning_rate and optimizer == "auto":
+            return "adamw", objective.learning_rate, 1e-4, "what the method is stable with"
+        return choose_pretraining(batch, steps, size, optimizer)
+
+    return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)
+
+
+def pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:
+    """The good images outside the test split, whose labels decide nothing else here."""
+    if transductive:
+        return store.good
+    return np.setdiff1d(store.good, test_indices(source, seed), assume_unique=True)
+
+
+def check_settings(
+    method: str, optimizer: str, adapt: str, epochs: float | None, minutes: float | None
+) -> None:
+    for option, value, allowed in (
+        ("--method", method, list(METHODS)),
+        ("--optimizer", optimizer, ["auto", *OPTIMIZERS]),
+        ("--adapt", adapt, [LAYER, NETWORK]),
+    ):
+        if value not in allowed:
+            close = get_close_matches(value, allowed, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(allowed)}."
+            raise UsageError(f"{option} {value} is not known.", hint)
+    if epochs is not None and minutes is not None:
+        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
+
+
+def describe(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> About:
+    """What an encoder says of the run that made it, from the run's configuration."""
+    how = {name: config[name] for name in _HOW if name in config}
+    return About(
+        kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
+        mean=config["mean"], std=config["std"], dim=encoder.dim, method=method,
+        flip=config["recipe"]["flip"], neck=neck, clfew_version=__version__,
+        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features, sees=encoder.sees,
+        training={"pretrain": {"command": config["command_line"]} | how},
+        data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
+    )  # fmt: skip

@@ -1,0 +1,183 @@
+"""Encoder and classifier files: sealed safetensors with a checked description.
+
+The metadata key "clfew" holds one JSON object (`About`). Weights are loaded strictly: every tensor,
+every shape, every value finite.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from clfew.errors import UserError
+from clfew.models.metadata import OTHER_VERSION, About, read_about
+from clfew.runs.checksum import Damaged, check_data, read_header, seal
+from clfew.runs.files import write_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from clfew.models.classifier import Classifier
+    from clfew.models.encoder import Encoder
+
+M = TypeVar("M", bound="Module")
+
+
+def save_encoder(
+    path: Path, encoder: "Encoder", projector: "Any", about: About, seen: np.ndarray
+) -> None:
+    """Writes an encoder and its projector. `seen` holds the digests of the images it learned from."""
+    tensors = _prefixed("encoder", encoder) | _prefixed("projector", projector)
+    tensors["seen.pretraining"] = _digests(seen)
+    _save(path, tensors, about)
+
+
+def save_classifier(
+    path: Path, classifier: "Classifier", about: About, pretraining: np.ndarray, finetuning: np.ndarray
+) -> None:
+    """Writes a classifier with the digests of the images it learned from, with and without labels."""
+    tensors = _prefixed("classifier", classifier)
+    tensors["seen.pretraining"], tensors["seen.finetuning"] = _digests(pretraining), _digests(finetuning)
+    _save(path, tensors, about)
+
+
+def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
+    """The encoder, the projector's first layer (linear, BatchNorm, ReLU), the description, and the
+    digests of the images it was pretrained on. A classifier's encoder can be loaded too; its
+    layer below the classifier is then the projector's first.
+
+    Raises UserError.
+    """
+    from clfew.models.classifier import build_neck, encoder_of
+
+    about, shapes = read_about(path)
+    is_encoder = about.kind == "encoder"
+    part, below = ("encoder", "projector") if is_encoder else ("classifier.encoder", "classifier.neck")
+    layers = [f"{below}.{layer}" for layer in ("0", "1")]
+    first = {name: shape for name, shape in shapes.items() if name.startswith(tuple(layers))}
+    encoder = _built(path, lambda: encoder_of(about), shapes, part)
+    _check_dim(path, about, encoder)
+    neck = _built(path, lambda: build_neck(encoder.dim, about.neck), first, below)
+    tensors = _load_tensors(path)
+    _load_strictly(path, encoder, _below(tensors, part))
+    first_layer = {n: v for n, v in _below(tensors, below).items() if f"{below}.{n}" in first}
+    _load_strictly(path, neck, first_layer)
+    return encoder, neck, about, _seen(path, tensors, "pretraining")
+
+
+def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarray]]":
+    """The classifier, its description, and the digests of what it has seen, by step ("pretraining",
+    "finetuning").
+
+    Raises UserError, also for an encoder, which predicts nothing.
+    """
+    from clfew.models.classifier import Classifier
+
+    about, shapes = read_about(path)
+    if about.kind != "classifier":
+        raise UserError(
+            f"{path} is an {about.kind}, not a classifier.",
+            f"make a classifier from it: clfew finetune --from {path} --labels 1%",
+        )
+    classifier = _built(path, lambda: Classifier.build(about, shapes), shapes, "classifier")
+    tensors = _load_tensors(path)
+    _check_dim(path, about, classifier.encoder)
+    _load_strictly(path, classifier, _below(tensors, "classifier"))
+    seen = {step: _seen(path, tensors, step) for step in ("pretraining", "finetuning")}
+    return classifier.eval(), about, seen
+
+
+def _save(path: Path, tensors: "dict[str, Tensor]", about: About) -> None:
+    import safetensors.torch
+
+    description = json.dumps(asdict(about))
+    try:
+        content = seal(safetensors.torch.save(tensors, {"clfew": description}))
+    except Damaged as error:
+        raise UserError(
+            f"{path} cannot be written: {error}.", "use fewer or shorter class names."
+        ) from None
+    write_bytes(path, content)
+
+
+def _prefixed(prefix: str, module: Any) -> "dict[str, Tensor]":
+    return {f"{prefix}.{n}": v.detach().cpu().contiguous() for n, v in module.state_dict().items()}
+
+
+def _below(tensors: "dict[str, Tensor]", prefix: str) -> "dict[str, Tensor]":
+    return {n[len(prefix) + 1 :]: v for n, v in tensors.items() if n.startswith(prefix + ".")}
+
+
+def _load_tensors(path: Path) -> "dict[str, Tensor]":
+    import safetensors.torch
+
+    try:
+        check_data(path, read_header(path))
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, Damaged, OSError) as error:
+        raise UserError(f"{path} cannot be used: {error}.", "make it again, or take a copy.") from None
+
+
+def _load_strictly(path: Path, module: Any, tensors: "dict[str, Tensor]") -> None:
+    infinite = [n for n, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]
+    if infinite:
+        raise UserError(
+            f"{path} holds numbers that are not finite, in {infinite[0]}.", "train it again."
+        )
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split("\n\t")[1:2]).strip() or str(error)
+        raise UserError(
+            f"The weights in {path} do not fit the network it names ({reason}).",
+            OTHER_VERSION,
+        ) from None
+
+
+def _digests(digests: np.ndarray) -> "Tensor":
+    """uint64 digests as int64, the same bits: torch computes little with uint64."""
+    import torch
+
+    return torch.from_numpy(np.sort(digests.astype(np.uint64)).view(np.int64).copy())
+
+
+def _seen(path: Path, tensors: "dict[str, Tensor]", step: str) -> np.ndarray:
+    """The digests that `_digests` stored."""
+    import torch
+
+    stored = tensors.get(f"seen.{step}")
+    if stored is None or stored.dtype != torch.int64 or stored.ndim != 1:
+        raise UserError(f"{path} does not say which images it has seen in {step}.", OTHER_VERSION)
+    return stored.numpy().view(np.uint64)
+
+
+def _built(path: Path, build: "Callable[[], M]", shapes: dict[str, tuple[int, ...]], prefix: str) -> "M":
+    """What `build` makes of a description; its errors name the file. First without memory, so that a
+    description cannot ask for more of it than the file has weights."""
+    from clfew.models.backbones import ShapesOnly
+
+    try:
+        with ShapesOnly():
+            wanted = {f"{prefix}.{n}": tuple(v.shape) for n, v in build().state_dict().items()}
+        there = {name: shape for name, shape in shapes.items() if name.startswith(f"{prefix}.")}
+        if wanted == there:
+            return build()
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error.message}", error.hint) from None
+    name = min(n for n in wanted.keys() | there.keys() if wanted.get(n) != there.get(n))
+    raise UserError(
+        f"The weights in {path} do not fit the network it names ({name} is "
+        f"{there.get(name, 'not there')}, not {wanted.get(name, 'there')}).",
+        OTHER_VERSION,
+    )
+
+
+def _check_dim(path: Path, about: About, encoder: "Encoder") -> None:
+    if about.dim != encoder.dim:
+        raise UserError(
+            f"{path} says {about.dim} features, but its encoder gives {encoder.dim}.", OTHER_VERSION
+        )

@@ -1,0 +1,118 @@
+"""A classifier: an encoder, the layer kept from the projector, and a head.
+
+Shape suffixes: N images, D features, C classes, K neighbours, L labelled images.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.models.encoder import Encoder
+from clfew.models.metadata import About
+
+
+class NeighbourHead(nn.Module):
+    """k-nearest-neighbour vote by cosine similarity, weights exp(similarity / 0.07), k = 20.
+
+    The usual protocol for self-supervised features (Wu et al., Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination, CVPR 2018, section 3.4), with k clamped to what there is.
+    """
+
+    features: Tensor
+    labels: Tensor
+    neighbours: Tensor
+
+    def __init__(self, features_LxD: Tensor, labels_L: Tensor, classes: int, k: int = 20) -> None:
+        super().__init__()
+        self.register_buffer("features", F.normalize(features_LxD, dim=1))
+        self.register_buffer("labels", labels_L)
+        # Kept with the weights: it follows from the number of labels of the smallest class.
+        self.register_buffer("neighbours", torch.tensor(k))
+        self.classes = classes
+
+    @property
+    def k(self) -> int:
+        """The number of neighbours that vote."""
+        return max(1, min(int(self.neighbours), len(self.labels)))
+
+    def forward(self, features_NxD: Tensor) -> Tensor:
+        similarity_NxL = F.normalize(features_NxD, dim=1) @ self.features.T
+        top_NxK, index_NxK = similarity_NxL.topk(self.k, dim=1)
+        votes_NxC = torch.zeros(len(features_NxD), self.classes, device=top_NxK.device)
+        votes_NxC.scatter_add_(1, self.labels[index_NxK], ((top_NxK - 1) / 0.07).exp())
+        # Logs of shares, so that softmax gives the shares; no class is ever quite impossible.
+        return (votes_NxC / votes_NxC.sum(1, keepdim=True) + 1e-4).log()
+
+
+class UnitHead(nn.Linear):
+    """A linear layer on features whose mean is taken away and whose length is made 1: with a handful of
+    labels, the direction of a feature vector says more of its class than its length."""
+
+    centre: Tensor
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__(dim, classes)
+        self.register_buffer("centre", torch.zeros(dim))
+
+    def forward(self, features_NxD: Tensor) -> Tensor:
+        return super().forward(F.normalize(features_NxD - self.centre, dim=1))
+
+
+def build_neck(dim: int, width: int) -> nn.Sequential:
+    """The projector's first layer, from which SimCLRv2 fine-tunes (section 3); empty for width 0."""
+    if width == 0:
+        return nn.Sequential()
+    return nn.Sequential(nn.Linear(dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
+
+
+def neck_width(neck: nn.Sequential) -> int:
+    """The number of features a neck gives, 0 for an empty one."""
+    first = next(neck.children(), None)
+    return first.out_features if isinstance(first, nn.Linear) else 0
+
+
+def encoder_of(about: About) -> Encoder:
+    """The encoder an artifact describes, its weights still to be loaded."""
+    return Encoder(
+        about.encoder, about.size, about.mean, about.std, about.adapter, about.sees, about.stage
+    )
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1], (N, 3, size, size), to logits (N, C).
+
+    temperature: what the head's logits are divided by, so that their softmax can be believed (see
+    `clfew.finetuning.calibration`).
+    """
+
+    def __init__(self, encoder: Encoder, neck: nn.Sequential, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.neck, self.head = encoder, neck, head
+        self.temperature = 1.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.from_features(self.encoder(images))
+
+    def from_features(self, features_NxD: Tensor) -> Tensor:
+        """Logits from the encoder's features, in float32: bfloat16 keeps too few digits for them."""
+        hidden = self.neck(features_NxD)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden.float()) / self.temperature
+
+    @classmethod
+    def build(cls, about: About, shapes: dict[str, tuple[int, ...]]) -> "Classifier":
+        """The network an artifact describes, its weights still to be loaded; `shapes` of its tensors
+        tell one linear head from another, and how many images a k-nearest-neighbour head keeps.
+        """
+        encoder = encoder_of(about)
+        classes, width = len(about.classes), about.neck or encoder.dim
+        head: nn.Module = nn.Linear(width, classes)
+        if "classifier.head.centre" in shapes:
+            head = UnitHead(width, classes)
+        elif about.mode == "knn":
+            bank = shapes.get("classifier.head.features", (0,))[0]
+            labels = torch.zeros(bank, dtype=torch.int64)
+            head = NeighbourHead(torch.zeros(bank, width), labels, classes)
+        classifier = cls(encoder, build_neck(encoder.dim, about.neck), head)
+        classifier.temperature = about.temperature
+        return classifier

@@ -1,0 +1,189 @@
+"""Encoders: networks that turn an image into a feature vector; `clfew.models.backbones` has their names."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clfew.data.colour import AB_REACH, rgb_to_lab
+from clfew.errors import UserError
+from clfew.models.backbones import Halves, build_backbone
+from clfew.models.feature_maps import output_shapes, stage_maps, stage_modules
+from clfew.models.metadata import SEES
+
+RGB, LIGHTNESS, LAB = SEES
+
+
+def as_seen(images_NxCxHxW: Tensor, sees: str) -> Tensor:
+    """What an encoder is given of images in [0, 1], three channels in [0, 1].
+
+    "rgb": their colours. "lightness": CIE L in all three, for one that learned to tell colours. "lab":
+    lightness and colours apart.
+    """
+    if sees == RGB:
+        return images_NxCxHxW
+    lab = rgb_to_lab(images_NxCxHxW)
+    if sees == LIGHTNESS:
+        return (lab[:, :1] / 100).expand(-1, 3, -1, -1)
+    return torch.cat([lab[:, :1] / 100, (lab[:, 1:] + AB_REACH) / (2 * AB_REACH)], dim=1)
+
+
+class Encoder(nn.Module):
+    """A backbone with its input normalisation.
+
+    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim). adapter:
+    width of a linear layer beside the backbone's own features (see `SideLayer`), 0 for none. sees: what
+    the backbone is given of the images (see `as_seen`); mean and std are of that. stage: whose maps are
+    averaged to features, counted from 1 at the image; 0 takes the backbone's own.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, name: str, size: int, mean: list[float], std: list[float], adapter: int = 0,
+        sees: str = RGB, stage: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.name, self.size, self.sees, self.stage = name, size, sees, stage
+        self.backbone = build_backbone(name, size)
+        self._stages: list[str] | None = None
+        # Not among the weights: an artifact keeps them in its description.
+        for key, values in (("mean", mean), ("std", std)):
+            channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(key, channels, persistent=False)
+        self.dim = _feature_dim(self.backbone, name, size)
+        if stage:
+            self.dim = _stage_dim(self, stage)
+        self.adapter: SideLayer | None = None
+        if adapter:
+            self.adapter = SideLayer(self.dim, adapter)
+            self.dim = self.adapter.dim
+
+    def forward(self, images_NxCxSxS: Tensor) -> Tensor:
+        return self.adapt(self.backbone_features(images_NxCxSxS))
+
+    def adapt(self, features_NxD: Tensor) -> Tensor:
+        """Features as they are given, from those of the backbone."""
+        return features_NxD if self.adapter is None else self.adapter(features_NxD)
+
+    def without_adapter(self) -> "Encoder":
+        """A copy that gives the backbone's features as they are; itself where it does so already."""
+        if self.adapter is None:
+            return self
+        plain = copy.deepcopy(self)
+        plain.adapter, plain.dim = None, self.adapter.inputs
+        return plain
+
+    def read_at(self, stage: int) -> "Encoder":
+        """A copy whose features are the mean of stage `stage`'s maps, counted from 1. Raises UserError
+        where there is no such stage."""
+        plain = copy.deepcopy(self.without_adapter())
+        plain.stage, plain.dim = stage, _stage_dim(plain, stage)
+        return plain
+
+    def backbone_features(self, images_NxCxSxS: Tensor) -> Tensor:
+        """Features before the adapter."""
+        inputs = self.prepare(images_NxCxSxS)
+        if self.stage:
+            return self.maps(inputs)[self.stage - 1].mean((2, 3))
+        return self.backbone(inputs).flatten(1)
+
+    def prepare(self, images_NxCxSxS: Tensor) -> Tensor:
+        """Images as the backbone is given them: their colours as it sees them, normalised."""
+        return (as_seen(images_NxCxSxS, self.sees) - self.mean) / self.std
+
+    def maps(self, inputs_NxCxSxS: Tensor) -> list[Tensor]:
+        """What each stage gives for prepared images, (N, C, H, W); see `clfew.models.feature_maps`."""
+        if isinstance(self.backbone, Halves):
+            return [torch.cat(pair, dim=1) for pair in self.backbone.maps_of_both(inputs_NxCxSxS)]
+        return stage_maps(self.backbone, self.stage_names(), inputs_NxCxSxS)
+
+    def map_shapes(self) -> list[tuple[int, int]]:
+        """Channels and side of the maps of each stage."""
+        return [(m.shape[1], m.shape[2]) for m in output_shapes(_Maps(self), self.size)]
+
+    def stage_names(self) -> list[str]:
+        """The modules of the backbone that end its stages."""
+        if self._stages is None:
+            self._stages = stage_modules(self.backbone, self.size)
+        return self._stages
+
+    def stage_module(self, number: int) -> nn.Module:
+        """The module that ends stage `number`, counted from 0."""
+        return self.backbone.get_submodule(self.stage_names()[number])
+
+
+class _Maps(nn.Module):
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, inputs_NxCxSxS: Tensor) -> list[Tensor]:
+        return self.encoder.maps(inputs_NxCxSxS)
+
+
+class SideLayer(nn.Module):
+    """Features (N, inputs) to about twice as many (N, dim): themselves, standardised, and beside them
+    what a linear layer of `width` makes of them, repeated until it has about as many.
+
+    Each half is a unit vector, so the cosine of two images is the mean of both halves'. Alone, the
+    linear layer's features were worse than the encoder's own where those suited the images already
+    (aerial photographs), and better where they did not (hand signs, CIFAR-10); both together were close
+    to the better of the two everywhere, on held-out parts of the training splits.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.linear = nn.Linear(inputs, width)
+        self.register_buffer("centre", torch.zeros(inputs))
+        self.register_buffer("spread", torch.ones(inputs))
+        self.copies = max(1, round(inputs / width))
+        self.dim = inputs + self.copies * width
+
+    def forward(self, features_NxD: Tensor) -> Tensor:
+        own = F.normalize((features_NxD - self.centre) / self.spread, dim=1)
+        learned = F.normalize(self.linear(features_NxD), dim=1) / self.copies**0.5
+        return torch.cat([own, learned.repeat(1, self.copies)], dim=1)
+
+
+def freeze_statistics(module: nn.Module) -> None:
+    """Lets every BatchNorm below `module` use the statistics it has and leave them as they are."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
+def freeze_first(module: nn.Module, share: float) -> None:
+    """Keeps the first `share` of the weight tensors, in the order of the network, as they are."""
+    parameters = list(module.parameters())
+    for parameter in parameters[: round(share * len(parameters))]:
+        parameter.requires_grad_(False)
+
+
+def _feature_dim(backbone: nn.Module, name: str, size: int) -> int:
+    """The number of features."""
+    try:
+        features: Tensor = output_shapes(backbone, size)
+        return features.flatten(1).shape[1]
+    except RuntimeError as error:
+        raise UserError(
+            f"{name} cannot take images of {size} pixels ({str(error).splitlines()[0]}).",
+            "choose a larger size, --size 224 suits every network.",
+        ) from None
+
+
+def _stage_dim(encoder: Encoder, stage: int) -> int:
+    """The channels of a stage's maps. Raises UserError where there is no such stage."""
+    shapes = encoder.map_shapes()
+    if stage > len(shapes):
+        raise UserError(
+            f"{encoder.name} has {len(shapes)} stages, there is no stage {stage}.",
+            f"choose one of 1 to {len(shapes)}, or leave out --stage for the network's own features.",
+        )
+    return shapes[stage - 1][0]

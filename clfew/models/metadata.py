@@ -1,0 +1,186 @@
+"""What an artifact says of itself: a description that is checked field by field before a model is built
+from it, readable without torch.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from clfew.errors import UserError
+from clfew.runs.checksum import Damaged, is_sealed, read_header
+
+FORMAT_VERSION = 3
+KINDS = ("encoder", "classifier")
+OTHER_VERSION = "was it made by another version of clfew?"
+MODES = ("full", "linear", "knn", "propagate")
+"""How `finetune` makes a classifier."""
+
+SEES = ("rgb", "lightness", "lab")
+"""What of the images an encoder is given."""
+
+_READ: dict[str, dict[str, tuple[type, ...]]] = {
+    "pretrain": {"source": (str,), "split_seed": (int,)},
+    "finetune": {
+        "source": (str,), "split_seed": (int,), "labels": (int,), "label_file": (str, type(None)),
+    },
+}  # fmt: skip
+"""What of a step's data is read again, with its types."""
+
+DISTILLED = "distilled"
+"""The mode of a classifier that `distill` made."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What an artifact says of itself.
+
+    kind: "encoder" or "classifier". encoder: its name (see `clfew.models.encoder`). size: side in pixels
+    of what the encoder sees. side: side at which images are stored before that. mean, std: of the
+    three channels, for images in [0, 1]. dim: features. method: how the encoder was pretrained
+    ("simclr"), "" from scratch. flip: whether mirror images mean the same. neck: width of the
+    projector layer kept below the classifier, 0 for none. classes and mode: of a classifier.
+    temperature: what its logits are divided by. adapter: width of the linear layer beside the
+    network's features, 0 for none. sees, stage: what of the images the network is given, and the stage
+    its features are read from (see `clfew.models.encoder.Encoder`). training: resolved settings, by step
+    ("pretrain", "finetune"). data: source, fingerprint and the seed of the test split, by step likewise.
+    """
+
+    kind: str
+    encoder: str
+    size: int
+    side: int
+    mean: list[float]
+    std: list[float]
+    dim: int
+    method: str
+    flip: bool
+    clfew_version: str
+    neck: int = 0
+    classes: list[str] = field(default_factory=list)
+    mode: str = ""
+    temperature: float = 1.0
+    adapter: int = 0
+    sees: str = "rgb"
+    stage: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+def _problem(about: dict[str, Any]) -> str:
+    """What is wrong with a description read from a file, "" for nothing."""
+    if about.get("format_version") != FORMAT_VERSION:
+        return f"its format version is {about.get('format_version')!r}, not {FORMAT_VERSION}"
+    kinds: dict[str, type] = {
+        "kind": str, "encoder": str, "size": int, "side": int, "mean": list, "std": list, "dim": int,
+        "method": str, "flip": bool, "clfew_version": str, "neck": int, "classes": list, "mode": str,
+        "temperature": float, "adapter": int, "sees": str, "stage": int, "training": dict,
+        "data": dict, "format_version": int,
+    }  # fmt: skip
+    if set(about) != set(kinds):
+        return f"its fields differ: {', '.join(sorted(set(about) ^ set(kinds)))}"
+    for name, kind in kinds.items():
+        if type(about[name]) is not kind:
+            return f"its field {name} is no {kind.__name__}"
+    for name in ("mean", "std"):
+        values = about[name]
+        if len(values) != 3 or not all(type(v) in (int, float) and abs(v) < 1e6 for v in values):
+            return f"its field {name} is not three numbers"
+    if min(about["std"]) < 1e-6:
+        return "its field std is not positive"
+    if not all(type(name) is str for name in about["classes"]):
+        return "its classes are not all names"
+    if len(set(about["classes"])) != len(about["classes"]):
+        return "it names a class twice"
+    is_classifier = about["kind"] == "classifier"
+    if about["kind"] not in KINDS or (
+        about["mode"] not in (*MODES, DISTILLED) if is_classifier else about["mode"]
+    ):
+        return f"its kind is {about['kind']!r} with mode {about['mode']!r}"
+    if is_classifier != (len(about["classes"]) >= 2):
+        return f"an {about['kind']} with {len(about['classes'])} classes"
+    if not 0 < about["temperature"] < math.inf:
+        return "its temperature is no positive number"
+    if not (4 <= about["size"] <= 1024 and 4 <= about["side"] <= 8192):
+        return "its image size is out of range"
+    if not (
+        1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20 and 0 <= about["adapter"] <= 2**20
+    ):
+        return "its number of features is out of range"
+    for name in ("training", "data"):
+        if not all(type(step) is dict for step in about[name].values()):
+            return f"its field {name} does not hold its steps"
+    if problem := _problem_of_steps(about["training"]):
+        return problem
+    needed = ["finetune"] * is_classifier + ["pretrain"] * ("pretrain" in about["data"])
+    for step in needed:
+        of_step = about["data"].get(step, {})
+        if wrong := [key for key, kinds in _READ[step].items() if type(of_step.get(key)) not in kinds]:
+            return f"its field data does not say the {wrong[0]} of {step}"
+    if about["sees"] not in SEES or not 0 <= about["stage"] <= 64:
+        return f"it sees {about['sees']!r} at stage {about['stage']}"
+    return ""
+
+
+def _problem_of_steps(training: dict[str, dict[str, Any]]) -> str:
+    """What is wrong with what is read again of how an artifact was made."""
+    if not all(type(step.get("command", "")) is str for step in training.values()):
+        return "a command that made it is no text"
+    if type(training.get("init", {"source": ""}).get("source")) is not str:
+        return "it does not say which weights it started from"
+    drift = training.get("pretrain", {}).get("drift", {})
+    if type(drift) is not dict or not all(type(value) in (int, float) for value in drift.values()):
+        return "its drift is no numbers"
+    if drift and not {"neighbours_kept", "rank_ratio"} <= set(drift):
+        return "its drift is incomplete"
+    return ""
+
+
+def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
+    """The description in an artifact and the shape of each tensor, without loading weights or torch.
+
+    Raises UserError for anything that is not a whole clfew artifact.
+    """
+    hint = "encoder.safetensors and classifier.safetensors in a run folder are what clfew writes."
+    if not path.is_file():
+        raise UserError(f"There is no file {path}.", hint)
+    try:
+        header = read_header(path)
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            types = {each.get_dtype() for each in slices.values()}
+    except (safetensors.SafetensorError, Damaged, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}).", hint) from None
+    try:
+        content = json.loads(metadata["clfew"])
+    except (KeyError, ValueError, RecursionError):
+        raise UserError(f"{path} is a safetensors file, but not one that clfew wrote.", hint) from None
+    if isinstance(content, dict):
+        version = repr(content.get("format_version"))
+        if version == "1":
+            content |= {"temperature": 1.0, "adapter": 0, "sees": "rgb", "stage": 0}  # New in version 2.
+        if version in ("1", "2"):
+            content["format_version"] = FORMAT_VERSION
+        elif version == str(FORMAT_VERSION) and not is_sealed(header):  # New in version 3.
+            raise UserError(f"{path} cannot be used: its seal is missing.", OTHER_VERSION)
+    problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
+    if others := types - {"F32", "I64"}:
+        problem = f"it holds numbers of the type {min(others)}"
+    if problem:
+        raise UserError(f"{path} cannot be used: {problem}.", OTHER_VERSION)
+    return About(**content), shapes
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file says that clfew wrote it; it may be damaged all the same."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return "clfew" in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False

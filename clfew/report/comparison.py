@@ -1,0 +1,108 @@
+"""compare.html and compare.png: what a comparison found, in one file that needs no network."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from clfew.console import printable
+from clfew.runs.files import write_bytes, write_text
+
+# Tableau's ten colours of 2016, made to be told apart.
+_COLOURS = (
+    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#ff9da7",
+    "#1d2433",
+)  # fmt: skip
+_BASELINES = {"raw-pixels": (":", "s"), "random": (":", "v"), "scratch": ("--", "D")}
+_GREY = {"raw-pixels": "#8a8f98", "random": "#b3b8c2", "scratch": "#5d6779"}
+
+
+def write_comparison(folder: Path, result: dict[str, Any]) -> None:
+    """Writes compare.png and compare.html into the folder of a comparison. Raises UserError."""
+    picture = draw_comparison(result)
+    write_bytes(folder / "compare.png", picture)
+    write_text(folder / "compare.html", render(folder, result, picture))
+
+
+def draw_comparison(result: dict[str, Any]) -> bytes:
+    """Label-efficiency curves with 95 % intervals as a PNG: the best at the largest budget first."""
+    figure = Figure(figsize=(8, 4.6), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    budgets = sorted({row["labels"] for row in result["rows"]})
+    methods = sorted(set(result["titles"]) - set(_GREY))  # The same colours for the same methods.
+    ends = {row["method"]: row["mean"] for row in result["rows"] if row["labels"] == budgets[-1]}
+    count = len(ends)
+    for place, name in enumerate(sorted(ends, key=lambda m: -ends[m])):
+        rows = sorted((r for r in result["rows"] if r["method"] == name), key=lambda r: r["labels"])
+        line, marker = _BASELINES.get(name, ("-", "o"))
+        colour = _GREY.get(name) or _COLOURS[methods.index(name) % len(_COLOURS)]
+        # Beside one another, or intervals would hide one another.
+        shift = 1.05 ** ((place - (count - 1) / 2) * 0.35)
+        axes.errorbar(
+            [r["labels"] * shift for r in rows], [100 * r["mean"] for r in rows],
+            yerr=[[100 * (r["mean"] - (r["ci95"] or [r["mean"]] * 2)[0]) for r in rows],
+                  [100 * ((r["ci95"] or [r["mean"]] * 2)[1] - r["mean"]) for r in rows]],
+            label=printable(result["titles"].get(name, name)), color=colour, marker=marker,
+            markersize=5, linestyle=line, linewidth=1.6, elinewidth=1, capsize=2,
+        )  # fmt: skip
+    if len(budgets) > 1:
+        axes.set_xscale("log")
+    axes.set_xticks(budgets, [f"{n}" for n in budgets])
+    axes.minorticks_off()
+    axes.set_xlabel("labels used, in all")
+    axes.set_ylabel("accuracy on unseen images, % (95 % interval)")
+    axes.grid(axis="y", color="#e3e7ee")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
+    """The page, with the pictures in it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(printable=printable, percent=lambda share: f"{100 * share:.1f}")
+    samples = {
+        row["method"]: _data_url((folder / row["samples"]).read_bytes())
+        for row in result["pretraining"]
+        if row["seed"] == result["pretraining"][0]["seed"] and (folder / row["samples"]).exists()
+    }
+    return environment.get_template("compare.html").render(
+        result=result,
+        header=header(result),
+        lines=lines(result),
+        plot=_data_url(picture),
+        samples=samples,
+    )
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def header(result: dict[str, Any]) -> list[str]:
+    counts = {row["budget"]: row["labels"] for row in result["rows"]}
+    return ["accuracy, %", *(f"{budget} ({count})" for budget, count in counts.items())]
+
+
+def lines(result: dict[str, Any]) -> list[list[str]]:
+    """A line for each encoder: its name, then mean ± half of the 95 % interval for each budget."""
+    budgets = list(dict.fromkeys(row["budget"] for row in result["rows"]))
+    cells = {(row["method"], row["budget"]): row for row in result["rows"]}
+    names = list(dict.fromkeys(row["method"] for row in result["rows"]))
+    return [
+        [result["titles"].get(name, name), *(_cell(cells[name, budget]) for budget in budgets)]
+        for name in names
+    ]
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if row["ci95"] is None:
+        return f"{100 * row['mean']:.1f}"
+    return f"{100 * row['mean']:.1f} ± {50 * (row['ci95'][1] - row['ci95'][0]):.1f}"

@@ -1,0 +1,274 @@
+"""report.html: what a classifier gets right and wrong, in one file that needs no network.
+
+Class and file names are untrusted: jinja2 escapes them, `printable` spells out what steers text.
+
+Shape suffixes: N images, C classes, S side in pixels, D features.
+"""
+
+import base64
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from clfew.console import printable
+from clfew.methods.collapse import collapse_told
+from clfew.report import figures
+from clfew.runs.files import write_bytes, write_text
+
+MISTAKES = 24
+PAIRS = 6
+SAMPLE_CLASSES = 30
+SAMPLES = 6
+
+
+@dataclass(frozen=True)
+class ReportDetails:
+    """What a report shows beyond its figures.
+
+    probabilities: float32 (N, C). labels: int64 (N,), the true classes. images: N of uint8 (S, S, 3),
+    squeezed to squares; only those shown are read. aspects: float32 (N,), width / height before
+    that. features: float32 (N, D). identities: file names. curves: rows of metrics.jsonl by step
+    ("pretrain", "finetune"). commands: what was typed. settings: by step, nested as they come.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    images: Sequence[np.ndarray]
+    aspects: np.ndarray
+    features: np.ndarray
+    identities: list[str]
+    curves: dict[str, list[dict[str, Any]]]
+    commands: list[str]
+    settings: dict[str, dict[str, Any]]
+
+
+def write_report(folder: Path, report: dict[str, Any], details: ReportDetails) -> list[Path]:
+    """Writes report.html and its three pictures into `folder`: their paths, the page first.
+
+    `report` is the content of report.json. Raises UserError where the disk does not take a file.
+    """
+    drawn = _draw(report, details)
+    page = folder / "report.html"
+    # A lone surrogate, from a name that is not UTF-8, has no encoding of its own.
+    write_text(page, render(report, details, drawn).encode("utf-8", "replace").decode())
+    paths = [page]
+    for name in ("confusion", "reliability", "embedding"):
+        paths.append(folder / f"{name}.png")
+        write_bytes(paths[-1], drawn[name][0])
+    return paths
+
+
+def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tuple[bytes, bytes]]) -> str:
+    """The page. `drawn` holds each picture as PNG, light and dark."""
+    classes = [printable(name) for name in report["classes"]]
+    predicted_N, confidence_N = details.probabilities.argmax(1), details.probabilities.max(1)
+    wrong = np.flatnonzero(predicted_N != details.labels)
+    surest = wrong[np.argsort(-confidence_N[wrong], kind="stable")][:MISTAKES]
+    shoot = _photographer(details, classes, predicted_N, confidence_N)
+    count_C = np.bincount(details.labels, minlength=len(classes))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(percent=percent, whole=lambda share: percent(share, 0), count=_count)
+    environment.filters.update(printable=printable)
+    return environment.get_template("report.html").render(
+        report=report,
+        commonest={"name": classes[count_C.argmax()], "share": count_C.max() / count_C.sum()},
+        pictures={name: _figure(pair) for name, pair in drawn.items()},
+        pairs=_pairs(report, details.labels, predicted_N, confidence_N, shoot),
+        verdict=verdict(float(confidence_N.mean()), report["accuracy"], report["ece"], report["n"]),
+        wrong=len(wrong),
+        mistakes=[shoot(index) for index in surest],
+        samples=_samples(classes, details.labels, predicted_N, shoot),
+        tested_classes=int((count_C > 0).sum()),
+        mapped=min(len(details.labels), figures.MAP_IMAGES),
+        curves=[
+            {
+                "name": name,
+                "picture": _figure(drawn[f"curve {name}"]),
+                "summary": _summary(rows),
+                "alarm": collapse_told(rows),
+            }
+            for name, rows in details.curves.items()
+            if f"curve {name}" in drawn
+        ],
+        per_class=_per_class(report["per_class"]),
+        commands=[printable(command) for command in details.commands],
+        settings=[(step, flatten(values)) for step, values in details.settings.items()],
+    )
+
+
+def verdict(claimed: float, accuracy: float, ece: float, images: int) -> str:
+    """One sentence on what the reliability diagram says; claimed: the mean confidence."""
+    says = f"on average it is {percent(claimed, 0)} sure and {percent(accuracy, 0)} right"
+    if images < 100:
+        return f"With so few images this is a rough picture: {says}."
+    if claimed - accuracy > 0.03:
+        return f"It is over-confident: {says}, so take its confidence with a pinch of salt."
+    if accuracy - claimed > 0.03:
+        return f"It is under-confident: {says}, so it is better than it claims."
+    if ece > 0.05:
+        return (
+            f"Its confidence is right on the whole, yet not throughout: {says}, but some groups are off."
+        )
+    return f"Its confidence can be taken at its word: {says}."
+
+
+def flatten(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows: {"a": {"b": [1, 2]}} gives [("a.b", "1, 2")]."""
+    if isinstance(values, dict):
+        items = list(values.items())
+    elif isinstance(values, list | tuple) and any(isinstance(v, dict | list | tuple) for v in values):
+        items = list(enumerate(values))
+    else:
+        text = ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values)
+        return [(prefix, "–" if values is None else printable(text))]
+    dot = "." if prefix else ""
+    return [row for key, value in items for row in flatten(value, f"{prefix}{dot}{printable(str(key))}")]
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.803 as 80.3 %, with a narrow space that does not break."""
+    return "–" if share is None else f"{100 * share:.{digits}f}\u202f%"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"
+
+
+def _draw(report: dict[str, Any], details: ReportDetails) -> dict[str, tuple[bytes, bytes]]:
+    """Every picture of the page, light and dark."""
+    classes = report["classes"]
+    predicted_N = details.probabilities.argmax(1)
+    confidence_N, correct_N = details.probabilities.max(1), predicted_N == details.labels
+    shown, points_Mx2 = figures.embed(details.features)
+    on_map = (points_Mx2, details.labels[shown], ~correct_N[shown], classes)
+
+    def both(picture: Callable[..., bytes], *content: Any) -> tuple[bytes, bytes]:
+        return picture(*content, theme=figures.LIGHT), picture(*content, theme=figures.DARK)
+
+    drawn = {
+        "confusion": both(figures.confusion_picture, report["confusion"], classes),
+        "reliability": both(figures.reliability_picture, confidence_N, correct_N, report["ece"]),
+        "embedding": both(figures.embedding_picture, *on_map),
+    }
+    for name, rows in details.curves.items():
+        if any("loss" in row for row in rows):
+            drawn[f"curve {name}"] = both(figures.curves_picture, rows, name)
+    return drawn
+
+
+def _photographer(
+    details: ReportDetails, classes: Sequence[str], predicted_N: np.ndarray, confidence_N: np.ndarray
+) -> Callable[[int], dict[str, Any]]:
+    """Gives a function from an image's index to what the page shows of it."""
+
+    def shoot(index: int) -> dict[str, Any]:
+        content, mime = figures.thumbnail(details.images[index], float(details.aspects[index]))
+        true, predicted = int(details.labels[index]), int(predicted_N[index])
+        return {
+            "src": _data_uri(content, mime),
+            "tiny": mime == "image/png",
+            "true": classes[true],
+            "predicted": classes[predicted],
+            "correct": true == predicted,
+            "confidence": float(confidence_N[index]),
+            "file": printable(details.identities[index]),
+        }
+
+    return shoot
+
+
+def _pairs(
+    report: dict[str, Any],
+    labels_N: np.ndarray,
+    predicted_N: np.ndarray,
+    confidence_N: np.ndarray,
+    shoot: Callable[[int], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The most confused pairs, each with its surest mistake and the surest hit of the other class."""
+    number = {name: index for index, name in enumerate(report["classes"])}
+
+    def surest(true: int, predicted: int) -> dict[str, Any] | None:
+        found = np.flatnonzero((labels_N == true) & (predicted_N == predicted))
+        return shoot(found[confidence_N[found].argmax()]) if len(found) else None
+
+    pairs = []
+    for pair in report["most_confused"][:PAIRS]:
+        true, predicted = number[pair["true"]], number[pair["predicted"]]
+        pairs.append(
+            {
+                "true": printable(pair["true"]),
+                "predicted": printable(pair["predicted"]),
+                "count": pair["count"],
+                "of": sum(report["confusion"][true]),
+                "mistaken": surest(true, predicted),
+                "typical": surest(predicted, predicted),
+            }
+        )
+    return pairs
+
+
+def _samples(
+    classes: Sequence[str],
+    labels_N: np.ndarray,
+    predicted_N: np.ndarray,
+    shoot: Callable[[int], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """A few random images of each class; of very many classes, of those recognised worst."""
+    random = np.random.default_rng(0)
+    tested = [int(index) for index in np.unique(labels_N)]
+    recall = {index: float((predicted_N[labels_N == index] == index).mean()) for index in tested}
+    if len(tested) > SAMPLE_CLASSES:
+        tested = sorted(tested, key=lambda index: recall[index])[:SAMPLE_CLASSES]
+    samples = []
+    for index in tested:
+        members = np.flatnonzero(labels_N == index)
+        drawn = np.sort(random.permutation(members)[:SAMPLES])
+        shots = [shoot(member) for member in drawn]
+        samples.append(
+            {"name": classes[index], "recall": recall[index], "n": len(members), "shots": shots}
+        )
+    return samples
+
+
+def _per_class(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the table, the worst recall first; number: what the pictures call a nameless class."""
+    table = [
+        {**row, "name": printable(row["class"]), "number": number} for number, row in enumerate(rows, 1)
+    ]
+    return sorted(table, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
+
+
+def _summary(rows: list[dict[str, Any]]) -> str:
+    """A line under a training curve, of what the rows happen to hold."""
+    losses = [row["loss"] for row in rows if "loss" in row]
+    parts = [f"{rows[-1]['step']:,} steps"] if "step" in rows[-1] else []
+    if "epoch" in rows[-1]:
+        parts.append(f"{rows[-1]['epoch']:g} epochs")
+    parts.append(f"loss {losses[0]:.3g} → {losses[-1]:.3g}")
+    speeds = [row["images_per_second"] for row in rows if "images_per_second" in row]
+    if speeds:
+        parts.append(f"{median(speeds):,.0f} images a second")
+    waits = [row["data_wait"] for row in rows if "data_wait" in row]
+    if waits:
+        parts.append(f"{percent(sum(waits) / len(waits), 0)} of the time spent waiting for data")
+    return ", ".join(parts)
+
+
+def _figure(pair: tuple[bytes, bytes]) -> dict[str, Any]:
+    """A picture for the page at half its pixels: sharp on a dense screen."""
+    light, dark = pair
+    width, height = struct.unpack(">II", light[16:24])
+    sources = {"light": _data_uri(light, "image/png"), "dark": _data_uri(dark, "image/png")}
+    return {**sources, "width": width // 2, "height": height // 2}
+
+
+def _data_uri(content: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"

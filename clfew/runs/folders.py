@@ -1,0 +1,231 @@
+"""Run folders: where they are, what is in them, which one a command works from."""
+
+import contextlib
+import json
+import platform
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clfew.errors import UserError
+from clfew.runs.files import append_line, digest_of, write_csv, write_json, write_text
+from clfew.runs.locks import held
+
+RUNS = Path("runs")
+ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
+_MAKERS = {"pretrain": ("pretrain",), "finetune": ("finetune", "distill")}
+"""The commands whose runs hold an artifact of a kind."""
+
+_LAST_FILES = {**ARTIFACTS, "distill": "result.json"}
+"""What a run writes last, by its command. A comparison can always be gone on with: a method that failed
+is tried again."""
+
+
+LABELS = "labels.csv"
+"""In a fine-tuning run: the images whose labels it was given, path,label."""
+
+START = "start.safetensors"
+"""In a pretraining run: the pretrained encoder it started from, an artifact like the one it made."""
+
+
+class Run:
+    """A run folder being written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._has_logged = folder, False
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        write_json(self.folder / "config.json", {"created": now, **config, "versions": versions()})
+
+    def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
+        """bad_images.csv: path and reason of each image that cannot be used; no file for none."""
+        if bad:
+            write_csv(self.folder / "bad_images.csv", ["path", "reason"], bad)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Appends a row to metrics.jsonl. The first one takes the place of those from its step on, which
+        a process that was killed has left."""
+        if not self._has_logged and (self.folder / "metrics.jsonl").exists():
+            self.keep_metrics_until(row["step"] - 1)
+        self._has_logged = True
+        append_line(self.folder / "metrics.jsonl", json.dumps(row))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, up to one that a crash or a full disk left half-written."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        rows = []
+        with contextlib.suppress(json.JSONDecodeError):
+            for line in lines:
+                rows.append(json.loads(line))
+        return rows
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Forgets the rows after `step`: a resumed training writes them again."""
+        rows = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
+        write_text(self.folder / "metrics.jsonl", "".join(rows))
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has written all that it writes."""
+    last = _LAST_FILES.get(str(read_config(folder).get("command")))
+    return last is not None and (folder / last).exists()
+
+
+def unfinished(folder: Path, command: str) -> dict[str, Any]:
+    """The configuration of a run of `command` that can be gone on with. Raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.", "runs are in ./runs, or where --out put them.")
+    config = read_config(folder)
+    if config.get("command") != command:
+        raise UserError(
+            f"{folder} is no run of clfew {command}.",
+            f"name its folder, such as runs/{command}-1."
+            if not config.get("command")
+            else f"it is one of clfew {config['command']}.",
+        )
+    if is_finished(folder):
+        raise UserError(
+            f"{folder} has finished: there is nothing to resume.",
+            "to train longer, start another run with more --epochs.",
+        )
+    return config
+
+
+@contextlib.contextmanager
+def gone_on(folder: Path, command: str) -> Iterator[dict[str, Any]]:
+    """Holds a run of `command` that is gone on with; yields its configuration. Raises UserError."""
+    if not is_finished(folder):
+        unfinished(folder, command)
+        with held(folder):
+            yield unfinished(folder, command)  # It may have been finished while this one asked.
+        return
+    with held(folder):  # A process killed at its very end has left it.
+        shutil.rmtree(folder / "state", ignore_errors=True)
+    unfinished(folder, command)
+
+
+def check_unchanged(folder: Path, config: dict[str, Any], digest: str) -> None:
+    """Raises UserError where a run's images (see `Source.digest`) are not those it was started with."""
+    if config.get("digest") != digest:
+        raise UserError(
+            f"The images in {config.get('source')}, or their labels, have changed since {folder} was "
+            "started.",
+            f"start a new run: clfew {config['command']} with the same options.",
+        )
+
+
+def check_same_file(path: Path, digest: str, what: str) -> None:
+    """Raises UserError where a file that a run works from is not the one it was started with."""
+    with contextlib.suppress(OSError):
+        if digest_of(path) == digest:
+            return
+    raise UserError(f"{path}, {what}, is not there any more or has changed.", "start a new run.")
+
+
+def check_new(out: Path | None) -> None:
+    """Raises UserError where `out` is there already: a run is never overwritten."""
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise UserError(
+            f"{out} is there already, and a run is never overwritten.",
+            "name another folder with --out, or remove this one first.",
+        )
+
+
+def new_run(kind: str, out: Path | None = None) -> Run:
+    """Creates `out`, or the next free runs/KIND-N."""
+    check_new(out)
+    try:
+        if out is not None:
+            out.mkdir(parents=True)
+            return Run(out)
+        RUNS.mkdir(exist_ok=True)
+        taken = [
+            int(p.name.rsplit("-", 1)[1])
+            for p in RUNS.glob(f"{kind}-*")
+            if p.name.rsplit("-", 1)[1].isdigit()
+        ]
+        number = max(taken, default=0) + 1
+        while True:
+            folder = RUNS / f"{kind}-{number}"
+            try:
+                folder.mkdir()
+                return Run(folder)
+            except FileExistsError:  # Another clfew took the number just now.
+                number += 1
+    except OSError as error:
+        raise UserError(
+            f"The run folder {out or RUNS} cannot be made: {error.strerror}.",
+            "name a folder that can be written with --out.",
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.json, {} where there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def newest(kind: str) -> Path | None:
+    """The artifact of the newest finished run of a kind under ./runs."""
+    name = ARTIFACTS[kind]
+    makers = _MAKERS[kind]
+    finished = [
+        p.parent for p in RUNS.glob(f"*/{name}") if read_config(p.parent).get("command") in makers
+    ]
+    if not finished:
+        return None
+    return max(finished, key=lambda run: str(read_config(run).get("created"))) / name
+
+
+def find_artifact(named: str | None, kind: str, hint: str) -> Path:
+    """The artifact to work from: the run or file that was named, else the newest run's of `kind`.
+
+    Raises UserError where there is none.
+    """
+    if named is None:
+        found = newest(kind)
+        if found is None:
+            raise UserError(f"There is no finished {kind} run in {RUNS}{'/'}.", hint)
+        return found
+    path = Path(named)
+    if path.is_dir():
+        for name in (ARTIFACTS[kind], *ARTIFACTS.values()):
+            if (path / name).is_file():
+                return path / name
+        state = "has not finished" if (path / "config.json").exists() else "is no run of clfew"
+        raise UserError(f"The folder {path} {state}: there is no {ARTIFACTS[kind]} in it.", hint)
+    if not path.exists():
+        raise UserError(f"There is no run or file {path}.", "clfew's own runs are in runs/.")
+    return path
+
+
+def versions() -> dict[str, str]:
+    names = ("clfew", "torch", "torchvision", "safetensors")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def command_line() -> str:
+    """The command being run, as it can be typed again; "" when clfew is used as a library."""
+    is_command = Path(sys.argv[0]).name in ("clfew", "__main__.py")
+    return shlex.join(["clfew", *sys.argv[1:]]) if is_command else ""
+
+
+def from_here(path: Path) -> Path:
+    """A path as it is shown and typed: relative to where one is, if it lies below."""
+    absolute, here = path.resolve(), Path.cwd().resolve()
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
+
+
+def from_option(artifact: Path, kind: str) -> str:
+    """` --from RUN` where the next command would not find this artifact by itself, else nothing."""
+    return "" if newest(kind) == artifact else f" --from {shlex.quote(str(artifact.parent))}"

@@ -1,0 +1,136 @@
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as reference
+
+from clfew.finetuning.metrics import (
+    classification_report,
+    confusion_matrix,
+    expected_calibration_error,
+    mean_interval,
+    wilson_interval,
+)
+
+CLASSES = ["a", "b", "c", "d"]
+
+
+def example(images=200, seed=0, present=(0, 1, 2, 3)):
+    """Probabilities of a fair classifier; class d is hard."""
+    random = np.random.default_rng(seed)
+    labels = random.choice(present, images)
+    logits = random.normal(0, 1, (images, 4))
+    logits[np.arange(images), labels] += np.array([3, 1.5, 1, 0])[labels]
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return probabilities, labels
+
+
+def test_the_report_equals_scikit_learns_figures():
+    probabilities, labels = example()
+    predicted = probabilities.argmax(1)
+    report = classification_report(probabilities, labels, CLASSES)
+    assert report["n"] == 200 and report["classes"] == CLASSES
+    assert report["accuracy"] == pytest.approx(reference.accuracy_score(labels, predicted))
+    expected = reference.balanced_accuracy_score(labels, predicted)
+    assert report["balanced_accuracy"] == pytest.approx(expected)
+    assert report["balanced_accuracy"] != pytest.approx(report["accuracy"])
+    assert report["confusion"] == reference.confusion_matrix(labels, predicted).tolist()
+    precision, recall, _, support = reference.precision_recall_fscore_support(labels, predicted)
+    assert [row["precision"] for row in report["per_class"]] == pytest.approx(precision)
+    assert [row["recall"] for row in report["per_class"]] == pytest.approx(recall)
+    assert [row["n"] for row in report["per_class"]] == support.tolist()
+    assert [row["class"] for row in report["per_class"]] == CLASSES
+    correct = int((labels == predicted).sum())
+    assert report["ci95"] == list(wilson_interval(correct, 200))
+    assert report["ece"] == expected_calibration_error(probabilities.max(1), labels == predicted)
+
+
+def test_a_class_that_is_not_tested_has_no_recall_and_one_never_predicted_no_precision():
+    probabilities = np.eye(4)[[0, 0, 1, 3]]
+    report = classification_report(probabilities, np.array([0, 1, 1, 2]), CLASSES)
+    rows = {row["class"]: (row["precision"], row["recall"], row["n"]) for row in report["per_class"]}
+    assert rows == {"a": (0.5, 1.0, 1), "b": (1.0, 0.5, 2), "c": (None, 0.0, 1), "d": (0.0, None, 0)}
+    # Over the three classes that are tested.
+    assert report["balanced_accuracy"] == pytest.approx(0.5)
+
+
+def test_the_most_confused_pairs_come_first_and_hits_are_none_of_them():
+    labels = np.array([0] * 5 + [1] * 9 + [2] * 4)
+    predicted = np.array([1, 1, 1, 0, 0] + [2] + [1] * 8 + [0, 0, 2, 2])
+    report = classification_report(np.eye(4)[predicted], labels, CLASSES)
+    pairs = [(pair["true"], pair["predicted"], pair["count"]) for pair in report["most_confused"]]
+    assert pairs == [("a", "b", 3), ("c", "a", 2), ("b", "c", 1)]
+
+
+def test_confusion_counts_every_pair_of_classes():
+    labels, predicted = np.array([0, 0, 2, 1]), np.array([0, 2, 2, 0])
+    assert confusion_matrix(labels, predicted, 3).tolist() == [[1, 0, 1], [1, 0, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    # Newcombe, Two-sided confidence intervals for the single proportion (1998), table I, method 3.
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_intervals_are_the_published_ones(correct, total, low, high):
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+    mirrored = wilson_interval(total - correct, total)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(3, 7), (50, 51), (980, 1000)])
+def test_wilson_limits_solve_the_score_equation(correct, total):
+    for limit in wilson_interval(correct, total):
+        distance = abs(correct / total - limit)
+        assert distance == pytest.approx(1.96 * math.sqrt(limit * (1 - limit) / total), rel=1e-9)
+
+
+def test_wilson_stays_between_0_and_1():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    for total in (1, 3, 1000):
+        assert wilson_interval(0, total)[0] == 0.0 and wilson_interval(total, total)[1] == 1.0
+
+
+def slow_ece(confidence, correct):
+    """Guo et al., equation 3, bin by bin."""
+    total = 0.0
+    for b in range(15):
+        inside = [i for i in range(len(confidence)) if b / 15 <= confidence[i] < (b + 1) / 15]
+        inside += [i for i in range(len(confidence)) if b == 14 and confidence[i] == 1]
+        if inside:
+            accuracy = sum(correct[i] for i in inside) / len(inside)
+            mean_confidence = sum(confidence[i] for i in inside) / len(inside)
+            total += len(inside) / len(confidence) * abs(accuracy - mean_confidence)
+    return total
+
+
+def test_calibration_error_equals_the_loop_over_bins():
+    probabilities, labels = example(seed=1)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    assert expected_calibration_error(confidence, correct) == pytest.approx(
+        slow_ece(confidence, correct)
+    )
+
+
+def test_calibration_error_of_sure_answers_is_their_error_rate():
+    correct = np.array([True, True, True, False])
+    assert expected_calibration_error(np.ones(4), correct) == pytest.approx(0.25)
+    assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0.0
+
+
+def test_mean_intervals_are_scipys_t_intervals():
+    values = [0.71, 0.74, 0.69, 0.75, 0.73]
+    expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    assert mean_interval(values) == pytest.approx(expected)
+
+
+def test_mean_intervals_stay_between_0_and_1():
+    assert mean_interval([0.5]) == (0.0, 1.0)
+    assert mean_interval([0.99, 1.0, 0.9])[1] == 1.0
+    assert mean_interval([0.01, 0.0, 0.1])[0] == 0.0

@@ -1,0 +1,278 @@
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from scipy.special import softmax
+from sklearn.datasets import make_moons
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import rbf_kernel
+from sklearn.model_selection import cross_val_score
+
+from clfew.finetuning import label_propagation, probes
+from clfew.finetuning.label_propagation import (
+    ALPHA,
+    balance,
+    neighbour_graph,
+    propagate,
+    propagated_shares,
+    propagation_head,
+)
+from clfew.finetuning.probes import FEW_LABELS, STRENGTHS, folds, knn_head, linear_head
+from clfew.models.classifier import UnitHead
+
+
+def clusters(images=90, classes=3, dim=6, spread=1.0, seed=0):
+    """Features of different scales and offsets around a centre for each class, float32."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(images) % classes
+    features = random.normal(0, 2, (classes, dim))[labels] + random.normal(0, spread, (images, dim))
+    return (features * np.geomspace(0.1, 10, dim) + 5).astype(np.float32), labels
+
+
+def probabilities(head, features):
+    with torch.no_grad():
+        return torch.softmax(head(torch.from_numpy(features)), dim=1).numpy()
+
+
+def scaled(features, scaling):
+    """All images, with and without labels, give mean and spread."""
+    centred = features - features.mean(0)
+    if scaling == "standardised":
+        return centred / features.std(0)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("scaling", ["standardised", "unit"])
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_the_linear_head_is_scikit_learns_regression_on_scaled_features(monkeypatch, classes, scaling):
+    monkeypatch.setattr(probes, "STRENGTHS", {scaling: STRENGTHS[scaling]})
+    features, labels = clusters(classes=classes)
+    labelled = np.arange(40)
+    head, used = linear_head(features, labelled, labels[labelled], classes, 0)
+    assert used["scaling"] == scaling
+    inputs = scaled(features, scaling)
+    model = LogisticRegression(C=used["strength"], max_iter=1000).fit(inputs[labelled], labels[labelled])
+    np.testing.assert_allclose(probabilities(head, features), model.predict_proba(inputs), atol=1e-4)
+
+
+@pytest.mark.parametrize("present", [(0, 2), (0, 2, 3)])
+def test_a_class_without_labels_is_never_predicted(present):
+    features, labels = clusters(classes=4)
+    labelled = np.flatnonzero(np.isin(labels, present))
+    head, _ = linear_head(features, labelled, labels[labelled], 4, 0)
+    shares = probabilities(head, features)
+    missing = sorted(set(range(4)) - set(present))
+    assert shares[:, missing].max() < 1e-6
+    assert (shares[labelled].argmax(1) == labels[labelled]).mean() > 0.8
+
+
+def test_scaling_and_strength_are_what_cross_validation_prefers():
+    for spread in (0.3, 4.0):
+        features, labels = clusters(spread=spread, dim=10)
+        labelled = np.arange(30)
+        _, used = linear_head(features, labelled, labels[labelled], 3, 0)
+        losses = {
+            (scaling, c): -cross_val_score(
+                LogisticRegression(C=c, max_iter=1000), scaled(features, scaling)[labelled],
+                labels[labelled], cv=folds(labels[labelled], 0), scoring="neg_log_loss",
+            ).mean()
+            for scaling, strengths in STRENGTHS.items() for c in strengths
+        }  # fmt: skip
+        assert (used["scaling"], used["strength"]) == min(losses, key=losses.get)
+
+
+def test_few_labels_take_the_default():
+    features, labels = clusters(spread=4.0, dim=20)
+    head, used = linear_head(features, np.arange(8), labels[:8], 3, 0)
+    assert (used["scaling"], used["strength"]) == FEW_LABELS
+    assert isinstance(head, UnitHead)
+
+
+def test_a_unit_head_sees_directions_alone():
+    head = UnitHead(4, 3)
+    head.centre.copy_(torch.tensor([1.0, -2.0, 0.0, 3.0]))
+    features = torch.randn(5, 4)
+    longer = head.centre + 7 * (features - head.centre)
+    torch.testing.assert_close(head(features), head(longer))
+
+
+def test_folds_hold_every_class_on_both_sides():
+    labels = np.array([0] * 4 + [1] * 7)
+    splits = folds(labels, 0)
+    assert sorted(np.concatenate([held_out for _, held_out in splits]).tolist()) == list(range(11))
+    for train, held_out in splits:
+        assert set(labels[train]) == set(labels[held_out]) == {0, 1}
+        assert not set(train) & set(held_out)
+    assert folds(np.array([0, 0, 1]), 0) == []
+
+
+def slow_knn(features, bank, labels, classes, k):
+    """Shares of a vote with weights exp(cosine / 0.07) of the k most similar, image by image."""
+    shares = np.zeros((len(features), classes))
+    for i, feature in enumerate(features):
+        cosine = [feature @ b / np.linalg.norm(feature) / np.linalg.norm(b) for b in bank]
+        for j in sorted(range(len(bank)), key=lambda j: -cosine[j])[:k]:
+            shares[i, labels[j]] += np.exp(cosine[j] / 0.07)
+    return shares / shares.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(("labels_a_class", "k"), [(1, 1), (6, 6), (25, 20)])
+def test_the_neighbour_head_equals_the_slow_vote(labels_a_class, k):
+    features, labels = clusters(spread=2.0)
+    labelled = np.arange(3 * labels_a_class)
+    head = knn_head(features, labelled, labels[labelled], 3)
+    assert head.k == k
+    expected = slow_knn(features.astype(np.float64), features[labelled], labels[labelled], 3, k)
+    # Every class keeps a share of 1e-4.
+    np.testing.assert_allclose(probabilities(head, features), (expected + 1e-4) / 1.0003, atol=1e-4)
+
+
+def test_the_smallest_class_limits_the_voters():
+    features, labels = clusters()
+    labelled = np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in ((0, 8), (1, 3), (2, 5))])
+    assert knn_head(features, labelled, labels[labelled], 3).k == 3
+
+
+def test_the_graph_is_symmetric_normalised_and_without_loops():
+    features, _ = clusters()
+    graph = neighbour_graph(features)
+    assert sparse.issparse(graph) and graph.shape == (90, 90)
+    assert abs(graph - graph.T).max() < 1e-12
+    assert abs(graph.diagonal()).max() == 0
+    assert ((graph > 0).sum(1) >= 15).all() and graph.min() >= 0
+    largest = np.abs(np.linalg.eigvalsh(graph.toarray())).max()
+    assert largest == pytest.approx(1.0, abs=1e-9)  # Of D^-1/2 W D^-1/2.
+
+
+def test_the_graph_joins_the_nearest_by_cosine_of_standardised_features():
+    features, _ = clusters()
+    inputs = (features - features.mean(0)) / features.std(0)
+    unit = inputs / np.linalg.norm(inputs, axis=1, keepdims=True)
+    cosine = unit @ unit.T - 2 * np.eye(90)
+    graph = neighbour_graph(features).toarray()
+    for i in range(90):
+        nearest = np.argsort(-cosine[i])[:15]
+        assert (graph[i, nearest] > 0).all()
+    # Weights fall with the distance, before the degrees divide them.
+    weight = np.where(graph > 0, np.exp((cosine - 1) / 0.1), 0)
+    mutual = (np.argsort(np.argsort(-cosine, axis=1), axis=1) < 15).astype(float)
+    weight = weight * (mutual + mutual.T) / 2
+    expected = weight / np.sqrt(np.outer(weight.sum(1), weight.sum(1)))
+    np.testing.assert_allclose(graph, expected, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("images", [2, 3, 10])
+def test_a_graph_of_fewer_images_than_neighbours_joins_all(images):
+    graph = neighbour_graph(clusters(images)[0]).toarray()
+    assert ((graph > 0).sum(1) == images - 1).all()
+
+
+LABELLED, LABELS = np.array([0, 1, 2, 5]), np.array([0, 1, 2, 2])
+
+
+def test_propagate_equals_the_iteration_on_a_dense_matrix():
+    dense = neighbour_graph(clusters()[0]).toarray()
+    start = np.zeros((90, 3))
+    start[[0, 1, 2, 5], [0, 1, 2, 2]] = [1, 1, 0.5, 0.5]  # Each class with the same mass.
+    mass = start.copy()
+    for _ in range(100):
+        mass = ALPHA * dense @ mass + (1 - ALPHA) * start
+    result = propagate(sparse.csr_matrix(dense), LABELLED, LABELS, 3)
+    np.testing.assert_allclose(result, mass, rtol=1e-9, atol=1e-15)
+
+
+def test_propagate_converges_to_the_closed_form(monkeypatch):
+    graph = neighbour_graph(clusters()[0])
+    start = np.zeros((90, 3))
+    start[[0, 1, 2, 5], [0, 1, 2, 2]] = [1, 1, 0.5, 0.5]
+    # Zhou et al., equation 3, with the factor that they leave out.
+    closed = (1 - ALPHA) * np.linalg.solve(np.eye(90) - ALPHA * graph.toarray(), start)
+    monkeypatch.setattr(label_propagation, "_STEPS", 2000)
+    np.testing.assert_allclose(propagate(graph, LABELLED, LABELS, 3), closed, rtol=1e-6, atol=1e-12)
+    monkeypatch.undo()
+    # The hundred steps taken leave α^100 of the distance, at most.
+    distance = np.linalg.norm(propagate(graph, LABELLED, LABELS, 3) - closed, 2)
+    assert distance <= ALPHA**100 * np.linalg.norm(start - closed, 2) + 1e-12
+
+
+def test_balance_gives_rows_of_one_and_classes_of_the_same_mass():
+    random = np.random.default_rng(0)
+    mass = random.uniform(0.1, 1, (300, 3)) * [1, 5, 20]
+    shares = balance(mass)
+    np.testing.assert_allclose(shares.sum(1), 1)
+    np.testing.assert_allclose(shares.sum(0), 100, rtol=0.01)
+    # What an image is likelier to be than its neighbour is kept: odds change by the same factor.
+    odds = (shares[:, 0] / shares[:, 1]) / (mass[:, 0] / mass[:, 1])
+    np.testing.assert_allclose(odds, odds[0], rtol=1e-6)
+
+
+def test_an_image_that_no_label_reaches_gets_equal_shares():
+    mass = np.array([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]])
+    np.testing.assert_allclose(balance(mass)[2], [0.5, 0.5])
+
+
+def two_moons():
+    """Two interleaved half-circles, lifted to where near points have a high cosine."""
+    points, labels = make_moons(300, noise=0.06, random_state=0)
+    anchors = make_moons(100, noise=0.2, random_state=1)[0]
+    return rbf_kernel(points, anchors, gamma=8).astype(np.float32), labels
+
+
+def test_one_label_a_class_spreads_over_two_moons_and_beats_a_linear_probe():
+    features, labels = two_moons()
+    graph = neighbour_graph(features)
+    propagated, linear, headed = [], [], []
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        labelled = np.array([random.choice(np.flatnonzero(labels == c)) for c in (0, 1)])
+        shares = propagated_shares(graph, labelled, labels[labelled], 2)
+        np.testing.assert_allclose(shares.sum(1), 1)
+        propagated.append((shares.argmax(1) == labels).mean())
+        head, _ = linear_head(features, labelled, labels[labelled], 2, 0)
+        linear.append((probabilities(head, features).argmax(1) == labels).mean())
+        head = propagation_head(features, graph, labelled, labels[labelled], 2)
+        headed.append((probabilities(head, features).argmax(1) == labels).mean())
+    assert np.mean(propagated) > 0.95
+    assert np.mean(headed) > 0.9
+    assert np.mean(headed) > np.mean(linear) + 0.1
+
+
+def test_a_class_without_labels_gets_no_share():
+    features, labels = clusters(classes=4)
+    labelled = np.array([0, 1, 3])
+    graph = neighbour_graph(features)
+    shares = propagated_shares(graph, labelled, labels[labelled], 4)
+    assert shares.shape == (90, 4) and (shares[:, 2] == 0).all()
+    np.testing.assert_allclose(shares.sum(1), 1)
+    head = propagation_head(features, graph, labelled, labels[labelled], 4)
+    assert probabilities(head, features)[:, 2].max() < 1e-6
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0])
+def test_fewer_images_than_features_are_fitted_in_the_space_they_span_with_the_same_result(strength):
+    features, labels = clusters(images=30, classes=3, dim=200)
+    inputs = scaled(features, "standardised")
+    coordinates, basis = probes._span(inputs)
+    assert coordinates.shape == (30, 30)
+    np.testing.assert_allclose(coordinates @ basis.T, inputs, atol=1e-4)
+    inputs = inputs.astype(np.float64)
+    model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels)
+    weight, bias = probes._logistic(inputs, labels, strength, 3)
+    np.testing.assert_allclose(
+        softmax(inputs @ weight.T + bias, axis=1), model.predict_proba(inputs), atol=1e-3
+    )
+
+
+def test_one_label_for_each_of_many_classes_is_no_reason_to_warn(recwarn):
+    features, labels = clusters(images=40, classes=20)
+    linear_head(features, np.arange(20), labels[:20], 20, 0)
+    assert not recwarn.list
+
+
+def test_labelled_images_keep_their_labels_among_neighbours_of_another_class():
+    features, labels = clusters(images=60, spread=0.3)
+    said = labels[:21].copy()
+    said[0] = (said[0] + 1) % 3  # Against all that is near it.
+    shares = propagated_shares(neighbour_graph(features), np.arange(21), said, 3)
+    assert (shares[:21] == np.eye(3)[said]).all()
+    assert (shares[21:].argmax(1) == labels[21:]).all()
