@@ -11,6 +11,7 @@ from clfew.data.image_files import expand
 from clfew.errors import UsageError, UserError
 from clfew.output import (
     describe_artifact,
+    print_caches,
     print_comparison,
     print_distillation,
     print_finetuning,
@@ -19,7 +20,6 @@ from clfew.output import (
     print_report,
     print_rows,
     print_settings,
-    print_stores,
 )
 from clfew.runs.folders import find_artifact
 from clfew.version import __version__
@@ -87,14 +87,37 @@ def pretrain(
         raise UsageError("Which images? No SOURCE was named.", "for example: clfew pretrain ./unlabeled")
     from clfew.commands.pretrain import pretrain as run
 
-    options = {"temperature": temperature, "loss": loss, "corruption": corruption, "stacked": stacked,
-               "mask": mask, "adversarial": adversarial}  # fmt: skip
+    options = {
+        "temperature": temperature,
+        "loss": loss,
+        "corruption": corruption,
+        "stacked": stacked,
+        "mask": mask,
+        "adversarial": adversarial,
+    }
     run(
-        source, method=method, encoder=encoder, size=size, epochs=epochs, minutes=minutes,
-        batch=batch, optimizer=optimizer, lr=lr, options=options, flip=flip,
-        transductive=transductive, init=init, adapt=adapt, save_samples=save_samples, seed=seed,
-        device=device, precision=precision, compilation=compile, threads=threads, out=out,
-    )  # fmt: skip
+        source,
+        method=method,
+        encoder=encoder,
+        size=size,
+        epochs=epochs,
+        minutes=minutes,
+        batch=batch,
+        optimizer=optimizer,
+        lr=lr,
+        options=options,
+        flip=flip,
+        transductive=transductive,
+        init=init,
+        adapt=adapt,
+        save_samples=save_samples,
+        seed=seed,
+        device=device,
+        precision=precision,
+        compilation=compile,
+        threads=threads,
+        out=out,
+    )
 
 
 @app.command(epilog="Example:  clfew finetune ./labeled --labels 4/class --repeat 5")
@@ -139,10 +162,25 @@ def finetune(
         from clfew.commands.finetune import finetune as run
 
         folder, result = run(
-            source, labels=labels, origin=origin, init=init, mode=mode, stage=stage, repeat=repeat,
-            encoder=encoder, size=size, epochs=epochs, batch=batch, lr=lr, flip=flip, seed=seed,
-            device=device, precision=precision, threads=threads, out=out,
-        )  # fmt: skip
+            source,
+            labels=labels,
+            origin=origin,
+            init=init,
+            mode=mode,
+            stage=stage,
+            repeat=repeat,
+            encoder=encoder,
+            size=size,
+            epochs=epochs,
+            batch=batch,
+            lr=lr,
+            flip=flip,
+            seed=seed,
+            device=device,
+            precision=precision,
+            threads=threads,
+            out=out,
+        )
     if output is opt.Format.json:
         print_json({"run": str(folder), **result})
     else:
@@ -186,11 +224,25 @@ def distill(
         from clfew.commands.distill import distill as run
 
         folder, result = run(
-            source, origin=origin, student=student, init=init, size=size, epochs=epochs,
-            minutes=minutes, batch=batch, lr=lr, temperature=temperature, use_labels=use_labels,
-            keep=keep, adapt=adapt, seed=seed, device=device, precision=precision, threads=threads,
+            source,
+            origin=origin,
+            student=student,
+            init=init,
+            size=size,
+            epochs=epochs,
+            minutes=minutes,
+            batch=batch,
+            lr=lr,
+            temperature=temperature,
+            use_labels=use_labels,
+            keep=keep,
+            adapt=adapt,
+            seed=seed,
+            device=device,
+            precision=precision,
+            threads=threads,
             out=out,
-        )  # fmt: skip
+        )
     if output is opt.Format.json:
         print_json({"run": str(folder), **result})
     else:
@@ -256,9 +308,17 @@ def embed(
     from clfew.commands.embed import embed as run
 
     folder, count, dim = run(
-        source, origin=origin, init=init, encoder=encoder, size=size, stage=stage, device=device,
-        precision=precision, threads=threads, out=out,
-    )  # fmt: skip
+        source,
+        origin=origin,
+        init=init,
+        encoder=encoder,
+        size=size,
+        stage=stage,
+        device=device,
+        precision=precision,
+        threads=threads,
+        out=out,
+    )
     console.write_out(f"{folder / 'features.safetensors'}  {count:,} × {dim} float32\n")
     console.write_out(f"{folder / 'paths.csv'}  the images in the same order\n")
 
@@ -291,19 +351,32 @@ def compare(
     """
     if resume is not None:
         opt.check_resumed(context, "compare", resume, {"output"})
-        from clfew.commands.compare import go_on
+        from clfew.commands.compare import resume as resume_run
 
-        folder, result = go_on(resume)
+        folder, result = resume_run(resume)
     else:
         if source is None:
             raise UsageError("Which images? No SOURCE was named.", "for example: clfew compare ./photos")
         from clfew.commands.compare import compare as run
 
         folder, result = run(
-            source, methods=methods, labels=labels, draws=draws, seeds=seeds, minutes=minutes,
-            epochs=epochs, encoder=encoder, size=size, mode=mode, flip=flip, seed=seed, device=device,
-            precision=precision, threads=threads, out=out,
-        )  # fmt: skip
+            source,
+            methods=methods,
+            labels=labels,
+            draws=draws,
+            seeds=seeds,
+            minutes=minutes,
+            epochs=epochs,
+            encoder=encoder,
+            size=size,
+            mode=mode,
+            flip=flip,
+            seed=seed,
+            device=device,
+            precision=precision,
+            threads=threads,
+            out=out,
+        )
     if output is opt.RowFormat.table:
         print_comparison(result)
     elif output is opt.RowFormat.json:
@@ -335,22 +408,22 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
 ) -> None:
     """List, size and clear the stores of decoded images."""
-    from clfew.data.cache_listing import clear_stores, list_stores
+    from clfew.data.cache_listing import clear_image_caches, list_image_caches
 
-    stores = list_stores()
-    total = f"{sum(store.bytes for store in stores) / 2**20:,.1f} MiB"
+    caches = list_image_caches()
+    total = f"{sum(each.bytes for each in caches) / 2**20:,.1f} MiB"
     if clear:
-        if left := clear_stores():
+        if left := clear_image_caches():
             raise UserError(
                 f"{left[0]} cannot be removed, nor can {len(left) - 1} other stores."
                 if len(left) > 1
                 else f"{left[0]} cannot be removed.",
                 "check who owns it, or set CLFEW_CACHE to a folder of your own.",
             )
-        console.write_out(f"removed {len(stores)} stores, {total}\n")
+        console.write_out(f"removed {len(caches)} stores, {total}\n")
         return
-    print_stores(stores)
-    console.write_out(f"{len(stores)} stores, {total}\n")
+    print_caches(caches)
+    console.write_out(f"{len(caches)} stores, {total}\n")
 
 
 @app.command(epilog="Example:  clfew demo --out demo")

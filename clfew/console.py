@@ -73,10 +73,13 @@ def progress_bar(description: str) -> Iterator[Callable[..., None]]:
         yield _plain_progress(description)
         return
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=16),
-        TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn(compact=True), TextColumn("left"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=16),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
         TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+    )
     with Progress(*columns, console=log_console, transient=False) as progress:
         task = progress.add_task(description, total=None, note="")
         yield lambda done, total, note="": progress.update(task, completed=done, total=total, note=note)

@@ -133,10 +133,12 @@ Resume = Annotated[Path | None, _option("Go on with an interrupted run.", metava
 Stage = Annotated[
     int,
     typer.Option(
-        min=0, max=64, show_default=False,
+        min=0,
+        max=64,
+        show_default=False,
         help="Read features from this stage of the encoder, counted from 1 (default: its own features).",
     ),
-]  # fmt: skip
+]
 Labels = Annotated[
     str | None, _option("1%, 40 (in all), 4/class, all, or a CSV of path,label.", metavar="SPEC")
 ]

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from clfew import console
 from clfew.errors import UserError
-from clfew.models.metadata import read_about
+from clfew.models.metadata import read_metadata
+from clfew.report.text import flatten, percent
 from clfew.runs.files import csv_line, csv_text
 from clfew.runs.folders import ARTIFACTS, read_config
 
 if TYPE_CHECKING:
     from clfew.commands.predict import Prediction
-    from clfew.data.cache_listing import StoreListing
+    from clfew.data.cache_listing import CacheListing
 
 
 def print_predictions(predictions: "Iterable[Prediction]", output: str) -> int:
@@ -73,9 +74,9 @@ def describe_artifact(named: str) -> dict[str, Any]:
     """What `clfew info` says of an artifact, or of a run folder. Raises UserError."""
     path = Path(named)
     if not path.is_dir():
-        about, shapes = read_about(path)
+        metadata, shapes = read_metadata(path)
         weights = sum(_count(shape) for name, shape in shapes.items() if not name.startswith("seen."))
-        return {"file": str(path), "bytes": path.stat().st_size, "weights": weights, **asdict(about)}
+        return {"file": str(path), "bytes": path.stat().st_size, "weights": weights, **asdict(metadata)}
     config = read_config(path)
     for name in ARTIFACTS.values():
         if (path / name).is_file():
@@ -99,11 +100,11 @@ def _count(shape: tuple[int, ...]) -> int:
     return product
 
 
-def print_stores(stores: "list[StoreListing]") -> None:
+def print_caches(caches: "list[CacheListing]") -> None:
     """The table of `clfew cache`."""
     rows = [
         (s.source, f"{s.images:,}", f"{s.side} px", f"{s.bytes / 2**20:,.1f} MiB", s.used)
-        for s in stores
+        for s in caches
     ]
     console.print_table(("source", "images", "side", "size", "last used"), rows)
 
@@ -114,24 +115,13 @@ def print_json(value: Any) -> None:
 
 def print_settings(settings: dict[str, Any]) -> None:
     """Nested settings as a table of dotted names and values."""
-    console.print_table(("field", "value"), list(_flat(settings)), right_align=False)
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for name, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            yield from _flat(inner, f"{prefix}{name}.")
-        else:
-            yield (
-                f"{prefix}{name}",
-                ", ".join(map(str, inner)) if isinstance(inner, list) else str(inner),
-            )
+    console.print_table(("field", "value"), flatten(settings), right_align=False)
 
 
 def print_finetuning(result: dict[str, Any]) -> None:
     """The table of the draws and one line with their mean and interval."""
     draws = result["draws"]
-    rows = [(f"seed {d['seed']}", d["labels"], d["mode"], _percent(d["accuracy"])) for d in draws]
+    rows = [(f"seed {d['seed']}", d["labels"], d["mode"], percent(d["accuracy"])) for d in draws]
     console.print_table(("draw", "labels", "mode", "accuracy"), rows)
     if "mean" not in result:
         console.write_out("no labelled images were left to test on\n")
@@ -139,8 +129,8 @@ def print_finetuning(result: dict[str, Any]) -> None:
     low, high = result["ci95"]
     spread = f" ± {100 * result['std']:.1f} over {len(draws)} draws" if len(draws) > 1 else ""
     console.write_out(
-        f"accuracy {_percent(result['mean'])}{spread}, 95 % interval {_percent(low)} to "
-        f"{_percent(high)}, on {result['test_images']:,} test images\n"
+        f"accuracy {percent(result['mean'])}{spread}, 95 % interval {percent(low)} to "
+        f"{percent(high)}, on {result['test_images']:,} test images\n"
     )
 
 
@@ -152,8 +142,8 @@ def print_distillation(result: dict[str, Any]) -> None:
         (
             name,
             f"{verdict[f'{name}_hits']} of {total}" if total else "–",
-            _percent(verdict[f"{name}_agreement"] if total else None),
-            _percent(result[name]),
+            percent(verdict[f"{name}_agreement"] if total else None),
+            percent(result[name]),
         )
         for name in ("teacher", "student")
     ]
@@ -166,18 +156,17 @@ def print_report(report: dict[str, Any]) -> None:
     """What `clfew eval` found, on a screen."""
     low, high = report["ci95"]
     rows = [
-        (c["class"], c["n"], _percent(c["precision"]), _percent(c["recall"]))
-        for c in report["per_class"]
+        (c["class"], c["n"], percent(c["precision"]), percent(c["recall"])) for c in report["per_class"]
     ]
     console.print_table(("class", "images", "precision", "recall"), rows)
     for pair in report["most_confused"][:5]:
         true, predicted = console.printable(pair["true"]), console.printable(pair["predicted"])
         console.write_out(f"{pair['count']:>5} × {true} taken for {predicted}\n")
     console.write_out(
-        f"accuracy {_percent(report['accuracy'])}, 95 % interval {_percent(low)} to {_percent(high)}, "
+        f"accuracy {percent(report['accuracy'])}, 95 % interval {percent(low)} to {percent(high)}, "
         f"on {report['n']:,} images\n"
-        f"balanced accuracy {_percent(report['balanced_accuracy'])}, "
-        f"expected calibration error {_percent(report['ece'])}{_before(report)}\n"
+        f"balanced accuracy {percent(report['balanced_accuracy'])}, "
+        f"expected calibration error {percent(report['ece'])}{_before(report)}\n"
     )
     for step in ("pretraining", "finetuning"):
         if report[f"seen_in_{step}"]:
@@ -188,11 +177,7 @@ def _before(report: dict[str, Any]) -> str:
     """The calibration error without the temperature, where there is one."""
     if report["temperature"] == 1:
         return ""
-    return f", {_percent(report['ece_uncalibrated'])} before calibration"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
+    return f", {percent(report['ece_uncalibrated'])} before calibration"
 
 
 def print_rows(rows: list[dict[str, Any]], output: str) -> None:
@@ -215,11 +200,14 @@ def print_comparison(result: dict[str, Any]) -> None:
         ["pretraining", "epochs", "seconds", "images/s", "optimizer"],
         [
             [
-                r["method"], f"{r['epochs']:.3g}", f"{r['seconds']:.0f}",
-                f"{r['images_per_second']:.0f}", f"{r['optimizer']} {r['learning_rate']:.2g}",
+                r["method"],
+                f"{r['epochs']:.3g}",
+                f"{r['seconds']:.0f}",
+                f"{r['images_per_second']:.0f}",
+                f"{r['optimizer']} {r['learning_rate']:.2g}",
             ]
             for r in result["pretraining"]
         ],
-    )  # fmt: skip
+    )
     for method, message in result["failed"].items():
         console.write_out(f"{method} failed: {console.printable(message)}\n")

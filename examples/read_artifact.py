@@ -20,15 +20,15 @@ from torchvision.transforms.v2 import functional as F
 
 def main(artifact: str, image_file: str) -> None:
     with safe_open(artifact, framework="pt") as file:
-        about = json.loads(file.metadata()["clfew"])
+        metadata = json.loads(file.metadata()["clfew"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for field in ("kind", "encoder", "size", "side", "mean", "std", "mode", "classes"):
-        print(f"{field:<8} {about[field]}")
+        print(f"{field:<8} {metadata[field]}")
 
-    name = about["encoder"].removeprefix("torchvision:")  # With the prefix: the stem as published.
+    name = metadata["encoder"].removeprefix("torchvision:")  # With the prefix: the stem as published.
     network = torchvision.models.get_model(name)
     network.fc = torch.nn.Identity()
-    if about["size"] <= 64 and name == about["encoder"]:
+    if metadata["size"] <= 64 and name == metadata["encoder"]:
         network.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)
         network.maxpool = torch.nn.Identity()
     prefix = "classifier.encoder.backbone."
@@ -38,20 +38,22 @@ def main(artifact: str, image_file: str) -> None:
 
     # As clfew stores and views images: squeezed to a square, then resized with antialiasing. (Of
     # images longer than 4:3 clfew also cuts the ends off.)
-    image = Image.open(image_file).convert("RGB").resize((about["side"],) * 2, Image.Resampling.BICUBIC)
+    image = (
+        Image.open(image_file).convert("RGB").resize((metadata["side"],) * 2, Image.Resampling.BICUBIC)
+    )
     pixels = F.to_dtype(F.to_image(image), torch.float32, scale=True)
-    pixels = F.resize(pixels, [about["size"]] * 2, antialias=True)
-    pixels = F.normalize(pixels, about["mean"], about["std"])
+    pixels = F.resize(pixels, [metadata["size"]] * 2, antialias=True)
+    pixels = F.normalize(pixels, metadata["mean"], metadata["std"])
     with torch.no_grad():
         features = network(pixels[None])
-        if about["adapter"]:
+        if metadata["adapter"]:
             layer = "classifier.encoder.adapter"
             features = features @ tensors[f"{layer}.weight"].T + tensors[f"{layer}.bias"]
         if "classifier.head.centre" in tensors:  # A head on directions.
             features = torch.nn.functional.normalize(features - tensors["classifier.head.centre"])
         logits = features @ tensors["classifier.head.weight"].T + tensors["classifier.head.bias"]
-        logits /= about["temperature"]
-    for name, share in zip(about["classes"], logits.softmax(1)[0].tolist(), strict=True):
+        logits /= metadata["temperature"]
+    for name, share in zip(metadata["classes"], logits.softmax(1)[0].tolist(), strict=True):
         print(f"{share:6.1%}  {name}")
 
 

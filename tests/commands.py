@@ -62,10 +62,17 @@ class Command:
         self.home = home
         # Nothing of the machine's own settings; one thread, so that busy cores change nothing.
         self.env = {
-            "PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8", "COLUMNS": "100",
-            "CLFEW_CACHE": str(home / "cache"), "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **(env or {}),
-        }  # fmt: skip
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "COLUMNS": "100",
+            "CLFEW_CACHE": str(home / "cache"),
+            "HF_HOME": str(home / "hf"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            **(env or {}),
+        }
         script = Path(__file__).with_name("warm.py")
         self._server = subprocess.Popen(
             [sys.executable, script],
@@ -86,9 +93,12 @@ class Command:
         streams = [self.home / name for name in ("stdin", "stdout", "stderr")]
         streams[0].write_text(stdin)
         request = {
-            "argv": argv, "cwd": str(cwd), "env": full, "streams": [str(s) for s in streams],
+            "argv": argv,
+            "cwd": str(cwd),
+            "env": full,
+            "streams": [str(s) for s in streams],
             "faults": faults,
-        }  # fmt: skip
+        }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         code = int(self._server.stdout.readline())

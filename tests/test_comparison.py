@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clfew.commands.comparison import Cells, Images, _best_stage, accuracy_of, features_by_stage, rows_of
-from clfew.finetuning.probes import few_label_hits, folds
+from clfew.finetuning.probes import few_label_correct, folds
 from clfew.models.encoder import Encoder
 from clfew.report.comparison import draw_comparison, header, lines
 
@@ -18,8 +18,8 @@ def images_of(labels, pool, test, pixels=None, size=16):
     count = len(labels)
     pixels = np.zeros((count, size, size, 3), np.uint8) if pixels is None else pixels
     source = SimpleNamespace(labels=labels, classes=["a", "b"])
-    store = SimpleNamespace(pixels=pixels, aspects=np.ones(count, np.float32), side=size)
-    return Images(source, store, len(pool), np.array(pool), np.array(test), {}, size, CPU, "fp32")
+    cache = SimpleNamespace(pixels=pixels, aspects=np.ones(count, np.float32), side=size)
+    return Images(source, cache, len(pool), np.array(pool), np.array(test), {}, size, CPU, "fp32")
 
 
 def features(labels, helps, seed=0):
@@ -52,8 +52,8 @@ def test_hits_are_counted_on_labels_that_were_held_out():
     labels = np.arange(40) % 2
     splits = folds(labels[:20], 0)
     rows = np.arange(20)
-    assert few_label_hits(features(labels, 1.0), rows, labels[:20], splits) == 20
-    assert few_label_hits(features(labels, 0.0), rows, labels[:20], splits) < 17
+    assert few_label_correct(features(labels, 1.0), rows, labels[:20], splits) == 20
+    assert few_label_correct(features(labels, 0.0), rows, labels[:20], splits) < 17
 
 
 @torch.no_grad()
@@ -72,11 +72,11 @@ def test_features_by_stage_end_with_the_encoders_own():
 
 def test_cells_are_kept_as_they_come_and_not_measured_again(tmp_path):
     plan = [("1%", 0, np.array([1])), ("1%", 1, np.array([2])), ("5%", 0, np.array([1, 2]))]
-    asked = []
+    settings = []
 
     def measure(draw, drawn):
-        asked.append((draw, drawn.tolist()))
-        if len(asked) == 3:
+        settings.append((draw, drawn.tolist()))
+        if len(settings) == 3:
             raise KeyboardInterrupt
         return {"accuracy": draw / 2}
 
@@ -85,7 +85,7 @@ def test_cells_are_kept_as_they_come_and_not_measured_again(tmp_path):
     again = Cells(tmp_path / "cells.json")
     assert not again.has("simclr/0", plan) and again.has("simclr/0", plan[:2])
     again.fill("simclr/0", plan, measure)
-    assert asked == [(0, [1]), (1, [2]), (0, [1, 2]), (0, [1, 2])]
+    assert settings == [(0, [1]), (1, [2]), (0, [1, 2]), (0, [1, 2])]
     assert json.loads((tmp_path / "cells.json").read_text())["simclr/0/1%/1"] == {"accuracy": 0.5}
 
 

@@ -10,7 +10,7 @@ import torch
 from clfew.methods.simclr import projector
 from clfew.models.artifacts import save_encoder
 from clfew.models.encoder import Encoder
-from clfew.models.metadata import About
+from clfew.models.metadata import ArtifactMetadata
 
 HEAVY = ("torch", "torchvision", "sklearn", "scipy", "matplotlib", "datasets", "pandas")
 PROGRAM = f"""
@@ -34,8 +34,11 @@ def clfew(tmp_path):
     def run(*arguments):
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, *map(str, arguments)],
-            cwd=tmp_path, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         word, *imported = done.stderr.splitlines()[-1].split()
         assert word == "IMPORTED", done.stderr
         return done.returncode, done.stdout, imported
@@ -47,9 +50,11 @@ def clfew(tmp_path):
 def artifact(tmp_path):
     torch.manual_seed(0)
     encoder = Encoder("resnet8-w8", 16, [0.5] * 3, [0.2] * 3)
-    about = About("encoder", "resnet8-w8", 16, 16, [0.5] * 3, [0.2] * 3, 32, "simclr", True, "0.1.0", 64)
+    metadata = ArtifactMetadata(
+        "encoder", "resnet8-w8", 16, 16, [0.5] * 3, [0.2] * 3, 32, "simclr", True, "0.1.0", 64
+    )
     path = tmp_path / "encoder.safetensors"
-    save_encoder(path, encoder, projector(32, 64, 128), about, torch.arange(3).numpy())
+    save_encoder(path, encoder, projector(32, 64, 128), metadata, torch.arange(3).numpy())
     return path
 
 
@@ -102,6 +107,9 @@ def test_waiting_threads_give_their_core_away_unless_the_user_says_otherwise(own
     inherited = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
         [sys.executable, "-c", program, "--version"],
-        env=inherited | own, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        env=inherited | own,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.stdout.splitlines()[-1] == expected, done.stderr

@@ -72,12 +72,12 @@ if __name__ == "__main__":
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     for line in sys.stdin:
-        asked = json.loads(line)
+        settings = json.loads(line)
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                code = run(asked)
+                code = run(settings)
             finally:
                 os._exit(code)
         print(exit_code(child), flush=True)

@@ -23,15 +23,16 @@ from clfew.commands.comparison import (
     rows_of,
     seconds_of,
 )
-from clfew.commands.pretrain import pretrain, resume
+from clfew.commands.pretrain import pretrain
+from clfew.commands.pretrain import resume as resume_pretraining
 from clfew.data.labels import parse_labels
 from clfew.errors import Stopped, UsageError, UserError
-from clfew.finetuning.start import Origin, from_artifact, from_scratch
+from clfew.finetuning.start import Start, start_from_artifact, start_from_scratch
 from clfew.methods.base import METHODS
 from clfew.methods.setup import DEFAULT_MINUTES, estimate_statistics, options_of
 from clfew.report.comparison import write_comparison
 from clfew.runs.files import write_json
-from clfew.runs.folders import Run, check_new, check_unchanged, gone_on, new_run, read_config
+from clfew.runs.folders import Run, check_new, check_unchanged, new_run, read_config, resumed_run
 from clfew.runs.locks import held
 from clfew.training.batch import TrainingData
 from clfew.training.device import set_threads
@@ -75,18 +76,43 @@ def compare(
     result: `rows`, one for each method and budget, and `pretraining`, one for each method and seed.
     Raises UserError; Stopped after a signal.
     """
-    asked = {
-        "source": source, "methods": methods, "labels": labels, "draws": draws, "seeds": seeds,
-        "minutes": minutes, "epochs": epochs, "encoder": encoder, "size": size, "mode": mode,
-        "flip": flip, "seed": seed, "device": device, "precision": precision, "threads": threads,
-    }  # fmt: skip
+    arguments = {
+        "source": source,
+        "methods": methods,
+        "labels": labels,
+        "draws": draws,
+        "seeds": seeds,
+        "minutes": minutes,
+        "epochs": epochs,
+        "encoder": encoder,
+        "size": size,
+        "mode": mode,
+        "flip": flip,
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "threads": threads,
+    }
     check_new(out)
     if minutes is None and epochs is None:
         minutes = DEFAULT_MINUTES
     settings = Settings(
-        source, _methods(methods), _split(labels), draws, seeds, minutes, epochs, encoder, size, mode,
-        flip, seed, device, precision, threads,
-    )  # fmt: skip
+        source,
+        _methods(methods),
+        _split(labels),
+        draws,
+        seeds,
+        minutes,
+        epochs,
+        encoder,
+        size,
+        mode,
+        flip,
+        seed,
+        device,
+        precision,
+        threads,
+    )
     _check(settings)
     set_threads(threads)
     images, encoder_name = open_images(settings)  # Before a folder is made: it may not be there.
@@ -97,19 +123,22 @@ def compare(
     )
     run = new_run("compare", out)
     with held(run.folder):
-        run.write_bad_images(images.store.bad)
+        run.write_bad_images(images.cache.bad)
         run.write_config(
             {
-                "command": "compare", "arguments": asked, "settings": asdict(settings),
-                "source": images.source.spec, "digest": images.source.digest(),
+                "command": "compare",
+                "arguments": arguments,
+                "settings": asdict(settings),
+                "source": images.source.spec,
+                "digest": images.source.digest(),
             }
-        )  # fmt: skip
+        )
         return _run(run, settings, images, encoder_name)
 
 
-def go_on(folder: Path) -> tuple[Path, dict[str, Any]]:
+def resume(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Goes on with a comparison that was stopped. Raises UserError."""
-    with gone_on(folder, "compare") as config:
+    with resumed_run(folder, "compare") as config:
         settings = Settings(**config["settings"])
         _check(settings)
         set_threads(settings.threads)
@@ -172,8 +201,10 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
             for method in (m for m in settings.methods if m not in failed):
                 for number in range(settings.seeds):
                     check()
-                    origin = from_artifact(_folder(run, method, number) / "encoder.safetensors", None)
-                    _evaluate(f"{method}/{number}", origin, settings.mode, settings, images, cells)
+                    start = start_from_artifact(
+                        _folder(run, method, number) / "encoder.safetensors", None
+                    )
+                    _evaluate(f"{method}/{number}", start, settings.mode, settings, images, cells)
         except Stopped as stopped:  # Of one training: the comparison is what is gone on with.
             raise Stopped(stopped.signal, command) from None
     messages = {method: error.message for method, error in failed.items()}
@@ -221,15 +252,27 @@ def _pretrain(
     console.say("")
     console.say(f"{place:<10} {method}" + (f", seed {number}" if settings.seeds > 1 else ""))
     if read_config(folder):
-        resume(folder, settings.device, settings.threads)
+        resume_pretraining(folder, settings.device, settings.threads)
         return
     shutil.rmtree(folder, ignore_errors=True)  # What was stopped before it had begun.
     pretrain(
-        settings.source, method=method, encoder=encoder, size=images.size, epochs=settings.epochs,
-        minutes=settings.minutes, options=options_of(method, {}), flip=settings.flip, init="scratch",
-        save_samples=True, seed=settings.seed + number, split_seed=settings.seed,
-        device=settings.device, precision=settings.precision, threads=settings.threads, out=folder,
-    )  # fmt: skip
+        settings.source,
+        method=method,
+        encoder=encoder,
+        size=images.size,
+        epochs=settings.epochs,
+        minutes=settings.minutes,
+        options=options_of(method, {}),
+        flip=settings.flip,
+        init="scratch",
+        save_samples=True,
+        seed=settings.seed + number,
+        split_seed=settings.seed,
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        out=folder,
+    )
 
 
 def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
@@ -239,15 +282,21 @@ def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -
         pixels = [pixels_of(images)]
         cells.fill("raw-pixels/0", plan, lambda _, d: accuracy_of(pixels, images, d, "linear", 0))
     for number in range(settings.seeds):
-        begin = from_scratch(
-            images.source, None, encoder, images.size, settings.flip, images.device,
-            settings.seed + number, settings.seed,
-        )  # fmt: skip
+        start = start_from_scratch(
+            images.source,
+            None,
+            encoder,
+            images.size,
+            settings.flip,
+            images.device,
+            settings.seed + number,
+            settings.seed,
+        )
         mode = "linear" if settings.mode == "full" else settings.mode
-        whole = TrainingData(images.store.pixels, images.store.aspects, images.pool)
-        untouched = copy.deepcopy(begin)
-        estimate_statistics(begin.start.encoder, whole, images.device)
-        _evaluate(f"random/{number}", begin, mode, settings, images, cells)
+        whole = TrainingData(images.cache.pixels, images.cache.aspects, images.pool)
+        untouched = copy.deepcopy(start)
+        estimate_statistics(start.encoder, whole, images.device)
+        _evaluate(f"random/{number}", start, mode, settings, images, cells)
         _evaluate(f"scratch/{number}", untouched, "full", settings, images, cells)
 
 
@@ -256,15 +305,15 @@ def _cells(settings: Settings, images: Images) -> list[tuple[str, int, np.ndarra
 
 
 def _evaluate(
-    name: str, origin: Origin, mode: str, settings: Settings, images: Images, cells: Cells
+    name: str, start: Start, mode: str, settings: Settings, images: Images, cells: Cells
 ) -> None:
     plan = _cells(settings, images)
     if cells.has(name, plan):
         return
-    stages = [] if mode == "full" else features_by_stage(origin.start.encoder, images)
+    stages = [] if mode == "full" else features_by_stage(start.encoder, images)
 
     def measure(draw: int, drawn: np.ndarray) -> dict[str, Any]:
-        return accuracy_of(stages, images, drawn, mode, settings.seed + draw, origin.start)
+        return accuracy_of(stages, images, drawn, mode, settings.seed + draw, start)
 
     with console.progress_bar(f"test {name.split('/')[0]}") as update:
         cells.fill(name, plan, measure, update)
@@ -280,21 +329,33 @@ def _result(
             config, rows = read_config(folder), Run(folder).metrics()
             pretraining.append(
                 {
-                    "method": method, "seed": settings.seed + number,
-                    "epochs": config["epochs"], "seconds": rows[-1]["seconds"],
+                    "method": method,
+                    "seed": settings.seed + number,
+                    "epochs": config["epochs"],
+                    "seconds": rows[-1]["seconds"],
                     "images_per_second": float(np.median([r["images_per_second"] for r in rows])),
-                    "loss": rows[-1]["loss"], "optimizer": config["plan"]["optimizer"],
+                    "loss": rows[-1]["loss"],
+                    "optimizer": config["plan"]["optimizer"],
                     "learning_rate": config["plan"]["learning_rate"],
                     "samples": f"{folder.name}/samples.png",
                 }
-            )  # fmt: skip
+            )
     return {
         "source": read_config(run.folder)["arguments"]["source"],  # As it was named.
-        "images": images.count, "test_images": len(images.test),
-        "encoder": encoder, "size": images.size, "mode": settings.mode, "draws": settings.draws,
-        "seeds": settings.seeds, "minutes": settings.minutes, "epochs": settings.epochs,
-        "torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(images.device),
+        "images": images.count,
+        "test_images": len(images.test),
+        "encoder": encoder,
+        "size": images.size,
+        "mode": settings.mode,
+        "draws": settings.draws,
+        "seeds": settings.seeds,
+        "minutes": settings.minutes,
+        "epochs": settings.epochs,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": str(images.device),
         "titles": {**{m: m for m in settings.methods}, **BASELINES},
-        "rows": rows_of(cells, [*BASELINES, *methods], images.drawn, settings), "failed": failed,
+        "rows": rows_of(cells, [*BASELINES, *methods], images.drawn, settings),
+        "failed": failed,
         "pretraining": pretraining,
-    }  # fmt: skip
+    }

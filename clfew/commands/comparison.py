@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from clfew.data.augment import Recipe
-from clfew.data.image_cache import Store, stored, typical_side
-from clfew.data.labels import draw_labels, parse_labels
+from clfew.data.image_cache import ImageCache, cached_images, typical_side
+from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import require_testable, test_indices
-from clfew.finetuning.fit import Start, Task, fit, fit_probe, predict_store
+from clfew.finetuning.fit import Start, Task, fit, fit_probe, predict_cached
 from clfew.finetuning.labelled_data import bounded
 from clfew.finetuning.metrics import mean_interval
-from clfew.finetuning.probes import few_label_hits, folds
+from clfew.finetuning.probes import few_label_correct, folds
 from clfew.methods.base import METHODS, Method
-from clfew.models.defaults import choose_batch, choose_encoder, choose_size, stored_side
+from clfew.models.defaults import cached_side, choose_batch, choose_encoder, choose_size
 from clfew.models.encoder import Encoder
-from clfew.models.features import apply_to_store
+from clfew.models.features import apply_to_cache
 from clfew.runs.files import write_json
 from clfew.training.batch import TrainingData
 from clfew.training.device import choose_device, choose_precision
@@ -65,7 +65,7 @@ class Images:
     pixels that encoders see."""
 
     source: Source
-    store: Store
+    cache: ImageCache
     count: int
     pool: np.ndarray
     test: np.ndarray
@@ -83,14 +83,14 @@ def open_images(settings: Settings) -> tuple[Images, str]:
     require_testable(source)
     native = typical_side(source)
     size, _ = choose_size(settings.size, native, device, many=True)
-    store = stored(source, stored_side(size, native))
-    test = np.intersect1d(test_indices(source, settings.seed), store.good)
-    pool = np.setdiff1d(store.good, test)
+    cache = cached_images(source, cached_side(size, native))
+    test = np.intersect1d(test_indices(source, settings.seed), cache.good)
+    pool = np.setdiff1d(cache.good, test)
     name, _ = choose_encoder(settings.encoder, size, len(pool), device)
     known = pool[source.labels[pool] >= 0]
     drawn = {
         budget: [
-            draw_labels(source, known, parse_labels(budget), settings.seed + i)
+            sample_labels(source, known, parse_labels(budget), settings.seed + i)
             for i in range(settings.draws)
         ]
         for budget in settings.labels
@@ -98,7 +98,7 @@ def open_images(settings: Settings) -> tuple[Images, str]:
     every = np.unique(np.concatenate([d for draws in drawn.values() for d in draws]))
     images = Images(
         source,
-        store,
+        cache,
         len(pool),
         bounded(pool, every),
         test[source.labels[test] >= 0],
@@ -128,9 +128,12 @@ class Cells:
         return all(f"{name}/{budget}/{draw}" in self.done for budget, draw, _ in plan)
 
     def fill(
-        self, name: str, plan: CellPlan, measure: Callable[[int, np.ndarray], dict[str, Any]],
+        self,
+        name: str,
+        plan: CellPlan,
+        measure: Callable[[int, np.ndarray], dict[str, Any]],
         progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Measures, by draw and labelled images, what is not there; each is kept at once."""
         for done, (budget, draw, drawn) in enumerate(plan):
             key = f"{name}/{budget}/{draw}"
@@ -163,24 +166,28 @@ def features_by_stage(encoder: Encoder, images: Images) -> list[np.ndarray]:
     """Features of pool and test, in this order, read at each stage; the last are the encoder's own."""
     network = _Stages(encoder)
     rows = np.concatenate([images.pool, images.test])
-    arrays = (images.store.pixels, images.store.aspects, rows)
-    features = apply_to_store(network, encoder.size, *arrays, images.device, images.precision)
+    arrays = (images.cache.pixels, images.cache.aspects, rows)
+    features = apply_to_cache(network, encoder.size, *arrays, images.device, images.precision)
     return np.split(features, np.cumsum(network.widths)[:-1], axis=1)
 
 
 def pixels_of(images: Images) -> np.ndarray:
     """The pixels of pool and test at no more than 32 a side, as features."""
     rows = np.concatenate([images.pool, images.test])
-    arrays = (images.store.pixels, images.store.aspects, rows)
-    return apply_to_store(
-        nn.Flatten(), min(PIXELS_SIDE, images.store.side), *arrays, torch.device("cpu")
+    arrays = (images.cache.pixels, images.cache.aspects, rows)
+    return apply_to_cache(
+        nn.Flatten(), min(PIXELS_SIDE, images.cache.side), *arrays, torch.device("cpu")
     )
 
 
 def accuracy_of(
-    stages: list[np.ndarray], images: Images, drawn: np.ndarray, mode: str, seed: int,
+    stages: list[np.ndarray],
+    images: Images,
+    drawn: np.ndarray,
+    mode: str,
+    seed: int,
     start: Start | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The test accuracy of a classifier of the labels `drawn`, and the stage it reads, counted from 1.
 
     stages: features of pool and test at each stage; the one that is read is the best in cross-validation
@@ -191,13 +198,19 @@ def accuracy_of(
     stage = 0 if mode == "full" else _best_stage(stages, images, drawn, seed)
     features = None if mode == "full" else stages[stage][: len(images.pool)]
     task = Task(
-        images.store.pixels, images.store.aspects, images.pool, labels, len(images.source.classes),
-        features, images.device, images.precision,
-    )  # fmt: skip
+        images.cache.pixels,
+        images.cache.aspects,
+        images.pool,
+        labels,
+        len(images.source.classes),
+        features,
+        images.device,
+        images.precision,
+    )
     if mode == "full":
         assert start is not None
         classifier, _ = fit(start, task, drawn, mode, seed)
-        guesses = predict_store(classifier, task, images.test).argmax(1)
+        guesses = predict_cached(classifier, task, images.test).argmax(1)
         return {"accuracy": float((guesses == labels[images.test]).mean())}
     head, _ = fit_probe(mode, task, drawn, seed)
     with torch.no_grad():
@@ -211,8 +224,8 @@ def _best_stage(stages: list[np.ndarray], images: Images, drawn: np.ndarray, see
     splits = folds(labels, seed)
     if not splits or len(stages) == 1:
         return len(stages) - 1
-    hits = [few_label_hits(f[: len(images.pool)], rows, labels, splits) for f in stages]
-    return max(range(len(stages)), key=lambda s: (hits[s], s))
+    correct = [few_label_correct(f[: len(images.pool)], rows, labels, splits) for f in stages]
+    return max(range(len(stages)), key=lambda s: (correct[s], s))
 
 
 def rows_of(
@@ -229,12 +242,16 @@ def rows_of(
             stages = Counter(cell["stage"] for cell in found if "stage" in cell)
             rows.append(
                 {
-                    "method": name, "budget": budget, "labels": len(draws[0]),
-                    "mean": float(np.mean(accuracies)), "std": spread,
+                    "method": name,
+                    "budget": budget,
+                    "labels": len(draws[0]),
+                    "mean": float(np.mean(accuracies)),
+                    "std": spread,
                     "ci95": list(mean_interval(accuracies)) if len(accuracies) > 1 else None,
-                    "stage": stages.most_common(1)[0][0] if stages else None, "draws": accuracies,
+                    "stage": stages.most_common(1)[0][0] if stages else None,
+                    "draws": accuracies,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -242,7 +259,7 @@ def objective_of(method: str, encoder: str, images: Images) -> Method:
     """What a method trains. Raises UserError for an encoder that it cannot train, or that has no stages
     to read."""
     kind = METHODS[method]
-    network = Encoder(kind.encoder_name(encoder), images.size, [0.5] * 3, [0.25] * 3, sees=kind.sees)
+    network = Encoder(kind.encoder_name(encoder), images.size, [0.5] * 3, [0.25] * 3, input=kind.input)
     network.map_shapes()
     return kind(network, Recipe())
 
@@ -250,10 +267,10 @@ def objective_of(method: str, encoder: str, images: Images) -> Method:
 def seconds_of(method: str, encoder: str, images: Images, epochs: float) -> float:
     """How long a pretraining run will take, by a trial of a few steps."""
     objective = objective_of(method, encoder, images)
-    data = TrainingData(images.store.pixels, images.store.aspects, images.pool)
+    data = TrainingData(images.cache.pixels, images.cache.aspects, images.pool)
     some = images.pool[:200]
     objective.look_at(
-        torch.from_numpy(images.store.pixels[some]), torch.from_numpy(images.store.aspects[some])
+        torch.from_numpy(images.cache.pixels[some]), torch.from_numpy(images.cache.aspects[some])
     )
     plan = Plan(
         100, choose_batch(None, len(data), images.device)[0], "adamw", 1e-3, 0, 1, 0, images.precision

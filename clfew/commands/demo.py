@@ -17,12 +17,12 @@ from clfew.commands.evaluate import evaluate
 from clfew.commands.finetune import finetune
 from clfew.commands.predict import predict
 from clfew.commands.pretrain import pretrain
-from clfew.data.image_cache import open_store
-from clfew.data.labels import draw_labels, parse_labels
+from clfew.data.image_cache import open_image_cache
+from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices
 from clfew.finetuning.probes import linear_head
-from clfew.models.metadata import read_about
+from clfew.models.metadata import read_metadata
 from clfew.report.label_efficiency import draw_label_efficiency
 from clfew.runs.files import write_bytes, write_json
 from clfew.runs.folders import new_run
@@ -30,8 +30,11 @@ from clfew.training.device import choose_device, set_threads
 
 DRAWS = 5
 BUDGETS = ("1/class", "1%")
-METHODS = {"scratch": "same network from scratch", "raw-pixels": "logistic regression on raw pixels",
-           "clfew": "clfew"}  # fmt: skip
+METHODS = {
+    "scratch": "same network from scratch",
+    "raw-pixels": "logistic regression on raw pixels",
+    "clfew": "clfew",
+}
 
 
 @console.without_next_command()
@@ -73,21 +76,24 @@ def _compare(
     images: Path, folder: Path, pretrained: Path, common: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """The table: each label budget with each method, on the same draws."""
-    about, _ = read_about(pretrained / "encoder.safetensors")
+    metadata, _ = read_metadata(pretrained / "encoder.safetensors")
     rows = []
     for budget in BUDGETS:
         name = budget.replace("/", "-per-")
         arguments: dict[str, Any] = {"labels": budget, "repeat": DRAWS, **common}
         _, scratch = finetune(
-            str(images), origin="scratch", encoder=about.encoder, out=folder / f"scratch-{name}",
+            str(images),
+            origin="scratch",
+            encoder=metadata.encoder,
+            out=folder / f"scratch-{name}",
             **arguments,
-        )  # fmt: skip
+        )
         _, few = finetune(
             str(images), origin=str(pretrained), out=folder / f"finetune-{name}", **arguments
         )
         accuracies = {
             "scratch": [draw["accuracy"] for draw in scratch["draws"]],
-            "raw-pixels": _raw_pixels(images, budget, about.side),
+            "raw-pixels": _raw_pixels(images, budget, metadata.side),
             "clfew": [draw["accuracy"] for draw in few["draws"]],
         }
         labels = few["draws"][0]["labels"]
@@ -98,13 +104,13 @@ def _compare(
 def _raw_pixels(images: Path, budget: str, side: int) -> list[float]:
     """Logistic regression on the pixels, on the draws that `finetune` makes."""
     source = open_source(str(images))
-    store = open_store(source, side)
+    cache = open_image_cache(source, side)
     test = test_indices(source, 0)
-    pool = np.setdiff1d(store.good, test)
-    inputs = store.pixels.reshape(len(source), -1).astype(np.float32) / 255
+    pool = np.setdiff1d(cache.good, test)
+    inputs = cache.pixels.reshape(len(source), -1).astype(np.float32) / 255
     accuracies = []
     for seed in range(DRAWS):
-        drawn = draw_labels(source, pool, parse_labels(budget), seed)
+        drawn = sample_labels(source, pool, parse_labels(budget), seed)
         rows, classes = np.searchsorted(pool, drawn), len(source.classes)
         head, _ = linear_head(inputs[pool], rows, source.labels[drawn], classes, seed)
         with torch.no_grad():
@@ -115,9 +121,12 @@ def _raw_pixels(images: Path, budget: str, side: int) -> list[float]:
 
 def _row(labels: int, method: str, accuracies: list[float]) -> dict[str, Any]:
     return {
-        "labels": labels, "method": method, "mean": float(np.mean(accuracies)),
-        "std": float(np.std(accuracies, ddof=1)), "draws": accuracies,
-    }  # fmt: skip
+        "labels": labels,
+        "method": method,
+        "mean": float(np.mean(accuracies)),
+        "std": float(np.std(accuracies, ddof=1)),
+        "draws": accuracies,
+    }
 
 
 def _show(rows: list[dict[str, Any]], folder: Path, seconds: float) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.image_cache import Store, stored
+from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.sources import open_source
-from clfew.distillation.run import Asked, fewest_labels, lesson_of, result_of, teach
-from clfew.distillation.student import Lesson
+from clfew.distillation.run import Settings, build_setup, fewest_labels, result_of, teach
+from clfew.distillation.student import DistillationSetup
 from clfew.distillation.teacher import (
     SAME,
     Images,
@@ -27,7 +27,7 @@ from clfew.errors import UsageError, UserError
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
 from clfew.models.init_weights import AUTO
-from clfew.models.metadata import About
+from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.files import digest_of, write_bytes, write_json
 from clfew.runs.folders import (
     LABELS,
@@ -39,9 +39,9 @@ from clfew.runs.folders import (
     find_artifact,
     from_here,
     from_option,
-    gone_on,
     new_run,
     read_config,
+    resumed_run,
 )
 from clfew.runs.locks import held
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
@@ -86,11 +86,24 @@ def distill(
         raise UsageError(f"--adapt {adapt} is not known.", f"choose {LAYER} or {NETWORK}.")
     set_threads(threads)
     artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
-    asked = Asked(
-        source, str(artifact), student, init, size, epochs, minutes, batch, lr, temperature, use_labels,
-        keep, adapt, seed, precision,
-    )  # fmt: skip
-    return _run(asked, choose_device(device)[0], out, None)
+    settings = Settings(
+        source,
+        str(artifact),
+        student,
+        init,
+        size,
+        epochs,
+        minutes,
+        batch,
+        lr,
+        temperature,
+        use_labels,
+        keep,
+        adapt,
+        seed,
+        precision,
+    )
+    return _run(settings, choose_device(device)[0], out, None)
 
 
 def resume(
@@ -98,26 +111,28 @@ def resume(
 ) -> tuple[Path, dict[str, Any]]:
     """Goes on with a run that was stopped, on the device and threads it was started with unless others
     are named; returns what `distill` returns. Raises UserError."""
-    with gone_on(folder, "distill") as config, stoppable(_resume_command(folder)):
+    with resumed_run(folder, "distill") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
-        asked = Asked(**config["arguments"])
-        check_same_file(Path(asked.origin), config["teacher"], "the teacher")
-        check_same_file(Path(asked.origin).with_name(LABELS), config["labels"], "the teacher's labels")
-        return _run(asked, chosen, None, Run(folder))
+        settings = Settings(**config["arguments"])
+        check_same_file(Path(settings.origin), config["teacher"], "the teacher")
+        check_same_file(
+            Path(settings.origin).with_name(LABELS), config["labels"], "the teacher's labels"
+        )
+        return _run(settings, chosen, None, Run(folder))
 
 
 def _run(
-    asked: Asked, device: torch.device, out: Path | None, resumed: Run | None
+    settings: Settings, device: torch.device, out: Path | None, resumed: Run | None
 ) -> tuple[Path, dict[str, Any]]:
-    precision, _ = choose_precision(device, asked.precision)
-    artifact = Path(asked.origin)
+    precision, _ = choose_precision(device, settings.precision)
+    artifact = Path(settings.origin)
     teacher = open_teacher(artifact)
-    images = open_images(teacher, asked.source)
+    images = open_images(teacher, settings.source)
     if resumed is not None:
         check_unchanged(resumed.folder, read_config(resumed.folder), images.source.digest())
-    base, has_seen_labels = base_of(teacher, images.source, device, asked.seed)
+    base, has_seen_labels = base_of(teacher, images.source, device, settings.seed)
     can_compare = not has_seen_labels and fewest_labels(images) >= 2
-    if not can_compare and not asked.keep:
+    if not can_compare and not settings.keep:
         raise UserError(
             "Nothing could say whether the student is better than its teacher: "
             + (
@@ -127,30 +142,42 @@ def _run(
             ),
             "label two images of every class, or take the student as it comes with --keep.",
         )
-    begin, about, init = student_start(
-        teacher, base, asked.student, asked.init, asked.size, images.source, device, asked.seed
+    start, metadata, init = student_start(
+        teacher,
+        base,
+        settings.student,
+        settings.init,
+        settings.size,
+        images.source,
+        device,
+        settings.seed,
     )
-    store = stored(images.source, max(teacher.about.side, about.side))
-    pool, test = usable(images, store)
-    lesson = lesson_of(asked, teacher, images, base, begin, about, store, pool, device, precision)
-    console.say(f"teacher    {artifact}: {teacher.about.mode}, {len(images.labelled)} labels")
-    learned = f"{len(lesson.task.pool):,} to learn from"
+    cache = cached_images(images.source, max(teacher.metadata.side, metadata.side))
+    pool, test = usable(images, cache)
+    setup = build_setup(settings, teacher, images, base, start, metadata, cache, pool, device, precision)
+    console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")
+    learned = f"{len(setup.task.pool):,} to learn from"
     console.say(f"images     {learned}, {len(test):,} held out for testing")
-    arguments = (asked, lesson, teacher, images, about, store, test, can_compare)
+    arguments = (settings, setup, teacher, images, metadata, cache, test, can_compare)
     if resumed is not None:
         return resumed.folder, _finish(*arguments, resumed, False)
     run = new_run("distill", out)
     with held(run.folder):
-        where = None if asked.source is None else open_source(asked.source).spec
-        kept = replace(asked, source=where, init=init, origin=str(artifact.resolve()))
+        where = None if settings.source is None else open_source(settings.source).spec
+        kept = replace(settings, source=where, init=init, origin=str(artifact.resolve()))
         run.write_config(
             {
-                "command": "distill", "command_line": command_line(), "source": images.source.spec,
-                "digest": images.source.digest(), "teacher": digest_of(artifact),
-                "labels": digest_of(teacher.run / LABELS), "device": str(device),
-                "threads": torch.get_num_threads(), "arguments": asdict(kept),
+                "command": "distill",
+                "command_line": command_line(),
+                "source": images.source.spec,
+                "digest": images.source.digest(),
+                "teacher": digest_of(artifact),
+                "labels": digest_of(teacher.run / LABELS),
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+                "arguments": asdict(kept),
             }
-        )  # fmt: skip
+        )
         return run.folder, _finish(*arguments, run, True)
 
 
@@ -159,38 +186,57 @@ def _resume_command(folder: Path) -> str:
 
 
 def _finish(
-    asked: Asked, lesson: Lesson, teacher: Teacher, images: Images, about: About, store: Store,
-    test: np.ndarray, can_compare: bool, run: Run, is_new: bool,
-) -> dict[str, Any]:  # fmt: skip
-    artifact, labels = from_here(Path(asked.origin)), (teacher.run / LABELS).read_bytes()
-    pool = lesson.task.pool
+    settings: Settings,
+    setup: DistillationSetup,
+    teacher: Teacher,
+    images: Images,
+    metadata: ArtifactMetadata,
+    cache: ImageCache,
+    test: np.ndarray,
+    can_compare: bool,
+    run: Run,
+    is_new: bool,
+) -> dict[str, Any]:
+    artifact, labels = from_here(Path(settings.origin)), (teacher.run / LABELS).read_bytes()
+    pool = setup.task.pool
     path = run.folder / "classifier.safetensors"
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
-        classifier, verdict, plan = teach(asked, lesson, teacher, images, can_compare, run, trainings)
-        result = result_of(lesson, teacher, classifier, verdict, images.source, test, asked.keep)
+        classifier, verdict, plan = teach(settings, setup, teacher, images, can_compare, run, trainings)
+        result = result_of(setup, teacher, classifier, verdict, images.source, test, settings.keep)
         config = read_config(run.folder) | {
-            "seed": asked.seed, "student": about.encoder, "temperature": asked.temperature,
-            "use_labels": asked.use_labels, "images": len(pool), "plan": asdict(plan),
-            "device": str(lesson.task.device), "precision": lesson.task.precision,
+            "seed": settings.seed,
+            "student": metadata.encoder,
+            "temperature": settings.temperature,
+            "use_labels": settings.use_labels,
+            "images": len(pool),
+            "plan": asdict(plan),
+            "device": str(setup.task.device),
+            "precision": setup.task.precision,
             "threads": torch.get_num_threads(),
-        }  # fmt: skip
+        }
         run.write_config(config)
-        run.write_bad_images(store.bad)
+        run.write_bad_images(cache.bad)
         if result["kept"]:
             epochs_done = plan.steps / plan.steps_per_epoch(len(pool))
-            how = {"command": config.get("command_line", ""), "teacher": str(artifact.resolve()),
-                   "epochs": epochs_done, "temperature": asked.temperature,
-                   "use_labels": asked.use_labels,
-                   **asdict(verdict)}  # fmt: skip
+            how = {
+                "command": config.get("command_line", ""),
+                "teacher": str(artifact.resolve()),
+                "epochs": epochs_done,
+                "temperature": settings.temperature,
+                "use_labels": settings.use_labels,
+                **asdict(verdict),
+            }
             data = {"source": images.source.spec, "images": len(pool)}
-            about = replace(
-                about, temperature=classifier.temperature, clfew_version=__version__,
-                training={**teacher.about.training, "distill": how},
-                data={**teacher.about.data, "distill": data},
-            )  # fmt: skip
-            seen = np.union1d(teacher.seen["pretraining"], store.digests[pool])
+            metadata = replace(
+                metadata,
+                temperature=classifier.temperature,
+                clfew_version=__version__,
+                training={**teacher.metadata.training, "distill": how},
+                data={**teacher.metadata.data, "distill": data},
+            )
+            seen = np.union1d(teacher.seen["pretraining"], cache.digests[pool])
             write_bytes(run.folder / LABELS, labels)
-            save_classifier(path, classifier, about, seen, teacher.seen["finetuning"])
+            save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"])
         write_json(run.folder / "result.json", result)
     if not result["kept"]:
         console.say(f"not kept   {result['reason']}; the teacher stays what it was")

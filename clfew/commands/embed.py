@@ -41,18 +41,18 @@ def embed(
     set_threads(threads)
     chosen, _ = choose_device(device)
     kind, _ = choose_precision(chosen, precision)
-    start = find_start(origin, init, encoder, chosen)
-    if start.is_scratch:
+    spec = find_start(origin, init, encoder, chosen)
+    if spec.is_scratch:
         # Nobody asks for the newest run's network without its weights.
-        start = replace(start, artifact=None)
+        spec = replace(spec, artifact=None)
     opened = open_source(source)
-    begin = open_start(start, opened, encoder, size, None, chosen, 0, False, stage)[0]
-    network, about = begin.start.encoder, begin.about
+    start = open_start(spec, opened, encoder, size, None, chosen, 0, False, stage)[0]
+    network, metadata = start.encoder, start.metadata
     features: list[np.ndarray] = []
     paths: list[tuple[str]] = []
     bad: list[tuple[str, str]] = []
     outputs = apply_to_files(
-        network, about.size, about.side, range(len(opened)), opened.content, chosen, kind
+        network, metadata.size, metadata.side, range(len(opened)), opened.content, chosen, kind
     )
     with console.progress_bar("embed") as update:
         for indices, errors, found in outputs:
@@ -72,7 +72,7 @@ def embed(
         )
     run = new_run("embed", out)
     run.write_config(
-        {"command": "embed", "from": str(begin.artifact or start.words), "source": opened.spec}
+        {"command": "embed", "from": str(start.artifact or spec.words), "source": opened.spec}
     )
     matrix = np.concatenate(features)
     write_bytes(run.folder / "features.safetensors", safetensors.numpy.save({"features": matrix}))

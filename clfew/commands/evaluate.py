@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.image_cache import Store, stored
+from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source
@@ -16,8 +16,8 @@ from clfew.data.splits import test_indices
 from clfew.errors import UserError
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
 from clfew.models.artifacts import load_classifier
-from clfew.models.features import apply_to_store
-from clfew.models.metadata import About
+from clfew.models.features import apply_to_cache
+from clfew.models.metadata import ArtifactMetadata
 from clfew.report.page import ReportDetails, write_report
 from clfew.runs.files import write_json
 from clfew.runs.folders import Run, check_new, find_artifact, new_run, read_config
@@ -44,54 +44,57 @@ def evaluate(
     check_new(out)
     set_threads(threads)
     artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
-    classifier, about, seen = load_classifier(artifact)
-    opened = _in_classes_of(about, _open(source, about))
-    store = stored(opened, about.side)
-    test, split = _tested(opened, store, about)
+    classifier, metadata, seen = load_classifier(artifact)
+    opened = _in_classes_of(metadata, _open(source, metadata))
+    cache = cached_images(opened, metadata.side)
+    test, split = _tested(opened, cache, metadata)
     device_, _ = choose_device(device)
     precision_, _ = choose_precision(device_, precision)
-    arrays = (store.pixels, store.aspects, test)
-    features = apply_to_store(classifier.encoder, about.size, *arrays, device_, precision_)
+    arrays = (cache.pixels, cache.aspects, test)
+    features = apply_to_cache(classifier.encoder, metadata.size, *arrays, device_, precision_)
     classifier.cpu()
     with torch.no_grad():
         logits = classifier.from_features(torch.from_numpy(features))
     probabilities = torch.softmax(logits, dim=1).numpy()
     uncalibrated = torch.softmax(logits * classifier.temperature, dim=1).numpy()
-    labels, digests = opened.labels[test], store.digests[test]
-    report = classification_report(probabilities, labels, about.classes)
-    hits = uncalibrated.argmax(1) == labels
+    labels, digests = opened.labels[test], cache.digests[test]
+    report = classification_report(probabilities, labels, metadata.classes)
+    correct = uncalibrated.argmax(1) == labels
     report["temperature"] = classifier.temperature
-    report["ece_uncalibrated"] = expected_calibration_error(uncalibrated.max(1), hits)
+    report["ece_uncalibrated"] = expected_calibration_error(uncalibrated.max(1), correct)
     for step in ("pretraining", "finetuning"):
         report[f"seen_in_{step}"] = int(np.isin(digests, seen[step]).sum())
     report |= {
-        "source": opened.spec, "split": split, "artifact": str(artifact), "mode": about.mode,
-        "labels": about.data["finetune"]["labels"],
-    }  # fmt: skip
+        "source": opened.spec,
+        "split": split,
+        "artifact": str(artifact),
+        "mode": metadata.mode,
+        "labels": metadata.data["finetune"]["labels"],
+    }
     run = new_run("eval", out)
     run.write_config({"command": "eval", "from": str(artifact), "source": opened.spec})
     write_json(run.folder / "report.json", report)
-    run.write_bad_images(store.bad)
-    pixels = np.asarray(store.pixels)
+    run.write_bad_images(cache.bad)
+    pixels = np.asarray(cache.pixels)
     details = ReportDetails(
         probabilities=probabilities,
         labels=labels,
         images=[pixels[i] for i in test],  # Views: of a large test only the images shown are read.
-        aspects=store.aspects[test],
+        aspects=cache.aspects[test],
         features=features,
         identities=[opened.identities[i] for i in test],
-        curves=_curves(artifact, about),
-        commands=_commands(about, artifact),
-        settings=_settings(about),
+        curves=_curves(artifact, metadata),
+        commands=_commands(metadata, artifact),
+        settings=_settings(metadata),
     )
     write_report(run.folder, report, details)
     console.say(f"report     {run.folder / 'report.html'}")
     return run.folder, report
 
 
-def _open(source: str | None, about: About) -> Source:
+def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
     """The source to test on, with the labels it had when it was learned from."""
-    learned_from = about.data["finetune"]
+    learned_from = metadata.data["finetune"]
     opened = open_source(source or learned_from["source"])
     file = Path(learned_from["label_file"] or "")
     if opened.spec == learned_from["source"] and not opened.is_labelled and file.is_file():
@@ -99,34 +102,34 @@ def _open(source: str | None, about: About) -> Source:
     return opened
 
 
-def _in_classes_of(about: About, source: Source) -> Source:
+def _in_classes_of(metadata: ArtifactMetadata, source: Source) -> Source:
     """The source with labels numbered as the classifier's. Raises UserError for other classes."""
     if not source.is_labelled:
         raise UserError(
             f"{source.spec} has no labels to test against.",
             "name labelled images: class folders, a CSV of path,label, or hf:NAME.",
         )
-    unknown = sorted(set(source.classes) - set(about.classes))
+    unknown = sorted(set(source.classes) - set(metadata.classes))
     if unknown:
         raise UserError(
             f"The classifier does not know the class '{unknown[0]}' of {source.spec} "
             f"({len(unknown)} of {len(source.classes)} classes).",
-            f"it knows {', '.join(about.classes[:8])}{', …' if len(about.classes) > 8 else ''}.",
+            f"it knows {', '.join(metadata.classes[:8])}{', …' if len(metadata.classes) > 8 else ''}.",
         )
-    index = np.array([about.classes.index(name) for name in source.classes])
-    return source.relabelled(np.where(source.labels >= 0, index[source.labels], -1), about.classes)
+    index = np.array([metadata.classes.index(name) for name in source.classes])
+    return source.relabelled(np.where(source.labels >= 0, index[source.labels], -1), metadata.classes)
 
 
-def _tested(source: Source, store: Store, about: About) -> tuple[np.ndarray, str]:
+def _tested(source: Source, cache: ImageCache, metadata: ArtifactMetadata) -> tuple[np.ndarray, str]:
     """Which images are tested, and a sentence that says so."""
-    learned_from = about.data["finetune"]
+    learned_from = metadata.data["finetune"]
     own = (source.splits == "test").any() or (source.splits == "val").any()
     if own or source.spec == learned_from["source"]:
         chosen = test_indices(source, learned_from["split_seed"])
         split = "the data's own test split" if own else "20 % of each class, held out from training"
     else:
         chosen, split = np.arange(len(source)), "all labelled images of a source not learned from"
-    chosen = np.intersect1d(chosen[source.labels[chosen] >= 0], store.good)
+    chosen = np.intersect1d(chosen[source.labels[chosen] >= 0], cache.good)
     # Where a label CSV held all the labels there were, none of them was kept for testing.
     nothing_kept = source.spec == learned_from["source"] and learned_from["test_images"] == 0
     if len(chosen) == 0 or nothing_kept:
@@ -136,7 +139,7 @@ def _tested(source: Source, store: Store, about: About) -> tuple[np.ndarray, str
     return chosen, split
 
 
-def _curves(artifact: Path, about: About) -> dict[str, list[dict[str, Any]]]:
+def _curves(artifact: Path, metadata: ArtifactMetadata) -> dict[str, list[dict[str, Any]]]:
     """Rows of the training logs of the runs behind a classifier, as far as they are still there."""
     curves = {"finetune": Run(artifact.parent).metrics()}
     before = Path(read_config(artifact.parent).get("from", ""))
@@ -145,13 +148,22 @@ def _curves(artifact: Path, about: About) -> dict[str, list[dict[str, Any]]]:
     return {name: rows for name, rows in curves.items() if len(rows) > 1}
 
 
-def _commands(about: About, artifact: Path) -> list[str]:
-    steps = [about.training.get(step, {}).get("command") for step in ("pretrain", "finetune")]
+def _commands(metadata: ArtifactMetadata, artifact: Path) -> list[str]:
+    steps = [metadata.training.get(step, {}).get("command") for step in ("pretrain", "finetune")]
     return [command for command in steps if command] + [
         f"clfew eval --from {shlex.quote(str(artifact.parent))}"
     ]
 
 
-def _settings(about: About) -> dict[str, dict[str, Any]]:
-    network = {"encoder": about.encoder, "size": about.size, "features": about.dim, "flip": about.flip}
-    return {"network": network, **about.training, **{f"{k} data": v for k, v in about.data.items()}}
+def _settings(metadata: ArtifactMetadata) -> dict[str, dict[str, Any]]:
+    network = {
+        "encoder": metadata.encoder,
+        "size": metadata.size,
+        "features": metadata.dim,
+        "flip": metadata.flip,
+    }
+    return {
+        "network": network,
+        **metadata.training,
+        **{f"{k} data": v for k, v in metadata.data.items()},
+    }

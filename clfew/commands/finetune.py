@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.image_cache import Store, stored
-from clfew.data.labels import draw_labels, parse_labels
+from clfew.data.image_cache import ImageCache, cached_images
+from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import require_testable, test_indices
 from clfew.errors import UsageError
 from clfew.finetuning.fit import FullSettings, Task
-from clfew.finetuning.label_samples import fit_draws
+from clfew.finetuning.label_samples import fit_label_samples
 from clfew.finetuning.labelled_data import (
     Others,
     bounded,
@@ -30,11 +30,18 @@ from clfew.finetuning.labelled_data import (
     with_labels,
 )
 from clfew.finetuning.metrics import mean_interval, wilson_interval
-from clfew.finetuning.start import Found, Origin, find_start, named_start, open_start, refound
+from clfew.finetuning.start import (
+    Start,
+    StartSpec,
+    find_start,
+    open_start,
+    restore_start_spec,
+    start_spec_row,
+)
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import AUTO
-from clfew.models.metadata import MODES, read_about
+from clfew.models.metadata import MODES, read_metadata
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
     LABELS,
@@ -44,9 +51,9 @@ from clfew.runs.folders import (
     check_unchanged,
     command_line,
     from_option,
-    gone_on,
     new_run,
     read_config,
+    resumed_run,
 )
 from clfew.runs.locks import held
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
@@ -55,7 +62,7 @@ from clfew.version import __version__
 
 
 @dataclass(frozen=True)
-class Asked:
+class Settings:
     """What a run was asked for; kept in its config.json, so that it can be gone on with."""
 
     source: str | None
@@ -81,7 +88,7 @@ class Learned:
     that were pretrained on."""
 
     source: Source
-    store: Store
+    cache: ImageCache
     split_seed: int
     pool: np.ndarray
     draws: list[np.ndarray]
@@ -122,19 +129,32 @@ def finetune(
     `draws` its accuracy and what was decided. Raises UserError; Stopped after a signal.
     """
     check_new(out)
-    asked = Asked(
-        source, labels, origin, init, mode, stage, repeat, encoder, size, epochs, batch, lr, flip, seed,
+    settings = Settings(
+        source,
+        labels,
+        origin,
+        init,
+        mode,
+        stage,
+        repeat,
+        encoder,
+        size,
+        epochs,
+        batch,
+        lr,
+        flip,
+        seed,
         precision,
-    )  # fmt: skip
+    )
     parse_labels(labels)
     if mode not in ("auto", *MODES):
         raise UsageError(f"--mode {mode} is not known.", f"choose auto, {', '.join(MODES)}.")
     set_threads(threads)
     chosen, _ = choose_device(device)
     found = find_start(origin, init, encoder, chosen)
-    described = read_about(found.artifact)[0] if found.artifact else None
-    asked = replace(asked, source=find_source(source, described, parse_labels(labels)))
-    return _run(asked, found, chosen, out, None)
+    described = read_metadata(found.artifact)[0] if found.artifact else None
+    settings = replace(settings, source=find_source(source, described, parse_labels(labels)))
+    return _run(settings, found, chosen, out, None)
 
 
 def resume(
@@ -142,73 +162,98 @@ def resume(
 ) -> tuple[Path, dict[str, Any]]:
     """Goes on with a run that was stopped, on the device and threads it was started with unless others
     are named; returns what `finetune` returns. Raises UserError."""
-    with gone_on(folder, "finetune") as config, stoppable(_resume_command(folder)):
+    with resumed_run(folder, "finetune") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
-        asked = Asked(**config["arguments"])
+        settings = Settings(**config["arguments"])
         if config["label_digest"]:
-            check_same_file(Path(asked.labels), config["label_digest"], "whose labels the run was given")
-        return _run(asked, refound(config["start"], chosen), chosen, None, Run(folder))
+            check_same_file(
+                Path(settings.labels), config["label_digest"], "whose labels the run was given"
+            )
+        return _run(settings, restore_start_spec(config["start"], chosen), chosen, None, Run(folder))
 
 
 def _run(
-    asked: Asked, found: Found, device: torch.device, out: Path | None, resumed: Run | None
+    settings: Settings, found: StartSpec, device: torch.device, out: Path | None, resumed: Run | None
 ) -> tuple[Path, dict[str, Any]]:
-    spec = parse_labels(asked.labels)
-    precision, _ = choose_precision(device, asked.precision)
-    described = read_about(found.artifact)[0] if found.artifact else None
-    assert asked.source is not None
+    spec = parse_labels(settings.labels)
+    precision, _ = choose_precision(device, settings.precision)
+    described = read_metadata(found.artifact)[0] if found.artifact else None
+    assert settings.source is not None
     same_classes = None if found.is_scratch else described
-    opened, named = with_labels(open_source(asked.source), spec, same_classes)
+    opened, named = with_labels(open_source(settings.source), spec, same_classes)
     if resumed is not None:
         check_unchanged(resumed.folder, read_config(resumed.folder), opened.digest())
-    begins = open_start(
-        found, opened, asked.encoder, asked.size, asked.flip, device, asked.seed, asked.mode == "auto",
-        asked.stage,
-    )  # fmt: skip
+    starts = open_start(
+        found,
+        opened,
+        settings.encoder,
+        settings.size,
+        settings.flip,
+        device,
+        settings.seed,
+        settings.mode == "auto",
+        settings.stage,
+    )
     if resumed is not None:
-        check_other_sources(resumed.folder, begins, opened)
-    split_seed = begins[0].about.data.get("pretrain", {}).get("split_seed", asked.seed)
+        check_other_sources(resumed.folder, starts, opened)
+    split_seed = starts[0].metadata.data.get("pretrain", {}).get("split_seed", settings.seed)
     if named is None:
         require_testable(opened)
     held_out = test_indices(opened, split_seed) if named is None else outside(opened, named, split_seed)
-    store = stored(opened, begins[0].about.side)
-    test = np.intersect1d(held_out[opened.labels[held_out] >= 0], store.good)
-    pool = np.setdiff1d(store.good, held_out)
+    cache = cached_images(opened, starts[0].metadata.side)
+    test = np.intersect1d(held_out[opened.labels[held_out] >= 0], cache.good)
+    pool = np.setdiff1d(cache.good, held_out)
     if named is None:
         known = pool[opened.labels[pool] >= 0]
-        draws = [draw_labels(opened, known, spec, asked.seed + i) for i in range(asked.repeat)]
+        draws = [sample_labels(opened, known, spec, settings.seed + i) for i in range(settings.repeat)]
     else:
         draws = [readable(opened, named, pool, spec)]
     console.say(
-        f"source     {asked.source}: {len(opened.classes)} classes, {len(draws[0])} labels used of "
+        f"source     {settings.source}: {len(opened.classes)} classes, {len(draws[0])} labels used of "
         f"{len(pool):,} images, {len(test):,} more held out for testing"
     )
     pool = bounded(pool, np.concatenate(draws))
-    others = find_others(begins[0], opened, asked.mode, store.digests[test])
-    learned = Learned(opened, store, split_seed, pool, draws, test, others)
+    others = find_others(starts[0], opened, settings.mode, cache.digests[test])
+    learned = Learned(opened, cache, split_seed, pool, draws, test, others)
     candidates = []
-    for each in begins:
-        arguments = (each, store, pool, others, asked.mode, device, precision)
-        candidates.append((each, Task(
-            store.pixels, store.aspects, pool, opened.labels, len(opened.classes),
-            pool_features(*arguments), device, precision,
-        )))  # fmt: skip
+    for each in starts:
+        arguments = (each, cache, pool, others, settings.mode, device, precision)
+        candidates.append(
+            (
+                each,
+                Task(
+                    cache.pixels,
+                    cache.aspects,
+                    pool,
+                    opened.labels,
+                    len(opened.classes),
+                    pool_features(*arguments),
+                    device,
+                    precision,
+                ),
+            )
+        )
     if resumed is not None:
-        return resumed.folder, _fit(asked, found, learned, candidates, resumed, False)
+        return resumed.folder, _fit(settings, found, learned, candidates, resumed, False)
     run = new_run("finetune", out)
-    labels = str(spec.file.resolve()) if spec.file else asked.labels
+    labels = str(spec.file.resolve()) if spec.file else settings.labels
     with held(run.folder):
         run.write_config(
             {
-                "command": "finetune", "command_line": command_line(), "source": opened.spec,
-                "labels": asked.labels, "digest": opened.digest(), "start": named_start(found),
-                "pretrained_on": other_sources(begins, opened),
-                "device": str(device), "threads": torch.get_num_threads(),
+                "command": "finetune",
+                "command_line": command_line(),
+                "source": opened.spec,
+                "labels": settings.labels,
+                "digest": opened.digest(),
+                "start": start_spec_row(found),
+                "pretrained_on": other_sources(starts, opened),
+                "device": str(device),
+                "threads": torch.get_num_threads(),
                 "label_digest": digest_of(spec.file) if spec.file else None,
-                "arguments": asdict(replace(asked, source=opened.spec, labels=labels)),
+                "arguments": asdict(replace(settings, source=opened.spec, labels=labels)),
             }
-        )  # fmt: skip
-        return run.folder, _fit(asked, found, learned, candidates, run, True)
+        )
+        return run.folder, _fit(settings, found, learned, candidates, run, True)
 
 
 def _resume_command(folder: Path) -> str:
@@ -216,54 +261,81 @@ def _resume_command(folder: Path) -> str:
 
 
 def _fit(
-    asked: Asked, found: Found, learned: Learned, candidates: list[tuple[Origin, Task]], run: Run,
+    settings: Settings,
+    found: StartSpec,
+    learned: Learned,
+    candidates: list[tuple[Start, Task]],
+    run: Run,
     is_new: bool,
-) -> dict[str, Any]:  # fmt: skip
-    opened, store, test = learned.source, learned.store, learned.test
+) -> dict[str, Any]:
+    opened, cache, test = learned.source, learned.cache, learned.test
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
-        settings = FullSettings(asked.epochs, asked.batch, asked.lr)
-        results, kept = fit_draws(
-            candidates, opened, learned.draws, test, asked.mode, asked.seed, settings, run, trainings
+        full_settings = FullSettings(settings.epochs, settings.batch, settings.lr)
+        results, kept = fit_label_samples(
+            candidates,
+            opened,
+            learned.draws,
+            test,
+            settings.mode,
+            settings.seed,
+            full_settings,
+            run,
+            trainings,
         )
-        begin, classifier, decided, drawn = kept
-        spec = parse_labels(asked.labels)
+        start, classifier, decided, drawn = kept
+        spec = parse_labels(settings.labels)
         used = {
-            "source": opened.spec, "fingerprint": opened.fingerprint, "split_seed": learned.split_seed,
-            "labels": len(drawn), "label_file": str(spec.file.resolve()) if spec.file else None,
+            "source": opened.spec,
+            "fingerprint": opened.fingerprint,
+            "split_seed": learned.split_seed,
+            "labels": len(drawn),
+            "label_file": str(spec.file.resolve()) if spec.file else None,
             "test_images": len(test),
-        }  # fmt: skip
+        }
         config = read_config(run.folder)
-        labels = config.get("labels", asked.labels)
+        labels = config.get("labels", settings.labels)
         typed = {"command": config.get("command_line", ""), "labels": labels}
-        about = replace(
-            begin.about, kind="classifier", classes=opened.classes, mode=decided["mode"],
-            neck=neck_width(classifier.neck), flip=begin.start.flip, temperature=classifier.temperature,
+        metadata = replace(
+            start.metadata,
+            kind="classifier",
+            classes=opened.classes,
+            mode=decided["mode"],
+            neck=neck_width(classifier.neck),
+            flip=start.flip,
+            temperature=classifier.temperature,
             clfew_version=__version__,
-            training={**begin.about.training, "finetune": typed | {"seed": asked.seed, **decided}},
-            data={**({} if found.is_scratch else begin.about.data), "finetune": used},
-        )  # fmt: skip
+            training={**start.metadata.training, "finetune": typed | {"seed": settings.seed, **decided}},
+            data={**({} if found.is_scratch else start.metadata.data), "finetune": used},
+        )
         result = _summary(results, len(test))
         task = candidates[0][1]
         run.write_config(
-            config | {
-                "from": str(begin.artifact.resolve() if begin.artifact else found.words),
-                "mode": asked.mode, "seed": asked.seed,
-                "repeat": len(learned.draws), **used, "labels": labels,
-                "device": str(task.device), "precision": task.precision,
-                "threads": torch.get_num_threads(), "about": asdict(about),
+            config
+            | {
+                "from": str(start.artifact.resolve() if start.artifact else found.words),
+                "mode": settings.mode,
+                "seed": settings.seed,
+                "repeat": len(learned.draws),
+                **used,
+                "labels": labels,
+                "device": str(task.device),
+                "precision": task.precision,
+                "threads": torch.get_num_threads(),
+                "about": asdict(metadata),
             }
-        )  # fmt: skip
+        )
         write_csv(
-            run.folder / LABELS, ["path", "label"],
+            run.folder / LABELS,
+            ["path", "label"],
             [(opened.identities[i], opened.classes[opened.labels[i]]) for i in drawn],
-        )  # fmt: skip
-        run.write_bad_images([*store.bad, *(learned.others.bad if learned.others else [])])
+        )
+        run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
         write_json(run.folder / "result.json", result)
         path = run.folder / "classifier.safetensors"
-        seen = begin.seen
+        seen = start.seen
         if learned.others and decided["mode"] == "propagate":  # Weights as they were have seen none.
-            seen = np.union1d(seen, learned.others.store.digests[learned.others.indices])
-        save_classifier(path, classifier, about, seen, store.digests[drawn])
+            seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
+        save_classifier(path, classifier, metadata, seen, cache.digests[drawn])
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
     console.say(f"saved      {path}")
     option = from_option(path, "finetune")

@@ -47,11 +47,17 @@ def predict(
 ) -> Iterator[Prediction]:
     """Predictions for files, in order, while they are read. Raises UserError for the artifact."""
     set_threads(threads)
-    classifier, about, _ = load_classifier(artifact)
+    classifier, metadata, _ = load_classifier(artifact)
     chosen, _ = choose_device(device)
     kind, _ = choose_precision(chosen, precision)
     outputs = apply_to_files(
-        classifier, about.size, about.side, images, lambda path: read_bytes(Path(path)), chosen, kind
+        classifier,
+        metadata.size,
+        metadata.side,
+        images,
+        lambda path: read_bytes(Path(path)),
+        chosen,
+        kind,
     )
     for paths, results, logits in outputs:
         probabilities = torch.softmax(torch.from_numpy(logits), dim=1)
@@ -62,4 +68,4 @@ def predict(
                 yield Prediction(path, [], str(error))
             else:
                 best = zip(*next(answers), strict=True)
-                yield Prediction(path, [(about.classes[c], p) for c, p in best])
+                yield Prediction(path, [(metadata.classes[c], p) for c, p in best])

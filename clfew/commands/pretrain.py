@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from clfew import console
-from clfew.data.image_cache import Store, stored, typical_side
+from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.source import Source
 from clfew.data.sources import LABELLED_FOLDERS, open_source
 from clfew.errors import UserError
@@ -34,17 +34,17 @@ from clfew.methods.setup import (
 from clfew.models.artifacts import load_encoder, save_encoder
 from clfew.models.classifier import neck_width
 from clfew.models.defaults import (
+    cached_side,
     choose_batch,
     choose_encoder,
     choose_pretrained_size,
     choose_recipe,
     choose_size,
     normalisation,
-    stored_side,
 )
 from clfew.models.drift import report_drift
 from clfew.models.encoder import Encoder
-from clfew.models.init_weights import SCRATCH, load_initial
+from clfew.models.init_weights import SCRATCH, load_init_weights
 from clfew.report.samples import write_samples
 from clfew.runs.files import sync
 from clfew.runs.folders import (
@@ -54,9 +54,9 @@ from clfew.runs.folders import (
     check_unchanged,
     command_line,
     from_option,
-    gone_on,
     new_run,
     read_config,
+    resumed_run,
 )
 from clfew.runs.locks import held
 from clfew.training.batch import TrainingData
@@ -107,12 +107,26 @@ def pretrain(
     save_samples: write samples.png, what the method makes of a few images. split_seed: of the test
     split, where the data has none; None is `seed`. Raises UserError; Stopped after a signal.
     """
-    asked = {
-        "source": source, "method": method, "encoder": encoder, "size": size, "epochs": epochs,
-        "minutes": minutes, "batch": batch, "optimizer": optimizer, "lr": lr, **(options or {}),
-        "flip": flip, "transductive": transductive, "init": init, "adapt": adapt,
-        "save_samples": save_samples, "seed": seed, "precision": precision, "compile": compilation,
-    }  # fmt: skip
+    settings = {
+        "source": source,
+        "method": method,
+        "encoder": encoder,
+        "size": size,
+        "epochs": epochs,
+        "minutes": minutes,
+        "batch": batch,
+        "optimizer": optimizer,
+        "lr": lr,
+        **(options or {}),
+        "flip": flip,
+        "transductive": transductive,
+        "init": init,
+        "adapt": adapt,
+        "save_samples": save_samples,
+        "seed": seed,
+        "precision": precision,
+        "compile": compilation,
+    }
     check_new(out)
     set_threads(threads)
     check_settings(method, optimizer, adapt, epochs, minutes)
@@ -120,55 +134,71 @@ def pretrain(
     chosen_device, why_device = choose_device(device)
     check_compile(compilation, chosen_device)
     chosen_precision, why_precision = choose_precision(chosen_device, precision)
-    initial, why_init = find_pretraining_start(init, encoder, method, chosen_device)
+    init_weights, why_init = find_pretraining_start(init, encoder, method, chosen_device)
     if method != "simclr":
         adapt = NETWORK
     opened = open_source(source)
     native = typical_side(opened)
-    if initial is None:
+    if init_weights is None:
         resolved_size, why_size = choose_size(size, native, chosen_device, many=True)
     else:
-        resolved_size, why_size = choose_pretrained_size(size, native, initial.expected, chosen_device)
-    side = stored_side(resolved_size, native)
-    store = stored(opened, side)
+        resolved_size, why_size = choose_pretrained_size(
+            size, native, init_weights.expected, chosen_device
+        )
+    side = cached_side(resolved_size, native)
+    cache = cached_images(opened, side)
     split_seed = seed if split_seed is None else split_seed
-    indices = pretraining_images(opened, store, transductive, split_seed)
+    indices = pretraining_images(opened, cache, transductive, split_seed)
     if len(indices) < FEWEST_IMAGES:
         raise UserError(
             f"{source} has {len(indices)} images to learn from, and pretraining needs {FEWEST_IMAGES}.",
             "add images: unlabelled ones will do.",
         )
-    if initial is None:
+    if init_weights is None:
         name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
         name = METHODS[method].encoder_name(name)
-        mean, std = normalisation(store, indices, METHODS[method].sees)
+        mean, std = normalisation(cache, indices, METHODS[method].input)
     else:
-        name, why_encoder = initial.encoder, "whose weights it starts from"
-        mean, std = initial.expected.mean, initial.expected.std
-    recipe, why_recipe = choose_recipe(min(resolved_size, native), store, indices, flip)
+        name, why_encoder = init_weights.encoder, "whose weights it starts from"
+        mean, std = init_weights.expected.mean, init_weights.expected.std
+    recipe, why_recipe = choose_recipe(min(resolved_size, native), cache, indices, flip)
     config: dict[str, Any] = {
-        "command": "pretrain", "command_line": command_line(), "source": opened.spec,
-        "fingerprint": opened.fingerprint, "digest": opened.digest(), "images": len(indices),
+        "command": "pretrain",
+        "command_line": command_line(),
+        "source": opened.spec,
+        "fingerprint": opened.fingerprint,
+        "digest": opened.digest(),
+        "images": len(indices),
         "transductive": transductive,
-        "split_seed": split_seed, "method": method, "options": resolved, "recipe": asdict(recipe),
-        "samples": save_samples, "encoder": name, "size": resolved_size, "side": side, "mean": mean,
-        "std": std, "init": SCRATCH if initial is None else initial.what,
-        "adapt": NETWORK if initial is None else adapt,
-        "device": str(chosen_device), "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "split_seed": split_seed,
+        "method": method,
+        "options": resolved,
+        "recipe": asdict(recipe),
+        "samples": save_samples,
+        "encoder": name,
+        "size": resolved_size,
+        "side": side,
+        "mean": mean,
+        "std": std,
+        "init": SCRATCH if init_weights is None else init_weights.what,
+        "adapt": NETWORK if init_weights is None else adapt,
+        "device": str(chosen_device),
+        "threads": torch.get_num_threads(),
+    }
     console.say(f"images     {len(indices):,} of {len(opened):,} in {source}")
     for label, value, why in (
-        ("start", "scratch" if initial is None else initial.what, why_init),
-        ("size", f"{resolved_size} px", why_size), ("encoder", name, why_encoder),
+        ("start", "scratch" if init_weights is None else init_weights.what, why_init),
+        ("size", f"{resolved_size} px", why_size),
+        ("encoder", name, why_encoder),
         ("method", method, ", ".join(f"{k} {v}" for k, v in resolved.items()) or "no options"),
         ("device", chosen_device, why_device),
         ("precision", chosen_precision, why_precision),
-    ):  # fmt: skip
+    ):
         console.say(f"{label:<10} {value} ({why})")
     start = None
-    if initial is not None:
+    if init_weights is not None:
         start = Encoder(name, resolved_size, mean, std)
-        load_initial(initial, start)
+        load_init_weights(init_weights, start)
     objective = build_objective(config, seed, start)
     views = objective.recipe if isinstance(objective, Method) else recipe
     colour = (
@@ -176,51 +206,59 @@ def pretrain(
     )
     console.say(f"views      {colour} ({why_recipe if views == recipe else 'as the method has them'})")
     budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
-    data, left = learned_from(objective, config, store, indices, chosen_device, chosen_precision, budget)
+    data, left = learned_from(objective, config, cache, indices, chosen_device, chosen_precision, budget)
     resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)
     console.say(f"batch      {resolved_batch} ({why_batch})")
     plan = pretraining_plan(
-        objective, data, chosen_device, left, batch=resolved_batch, optimizer=optimizer, lr=lr,
-        seed=seed, precision=chosen_precision, compilation=compilation,
-    )  # fmt: skip
+        objective,
+        data,
+        chosen_device,
+        left,
+        batch=resolved_batch,
+        optimizer=optimizer,
+        lr=lr,
+        seed=seed,
+        precision=chosen_precision,
+        compilation=compilation,
+    )
     config["viewed"] = len(data)
     per_epoch = plan.steps_per_epoch(len(data))
     config |= {
         "plan": asdict(plan),
         "epochs": plan.steps / per_epoch,
         "minutes": minutes,
-        "arguments": asked,
+        "arguments": settings,
     }
     run = new_run("pretrain", out)
     with held(run.folder):
         if start is not None:  # To resume from, and to compare with.
-            about = describe(config, start, "", 0)
-            save_encoder(run.folder / START, start, nn.Sequential(), about, store.digests[:0])
-        run.write_bad_images(store.bad)
+            metadata = describe(config, start, "", 0)
+            save_encoder(run.folder / START, start, nn.Sequential(), metadata, cache.digests[:0])
+        run.write_bad_images(cache.bad)
         run.write_config(config)  # Last: with it, the run can be gone on with.
         with stoppable(_saving(run).resume_command):
-            return _train(run, objective, data, plan, chosen_device, opened, store, indices)
+            return _train(run, objective, data, plan, chosen_device, opened, cache, indices)
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
     """Goes on with an interrupted pretraining run, on the device and threads it was started with unless
     others are named, and returns its folder. Raises UserError."""
-    with gone_on(folder, "pretrain") as config, stoppable(_saving(Run(folder)).resume_command):
+    with resumed_run(folder, "pretrain") as config, stoppable(_saving(Run(folder)).resume_command):
         chosen_device = set_up_as_started(config, device, threads)
         plan = Plan(**config["plan"])
         check_compile("on" if plan.compile else "off", chosen_device)
         opened = open_source(config["source"])
         check_unchanged(folder, config, opened.digest())
-        store = stored(opened, config["side"])
-        indices = pretraining_images(opened, store, config["transductive"], config["split_seed"])
+        cache = cached_images(opened, config["side"])
+        indices = pretraining_images(opened, cache, config["transductive"], config["split_seed"])
         start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
         objective = build_objective(config, plan.seed, start)
-        data, _ = learned_from(objective, config, store, indices, chosen_device, plan.precision)
+        data, _ = learned_from(objective, config, cache, indices, chosen_device, plan.precision)
         run = Run(folder)
         done = saved_step(_saving(run).file)
         console.say(f"resumed    {folder} " + (f"after step {done:,}" if done else "from its beginning"))
         run.keep_metrics_until(done)
-        return _train(run, objective, data, plan, chosen_device, opened, store, indices)
+        return _train(run, objective, data, plan, chosen_device, opened, cache, indices)
 
 
 def _saving(run: Run) -> Saving:
@@ -229,9 +267,15 @@ def _saving(run: Run) -> Saving:
 
 
 def _train(
-    run: Run, objective: Objective, data: TrainingData, plan: Plan, device: torch.device,
-    source: Source, store: Store, indices: np.ndarray,
-) -> Path:  # fmt: skip
+    run: Run,
+    objective: Objective,
+    data: TrainingData,
+    plan: Plan,
+    device: torch.device,
+    source: Source,
+    cache: ImageCache,
+    indices: np.ndarray,
+) -> Path:
     config = read_config(run.folder)
     saving = _saving(run)
     console.say(
@@ -256,9 +300,14 @@ def _train(
 
         rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
         train(
-            objective, data, plan, device, log, saving,
+            objective,
+            data,
+            plan,
+            device,
+            log,
+            saving,
             lr_scale=lambda name: rate if name.startswith("encoder.") else 1.0,
-        )  # fmt: skip
+        )
     if wrong := collapse(last):
         console.say(
             f"alarm      {wrong}: these features say little. Train longer, or with another --lr."
@@ -273,12 +322,12 @@ def _train(
         console.say("samples    none: the layer learned from features, not from images")
     start = run.folder / START
     if config["init"] != SCRATCH:
-        arrays = (store.pixels, store.aspects, indices)
+        arrays = (cache.pixels, cache.aspects, indices)
         config["drift"] = report_drift(start, objective.encoder, *arrays, device, plan.precision)
-    about = describe(config, objective.encoder, config["method"], neck_width(objective.projector))
+    metadata = describe(config, objective.encoder, config["method"], neck_width(objective.projector))
     artifact = run.folder / "encoder.safetensors"
     sync(run.folder / "metrics.jsonl")  # What the artifact was made of is there when it is.
-    save_encoder(artifact, objective.encoder, objective.projector, about, store.digests[indices])
+    save_encoder(artifact, objective.encoder, objective.projector, metadata, cache.digests[indices])
     saving.discard()
     console.say(f"saved      {artifact}")
     has_labels = source.is_labelled or any(Path(name).is_dir() for name in LABELLED_FOLDERS)

@@ -22,15 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clfew.data.colour import LUMA
 from clfew.data.randomness import ImageRandom
 from clfew.data.to_device import to_device
 
-# Rec. 601 luma, the weights of torchvision's and Pillow's greyscale.
-LUMA = (0.299, 0.587, 0.114)
 # RGB to YIQ (NTSC 1953): hue turns the I-Q plane.
-_RGB_TO_YIQ = torch.tensor(
-    [[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]]
-)
+_RGB_TO_YIQ = torch.tensor([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 # Aspect ratios of random crops (SimCLR, appendix A; torchvision's default).
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -61,9 +58,14 @@ class Recipe:
 
 
 def random_views(
-    images_NxSxSx3: Tensor, aspects_N: Tensor, size: int, recipe: Recipe, random: ImageRandom,
-    views: int = 2, first: int = 0,
-) -> Tensor:  # fmt: skip
+    images_NxSxSx3: Tensor,
+    aspects_N: Tensor,
+    size: int,
+    recipe: Recipe,
+    random: ImageRandom,
+    views: int = 2,
+    first: int = 0,
+) -> Tensor:
     """Random views of uint8 images, in [0, 1], of shape (views·N, 3, size, size): float32, or bf16 in
     autocast.
     The first N results are view `first` of each image, the next N the one after it: each number is

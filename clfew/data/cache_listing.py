@@ -10,7 +10,7 @@ from clfew.data.image_cache import cache_folder
 
 
 @dataclass(frozen=True)
-class StoreListing:
+class CacheListing:
     """A store on disk: the source it was made from, its images, their side in pixels, its size in
     bytes, and the day it was last used."""
 
@@ -22,24 +22,24 @@ class StoreListing:
     used: str
 
 
-def list_stores() -> list[StoreListing]:
+def list_image_caches() -> list[CacheListing]:
     """All finished stores, the last used first."""
-    stores = []
-    for about in cache_folder().glob("*/store.json"):
+    caches = []
+    for metadata in cache_folder().glob("*/store.json"):
         try:
-            content = json.loads(about.read_text(encoding="utf-8"))
-            size = sum(file.stat().st_size for file in about.parent.iterdir())
-            used = about.parent.stat().st_mtime
+            content = json.loads(metadata.read_text(encoding="utf-8"))
+            size = sum(file.stat().st_size for file in metadata.parent.iterdir())
+            used = metadata.parent.stat().st_mtime
             named = (str(content["source"]), int(content["images"]), int(content["side"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # Being removed by another clfew, or damaged.
         day = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M")
-        listing = StoreListing(about.parent, *named, size, day)
-        stores.append((used, listing))
-    return [listing for _, listing in sorted(stores, key=lambda pair: -pair[0])]
+        listing = CacheListing(metadata.parent, *named, size, day)
+        caches.append((used, listing))
+    return [listing for _, listing in sorted(caches, key=lambda pair: -pair[0])]
 
 
-def clear_stores() -> list[Path]:
+def clear_image_caches() -> list[Path]:
     """Removes every store, damaged ones too; one in use by a running clfew stays readable for it.
 
     Returns the folders that could not be removed.

@@ -6,6 +6,10 @@ sRGB (IEC 61966-2-1) to XYZ to Lab (CIE 1976) with the white point D65, as sciki
 import torch
 from torch import Tensor
 
+LUMA = (0.299, 0.587, 0.114)
+"""What each colour counts for in the brightness of a pixel (ITU-R Rec. 601), as torchvision and Pillow
+make images grey."""
+
 _RGB_TO_XYZ = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
 )

@@ -24,18 +24,19 @@ import numpy as np
 from clfew import console
 from clfew.data.decode import BadImage, image_size
 from clfew.data.source import Source
+from clfew.data.splits import evenly_spaced
 from clfew.data.workers import decode_ahead, decoders
 from clfew.errors import UserError
 from clfew.runs.files import write_json
 
 FORMAT = 2
 _CHUNK = 256
-MAX_BAD_SHARE = 0.5
+MAX_BAD_FRACTION = 0.5
 """More bad images than this share of a source stop the run: something else is wrong."""
 
 
 @dataclass(frozen=True)
-class Store:
+class ImageCache:
     """The decoded images of a source of N, at the source's own indices.
 
     good: int64, the indices that hold an image. pixels: uint8 (N, S, S, 3), memory-mapped.
@@ -112,7 +113,7 @@ def cache_folder() -> Path:
 def typical_side(source: Source, sample: int = 64) -> int:
     """The median shorter side, in pixels, of images spread over the source (of 64 at most)."""
     sides = []
-    for index in np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int):
+    for index in evenly_spaced(np.arange(len(source)), sample):
         try:
             shape = image_size(source.content(int(index)))
         except BadImage:
@@ -127,9 +128,9 @@ def typical_side(source: Source, sample: int = 64) -> int:
     return int(np.median(sides))
 
 
-def open_store(
+def open_image_cache(
     source: Source, side: int, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Store:
+) -> ImageCache:
     """The store of `source` at side×side pixels: found in the cache, or built on all cores.
 
     `progress(done, total)` is called while building. Raises UserError when more than half of the
@@ -145,19 +146,19 @@ def open_store(
     return _read(folder, len(source), side)
 
 
-def stored(source: Source, side: int) -> Store:
+def cached_images(source: Source, side: int) -> ImageCache:
     """The pixel store of a source, with progress while it is built and a word on bad images."""
     with console.progress_bar("decoding") as update:
-        store = open_store(source, side, update)
-    if store.bad:
-        name, reason = store.bad[0]
+        cache = open_image_cache(source, side, update)
+    if cache.bad:
+        name, reason = cache.bad[0]
         console.say(
-            f"skipped    {len(store.bad)} of {len(source)} images, which cannot be used "
+            f"skipped    {len(cache.bad)} of {len(source)} images, which cannot be used "
             f"(first {console.printable(name)}: {reason}); bad_images.csv in the run lists them"
         )
     if source.ignored:
         console.say(f"passed over {source.ignored} files that are no images")
-    return store
+    return cache
 
 
 def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int], None]) -> None:
@@ -175,7 +176,7 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
         prefix = f".{socket.gethostname()}-{os.getpid()}-"
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
         bad = _decode_all(source, side, temporary / "pixels.safetensors", progress)
-        if len(bad) > MAX_BAD_SHARE * count:
+        if len(bad) > MAX_BAD_FRACTION * count:
             index, reason = next(iter(sorted(bad.items())))
             raise UserError(
                 f"{len(bad)} of {count} images in {source.spec} cannot be used "
@@ -183,8 +184,8 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
                 "open one in an image viewer: they may be damaged or of another format.",
             )
         listed = [[i, source.identities[i], reason] for i, reason in sorted(bad.items())]
-        about = {"source": source.spec, "images": count, "side": side, "bad": listed}
-        write_json(temporary / "store.json", about)
+        metadata = {"source": source.spec, "images": count, "side": side, "bad": listed}
+        write_json(temporary / "store.json", metadata)
         if not (folder / "store.json").exists():
             shutil.rmtree(folder, ignore_errors=True)  # What a removal that was killed left.
         try:
@@ -270,10 +271,10 @@ def _map_arrays(path: Path, count: int, side: int, mode: str) -> list[np.memmap]
     return [arrays["pixels"], arrays["aspects"], arrays["digests"]]
 
 
-def _read(folder: Path, count: int, side: int) -> Store:
+def _read(folder: Path, count: int, side: int) -> ImageCache:
     try:
-        about = json.loads((folder / "store.json").read_text())
-        listed = [(int(index), str(name), str(reason)) for index, name, reason in about["bad"]]
+        metadata = json.loads((folder / "store.json").read_text())
+        listed = [(int(index), str(name), str(reason)) for index, name, reason in metadata["bad"]]
         pixels, aspects, digests = _map_arrays(folder / "pixels.safetensors", count, side, "r")
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise UserError(
@@ -284,7 +285,7 @@ def _read(folder: Path, count: int, side: int) -> Store:
     good = np.ones(count, dtype=bool)
     good[[index for index, _, _ in listed]] = False
     bad = [(identity, reason) for _, identity, reason in listed]
-    return Store(np.flatnonzero(good), pixels, np.asarray(aspects), np.asarray(digests), bad)
+    return ImageCache(np.flatnonzero(good), pixels, np.asarray(aspects), np.asarray(digests), bad)
 
 
 def _sweep(cache: Path) -> None:

@@ -56,7 +56,7 @@ def parse_labels(spec: str) -> LabelSpec:
     raise UsageError(f"--labels {spec} is not understood.", hint)
 
 
-def draw_labels(source: Source, pool: np.ndarray, spec: LabelSpec, seed: int) -> np.ndarray:
+def sample_labels(source: Source, pool: np.ndarray, spec: LabelSpec, seed: int) -> np.ndarray:
     """The images of `pool` whose labels are used: drawn per class, at least one of each class.
 
     `pool` holds indices of labelled images outside the test split. Raises UserError when the
@@ -93,11 +93,11 @@ def _counts_per_class(
             )
         return dict.fromkeys(sizes, spec.per_class)
     if spec.total is not None:
-        return _share_out(source, sizes, spec.total, seed)
+        return _distribute(source, sizes, spec.total, seed)
     return sizes
 
 
-def _share_out(source: Source, sizes: dict[int, int], total: int, seed: int) -> dict[int, int]:
+def _distribute(source: Source, sizes: dict[int, int], total: int, seed: int) -> dict[int, int]:
     """`total` labels over the classes as evenly as their sizes allow."""
     if total < len(sizes) or total > sum(sizes.values()):
         few = total < len(sizes)

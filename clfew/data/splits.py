@@ -10,7 +10,7 @@ from clfew.data.randomness import identity_order
 from clfew.data.source import Source
 from clfew.errors import UserError
 
-TEST_SHARE = 0.2
+TEST_FRACTION = 0.2
 
 
 def test_indices(source: Source, seed: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def test_indices(source: Source, seed: int) -> np.ndarray:
         if len(members) == 1:
             continue
         order = identity_order(seed, [source.identities[i] for i in members])
-        held_out.append(members[order[: max(1, round(TEST_SHARE * len(members)))]])
+        held_out.append(members[order[: max(1, round(TEST_FRACTION * len(members)))]])
     return np.sort(np.concatenate(held_out)) if held_out else np.array([], dtype=np.int64)
 
 
@@ -53,3 +53,8 @@ def indices_by_class(source: Source, indices: np.ndarray) -> dict[int, np.ndarra
     # Of no indices at all it is one group too, and no class.
     groups = np.split(indices[order], starts[1:])
     return {int(c): group for c, group in zip(classes, groups, strict=False) if c >= 0}
+
+
+def evenly_spaced(indices: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` of the indices, evenly spaced."""
+    return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]

@@ -130,9 +130,12 @@ class _Processes:
         for _ in range(count):
             with contextlib.suppress(OSError, TypeError):  # No interpreter of its own, say.
                 process = subprocess.Popen(
-                    [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL, env=alone,
-                )  # fmt: skip
+                    [sys.executable, "-c", program],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=alone,
+                )
                 self._all.append(process)
                 self._idle.put(process)
 
@@ -185,9 +188,9 @@ def serve(side: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The one who asks decides when it ends.
     if hasattr(os, "nice"):
         os.nice(10)  # Where a network waits for two cores, images are waiting for it already.
-    asked, answers = sys.stdin.buffer, sys.stdout.buffer
-    while line := asked.readline():
-        images = [_decode(_exactly(asked, size), side) for size in json.loads(line)]
+    settings, answers = sys.stdin.buffer, sys.stdout.buffer
+    while line := settings.readline():
+        images = [_decode(_exactly(settings, size), side) for size in json.loads(line)]
         told = [str(i) if isinstance(i, BadImage) else [float(i.aspect), i.digest] for i in images]
         answers.write(json.dumps(told).encode() + b"\n")
         for image in images:

@@ -65,9 +65,15 @@ class Distillation(nn.Module):
     shares: Tensor
 
     def __init__(
-        self, student: Classifier, targets_MxC: Tensor, prior_C: Tensor, weak: Recipe, strong: Recipe,
-        temperature: float = 1.0, frozen_statistics: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        student: Classifier,
+        targets_MxC: Tensor,
+        prior_C: Tensor,
+        weak: Recipe,
+        strong: Recipe,
+        temperature: float = 1.0,
+        frozen_statistics: bool = False,
+    ) -> None:
         super().__init__()
         self.student, self.weak, self.strong = student, weak, strong
         self.temperature, self.frozen_statistics = temperature, frozen_statistics

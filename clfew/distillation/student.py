@@ -13,19 +13,20 @@ from scipy.special import softmax
 from torch import nn
 
 from clfew.data.augment import Recipe
+from clfew.data.splits import evenly_spaced
 from clfew.distillation.loss import Distillation
-from clfew.finetuning.fit import Log, Start, Task, fit, predict_store
+from clfew.finetuning.fit import Log, Start, Task, fit, predict_cached
 from clfew.finetuning.model_selection import CLEAR
 from clfew.finetuning.probes import folds, standardised_logistic
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import freeze_first
-from clfew.models.features import apply_to_store
+from clfew.models.features import apply_to_cache
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
-from clfew.training.optim import ENCODER_RATE, KEPT_SHARE
+from clfew.training.optim import ENCODER_RATE, KEPT_FRACTION
 from clfew.training.plan import Plan
 
-LABELLED_SHARE = 0.1
+LABELLED_FRACTION = 0.1
 """Of what a student sees in an epoch, when it is shown labels: few images would else hardly occur."""
 
 _HEAD_STRENGTH = 0.03
@@ -34,7 +35,7 @@ _COMPARED = 2000
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DistillationSetup:
     """What students are taught with.
 
     teacher: what the teacher was fitted from, in `mode`, with its `temperature`. student: what students
@@ -92,13 +93,13 @@ class Verdict:
         return gain > CLEAR * noise or (gain >= 0 and agree_more)
 
 
-def soft_targets(lesson: Lesson, teacher: Classifier, labelled_L: np.ndarray) -> np.ndarray:
+def soft_targets(setup: DistillationSetup, teacher: Classifier, labelled_L: np.ndarray) -> np.ndarray:
     """What a student is to learn of each image of the pool: the teacher's probabilities, scaled so that
     the classes have the shares expected of them, and the labels where these are shown. (M, C)"""
-    task = lesson.task
-    probabilities = softmax(teacher_logits(lesson, teacher, task.pool), axis=1)
-    targets = to_prior(probabilities, lesson.prior_C)
-    if lesson.shows_labels:
+    task = setup.task
+    probabilities = softmax(teacher_logits(setup, teacher, task.pool), axis=1)
+    targets = to_prior(probabilities, setup.prior_C)
+    if setup.shows_labels:
         rows = np.searchsorted(task.pool, labelled_L)
         targets[rows] = np.eye(task.classes)[task.labels[labelled_L]]
     return targets
@@ -115,115 +116,138 @@ def to_prior(probabilities_MxC: np.ndarray, prior_C: np.ndarray, rounds: int = 1
     return shares
 
 
-def build_student(lesson: Lesson, targets_MxC: np.ndarray, seed: int) -> Distillation:
+def build_student(setup: DistillationSetup, targets_MxC: np.ndarray, seed: int) -> Distillation:
     """A student before its first step, with a head that already says what its features allow of the
     targets, and what trains it."""
     torch.manual_seed(seed)
-    start, task = lesson.student, lesson.task
+    start, task = setup.student, setup.task
     encoder = copy.deepcopy(start.encoder)
     head: nn.Module = nn.Linear(encoder.dim, task.classes)
     if start.is_pretrained:
-        features = _student_features(lesson)
+        features = _student_features(setup)
         mean, std = features.mean(0), features.std(0) + 1e-6
         head = standardised_logistic(
-            (features - mean) / std, targets_MxC.argmax(1), _HEAD_STRENGTH, task.classes, mean, std,
+            (features - mean) / std,
+            targets_MxC.argmax(1),
+            _HEAD_STRENGTH,
+            task.classes,
+            mean,
+            std,
             weights_N=targets_MxC.max(1),
-        )  # fmt: skip
-    if lesson.views is not None:
+        )
+    if setup.views is not None:
         encoder.backbone.requires_grad_(False)
     elif start.is_published:
-        freeze_first(encoder, KEPT_SHARE)
+        freeze_first(encoder, KEPT_FRACTION)
     student = Classifier(encoder, build_neck(encoder.dim, 0), head)
     return Distillation(
-        student, torch.from_numpy(targets_MxC).float(), torch.from_numpy(lesson.prior_C).float(),
-        lesson.weak, lesson.strong, lesson.softness, start.is_published,
-    )  # fmt: skip
+        student,
+        torch.from_numpy(targets_MxC).float(),
+        torch.from_numpy(setup.prior_C).float(),
+        setup.weak,
+        setup.strong,
+        setup.softness,
+        start.is_published,
+    )
 
 
-def lesson_data(lesson: Lesson, labelled_L: np.ndarray) -> TrainingData:
+def student_data(setup: DistillationSetup, labelled_L: np.ndarray) -> TrainingData:
     """The pool's images, each with its row in the targets; labelled ones as often as it takes."""
-    task = lesson.task
+    task = setup.task
     rows = np.arange(len(task.pool))
-    if lesson.shows_labels:
+    if setup.shows_labels:
         known = np.searchsorted(task.pool, labelled_L)
-        times = max(1, round(LABELLED_SHARE * len(rows) / len(known)))
+        times = max(1, round(LABELLED_FRACTION * len(rows) / len(known)))
         rows = np.concatenate([rows, np.tile(known, times - 1)])
-    if lesson.views is not None:
-        return TrainingData(lesson.views, np.ones(len(lesson.views), np.float32), rows, rows)
+    if setup.views is not None:
+        return TrainingData(setup.views, np.ones(len(setup.views), np.float32), rows, rows)
     return TrainingData(task.pixels, task.aspects, task.pool[rows], rows)
 
 
 def train_student(
-    lesson: Lesson, objective: Distillation, data: TrainingData, plan: Plan,
+    setup: DistillationSetup,
+    objective: Distillation,
+    data: TrainingData,
+    plan: Plan,
     log: Log = lambda row: None,
-) -> Classifier:  # fmt: skip
+) -> Classifier:
     """Trains a student and returns it in eval mode. Raises Stopped after a signal."""
-    below_head = ENCODER_RATE if lesson.student.is_pretrained else 1.0
+    below_head = ENCODER_RATE if setup.student.is_pretrained else 1.0
     train(
-        objective, data, plan, lesson.task.device, log,
+        objective,
+        data,
+        plan,
+        setup.task.device,
+        log,
         lr_scale=lambda name: 1.0 if ".head." in name else below_head,
-    )  # fmt: skip
+    )
     return objective.student.eval()
 
 
 def cross_fit(
-    lesson: Lesson, labelled_L: np.ndarray, plan: Plan, seed: int,
+    setup: DistillationSetup,
+    labelled_L: np.ndarray,
+    plan: Plan,
+    seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Verdict:  # fmt: skip
+) -> Verdict:
     """Two teachers, each of half of the labels, and a student of each, tested on the other half's
     labels.
 
     Where some class has one label nothing can be held out, and nothing is trained.
     """
-    task = lesson.task
+    task = setup.task
     splits = folds(task.labels[labelled_L], seed, most=2)
     if not splits:
         return Verdict(0, 0, 0, 0, 0.0, 0.0, 0)
-    compared = np.setdiff1d(task.pool, labelled_L)
-    compared = compared[np.linspace(0, len(compared) - 1, min(_COMPARED, len(compared))).astype(int)]
-    hits: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
+    compared = evenly_spaced(np.setdiff1d(task.pool, labelled_L), _COMPARED)
+    correct: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
     answers: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
     for number, (fitted, held_out) in enumerate(splits):
         progress(number, len(splits))
         half, other = labelled_L[fitted], labelled_L[held_out]
-        teacher, _ = fit(lesson.teacher, task, half, lesson.mode, seed)
-        teacher.temperature = lesson.temperature
-        targets = soft_targets(lesson, teacher, half)
-        objective = build_student(lesson, targets, seed)
-        student = train_student(lesson, objective, lesson_data(lesson, half), replace(plan, seed=seed))
+        teacher, _ = fit(setup.teacher, task, half, setup.mode, seed)
+        teacher.temperature = setup.temperature
+        targets = soft_targets(setup, teacher, half)
+        objective = build_student(setup, targets, seed)
+        student = train_student(setup, objective, student_data(setup, half), replace(plan, seed=seed))
         logits = {
-            "teacher": lambda rows, t=teacher: teacher_logits(lesson, t, rows),
-            "student": lambda rows, s=student: predict_store(s, task, rows),
+            "teacher": lambda rows, t=teacher: teacher_logits(setup, t, rows),
+            "student": lambda rows, s=student: predict_cached(s, task, rows),
         }
         for name, answer in logits.items():
-            hits[name].append(answer(other).argmax(1) == task.labels[other])
+            correct[name].append(answer(other).argmax(1) == task.labels[other])
             answers[name].append(answer(compared).argmax(1))
     progress(len(splits), len(splits))
-    teacher_hits, student_hits = (np.concatenate(hits[name]) for name in ("teacher", "student"))
+    teacher_hits, student_hits = (np.concatenate(correct[name]) for name in ("teacher", "student"))
     agreement = {name: float((a == b).mean()) for name, (a, b) in answers.items()}
     verdict = Verdict(
-        len(labelled_L), int(teacher_hits.sum()), int(student_hits.sum()),
-        int((teacher_hits != student_hits).sum()), agreement["teacher"], agreement["student"],
+        len(labelled_L),
+        int(teacher_hits.sum()),
+        int(student_hits.sum()),
+        int((teacher_hits != student_hits).sum()),
+        agreement["teacher"],
+        agreement["student"],
         len(compared),
-    )  # fmt: skip
+    )
     return verdict
 
 
-def teacher_logits(lesson: Lesson, teacher: Classifier, indices: np.ndarray) -> np.ndarray:
+def teacher_logits(setup: DistillationSetup, teacher: Classifier, indices: np.ndarray) -> np.ndarray:
     """Logits of images of the pool; from the features at hand where the teacher is a head on them."""
-    task = lesson.task
-    if lesson.mode == "full" or task.features is None:
-        return predict_store(teacher, task, indices)
+    task = setup.task
+    if setup.mode == "full" or task.features is None:
+        return predict_cached(teacher, task, indices)
     with torch.no_grad():
         rows = np.searchsorted(task.pool, indices)
         return teacher.from_features(torch.from_numpy(task.features[rows])).numpy()
 
 
-def _student_features(lesson: Lesson) -> np.ndarray:
+def _student_features(setup: DistillationSetup) -> np.ndarray:
     """Features of the pool's images from what the student starts from: (M, D)."""
-    task = lesson.task
-    if lesson.student.encoder is lesson.teacher.encoder and task.features is not None:
+    task = setup.task
+    if setup.student.encoder is setup.teacher.encoder and task.features is not None:
         return task.features[: len(task.pool)]
-    size = lesson.student.encoder.size
+    size = setup.student.encoder.size
     arrays = (task.pixels, task.aspects, task.pool)
-    return apply_to_store(lesson.student.encoder, size, *arrays, task.device, task.precision)
+    return apply_to_cache(setup.student.encoder, size, *arrays, task.device, task.precision)

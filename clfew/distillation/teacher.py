@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.image_cache import Store
+from clfew.data.image_cache import ImageCache
 from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source
@@ -16,11 +16,11 @@ from clfew.data.splits import test_indices
 from clfew.errors import UserError
 from clfew.finetuning.fit import Start
 from clfew.finetuning.labelled_data import merged
-from clfew.finetuning.start import from_artifact, from_initial, from_scratch
+from clfew.finetuning.start import start_from_artifact, start_from_scratch, start_from_weights
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier, build_neck
-from clfew.models.init_weights import AUTO, SCRATCH, find_initial
-from clfew.models.metadata import DISTILLED, About
+from clfew.models.init_weights import AUTO, SCRATCH, find_init_weights
+from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.runs.files import unguarded
 from clfew.runs.folders import LABELS, read_config
 
@@ -35,14 +35,14 @@ class Teacher:
     from."""
 
     classifier: Classifier
-    about: About
+    metadata: ArtifactMetadata
     seen: dict[str, np.ndarray]
     run: Path
 
     @property
     def can_be_refitted(self) -> bool:
         """Whether the same can be made again from part of the labels, to hold out the others."""
-        return self.about.mode != DISTILLED
+        return self.metadata.mode != DISTILLED
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,21 @@ class Images:
 
 def open_teacher(artifact: Path) -> Teacher:
     """Raises UserError for a file that is no classifier of clfew."""
-    classifier, about, seen = load_classifier(artifact)
-    return Teacher(classifier, about, seen, artifact.parent)
+    classifier, metadata, seen = load_classifier(artifact)
+    return Teacher(classifier, metadata, seen, artifact.parent)
 
 
 def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
     """The labelled images of a teacher and the unlabelled ones: those named, else what was pretrained
     on, else the rest of the labelled source. Raises UserError."""
-    learned = teacher.about.data["finetune"]
+    learned = teacher.metadata.data["finetune"]
     source = open_source(learned["source"])
     if learned["label_file"] and Path(learned["label_file"]).is_file():
         source, _ = apply_label_csv(source, Path(learned["label_file"]))
     seed = learned["split_seed"]
-    named, labelled = _drawn(teacher, source)
+    named, labelled = _labelled_by_teacher(teacher, source)
     held_out = np.setdiff1d(test_indices(source, seed), named)
-    before = teacher.about.data.get("pretrain", {}).get("source")
+    before = teacher.metadata.data.get("pretrain", {}).get("source")
     spec = unlabelled or before or source.spec
     other = open_source(spec)
     if other.spec != source.spec:
@@ -91,37 +91,45 @@ def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -
     A head on frozen features still has the encoder it was fitted on. A network that was trained whole
     has not: its start is read from where it was.
     """
-    about, classifier = teacher.about, teacher.classifier
+    metadata, classifier = teacher.metadata, teacher.classifier
     is_published = (
-        "init" in about.training or about.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
+        "init" in metadata.training
+        or metadata.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
     )
     own = Start(
-        classifier.encoder, build_neck(classifier.encoder.dim, 0), True, about.flip, is_published
+        classifier.encoder,
+        build_neck(classifier.encoder.dim, 0),
+        True,
+        metadata.flip,
+        metadata,
+        is_published,
     )
-    if about.mode != "full":
-        return own, about.mode == DISTILLED
+    if metadata.mode != "full":
+        return own, metadata.mode == DISTILLED
     origin = str(read_config(teacher.run).get("from", ""))
     if origin == SCRATCH:
-        about = _as_encoder(about)
-        return from_scratch(source, about, "auto", None, about.flip, device, seed).start, False
+        metadata = _as_encoder(metadata)
+        return start_from_scratch(source, metadata, "auto", None, metadata.flip, device, seed), False
     if Path(origin).is_file():
-        return from_artifact(Path(origin), about.flip).start, False
-    if "init" in about.training:
-        initial, _ = find_initial(about.training["init"]["source"], about.encoder, device)
-        assert initial is not None
-        return from_initial(source, initial, about.size, about.flip, device).start, False
+        return start_from_artifact(Path(origin), metadata.flip), False
+    if "init" in metadata.training:
+        init_weights, _ = find_init_weights(
+            metadata.training["init"]["source"], metadata.encoder, device
+        )
+        assert init_weights is not None
+        return start_from_weights(source, init_weights, metadata.size, metadata.flip, device), False
     return own, True
 
 
-def _as_encoder(about: About) -> About:
-    return replace(about, kind="encoder", classes=[], mode="", temperature=1.0)
+def _as_encoder(metadata: ArtifactMetadata) -> ArtifactMetadata:
+    return replace(metadata, kind="encoder", classes=[], mode="", temperature=1.0)
 
 
-def _drawn(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
+def _labelled_by_teacher(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Indices and classes of the images whose labels the teacher was given: labels.csv in its run."""
     path = teacher.run / LABELS
     index = {name: i for i, name in enumerate(source.identities)}
-    known = {name: c for c, name in enumerate(teacher.about.classes)}
+    known = {name: c for c, name in enumerate(teacher.metadata.classes)}
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = [
@@ -143,40 +151,57 @@ def _drawn(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
 
 
 def student_start(
-    teacher: Teacher, base: Start, name: str, init: str, size: int | None, source: Source,
-    device: torch.device, seed: int,
-) -> tuple[Start, About, str]:  # fmt: skip
+    teacher: Teacher,
+    base: Start,
+    name: str,
+    init: str,
+    size: int | None,
+    source: Source,
+    device: torch.device,
+    seed: int,
+) -> tuple[Start, ArtifactMetadata, str]:
     """What a student starts from, the description of the classifier it will be, and the `init` that
     leads there again whatever weights are on the machine by then."""
-    about = teacher.about
-    if name in (SAME, about.encoder) and size in (None, about.size) and init == AUTO:
-        return base, replace(about, mode=DISTILLED, neck=0, dim=base.encoder.dim), init
-    encoder = about.encoder if name == SAME else name
-    initial, why = find_initial(init, encoder, device)
-    origin = (
-        from_initial(source, initial, size, about.flip, device)
-        if initial
-        else from_scratch(
-            source, None, encoder, size, about.flip, device, seed, about.data["finetune"]["split_seed"]
+    metadata = teacher.metadata
+    if name in (SAME, metadata.encoder) and size in (None, metadata.size) and init == AUTO:
+        return base, replace(metadata, mode=DISTILLED, neck=0, dim=base.encoder.dim), init
+    encoder = metadata.encoder if name == SAME else name
+    init_weights, why = find_init_weights(init, encoder, device)
+    start = (
+        start_from_weights(source, init_weights, size, metadata.flip, device)
+        if init_weights
+        else start_from_scratch(
+            source,
+            None,
+            encoder,
+            size,
+            metadata.flip,
+            device,
+            seed,
+            metadata.data["finetune"]["split_seed"],
         )
     )
-    console.say(f"student    {encoder} from {initial.what if initial else 'scratch'} ({why})")
+    console.say(f"student    {encoder} from {init_weights.what if init_weights else 'scratch'} ({why})")
     described = replace(
-        origin.about, kind="classifier", classes=about.classes, mode=DISTILLED, neck=0,
-        method=about.method,
-    )  # fmt: skip
-    return origin.start, described, initial.source if initial else SCRATCH
+        start.metadata,
+        kind="classifier",
+        classes=metadata.classes,
+        mode=DISTILLED,
+        neck=0,
+        method=metadata.method,
+    )
+    return start, described, init_weights.source if init_weights else SCRATCH
 
 
-def usable(images: Images, store: Store) -> tuple[np.ndarray, np.ndarray]:
+def usable(images: Images, cache: ImageCache) -> tuple[np.ndarray, np.ndarray]:
     """The pool to learn from, without copies of what is tested on; and the test images that have
     labels.
     """
-    held_out = np.intersect1d(images.held_out, store.good)
+    held_out = np.intersect1d(images.held_out, cache.good)
     # A copy of an image that was learned from, among other images, tests nothing.
-    held_out = held_out[~np.isin(store.digests[held_out], store.digests[images.labelled])]
-    pool = np.setdiff1d(store.good, held_out)
-    pool = pool[~np.isin(store.digests[pool], store.digests[held_out])]
+    held_out = held_out[~np.isin(cache.digests[held_out], cache.digests[images.labelled])]
+    pool = np.setdiff1d(cache.good, held_out)
+    pool = pool[~np.isin(cache.digests[pool], cache.digests[held_out])]
     lost = np.setdiff1d(images.labelled, pool)
     if len(lost):
         raise UserError(

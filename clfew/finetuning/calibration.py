@@ -36,6 +36,6 @@ def fit_temperature(logits_NxC: np.ndarray, accuracy: float) -> float:
     return float(np.exp(brentq(excess, low, high, xtol=1e-4)))
 
 
-def believable(hits: float, total: int) -> float:
+def believable(correct: float, total: int) -> float:
     """A share of hits that is never quite 0 or 1 (Laplace's rule of succession)."""
-    return (hits + 1) / (total + 2)
+    return (correct + 1) / (total + 2)

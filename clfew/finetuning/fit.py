@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
+from clfew.data.splits import evenly_spaced
 from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
 from clfew.finetuning.probes import knn_head, linear_head
 from clfew.models.classifier import Classifier, build_neck, neck_width
 from clfew.models.encoder import Encoder, freeze_statistics
-from clfew.models.features import apply_to_store
+from clfew.models.features import apply_to_cache
+from clfew.models.metadata import ArtifactMetadata
 from clfew.training.batch import Batch, TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan
@@ -29,14 +32,26 @@ Log = Callable[[dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Start:
-    """What fine-tuning starts from: an encoder, the projector's first layer, whether it has learned
-    anything yet, and whether its weights go back to published ones, which small steps should keep."""
+    """The network that fine-tuning starts from.
+
+    encoder, neck: the network and the first layer of its projector. is_pretrained: it has learned
+    something. flip: mirror images mean the same. metadata: its description. is_published: its weights go
+    back to those that others published, which small steps should keep. seen: uint64, digests of the
+    images it learned from without labels. artifact: the file it came from, None for other weights.
+    """
 
     encoder: Encoder
     neck: nn.Sequential
     is_pretrained: bool
     flip: bool
+    metadata: ArtifactMetadata
     is_published: bool = False
+    seen: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.uint64))
+    artifact: Path | None = None
+
+    @property
+    def pretraining_source(self) -> str | None:
+        return self.metadata.data.get("pretrain", {}).get("source")
 
 
 @dataclass(frozen=True)
@@ -98,9 +113,14 @@ class FineTuning(nn.Module):
 
 
 def fit(
-    start: Start, task: Task, labelled: np.ndarray, mode: str, seed: int,
-    settings: FullSettings = FullSettings(), log: Log = lambda row: None,
-) -> tuple[Classifier, dict[str, Any]]:  # fmt: skip
+    start: Start,
+    task: Task,
+    labelled: np.ndarray,
+    mode: str,
+    seed: int,
+    settings: FullSettings = FullSettings(),
+    log: Log = lambda row: None,
+) -> tuple[Classifier, dict[str, Any]]:
     """A classifier from the labels of images `labelled` (a subset of `task.pool`).
 
     mode: "full", "linear", "knn" or "propagate". Returns the classifier, in eval mode, and the settings
@@ -120,18 +140,18 @@ def pool_logits(
 
     features_are_its_own: the classifier is a head on the features of the task.
     """
-    spread = np.linspace(0, len(task.pool) - 1, min(most, len(task.pool))).astype(int)
+    rows = evenly_spaced(np.arange(len(task.pool)), most)
     if features_are_its_own and task.features is not None:
         with torch.no_grad():
-            return classifier.head(torch.from_numpy(task.features[spread])).numpy()
-    return predict_store(classifier, task, task.pool[spread]) * classifier.temperature
+            return classifier.head(torch.from_numpy(task.features[rows])).numpy()
+    return predict_cached(classifier, task, task.pool[rows]) * classifier.temperature
 
 
-def predict_store(classifier: Classifier, task: Task, indices: np.ndarray) -> np.ndarray:
+def predict_cached(classifier: Classifier, task: Task, indices: np.ndarray) -> np.ndarray:
     """Logits (len(indices), C) for stored images."""
     size = classifier.encoder.size
     arrays = (task.pixels, task.aspects, indices)
-    return apply_to_store(classifier, size, *arrays, task.device, task.precision)
+    return apply_to_cache(classifier, size, *arrays, task.device, task.precision)
 
 
 def fit_probe(
@@ -166,12 +186,20 @@ def fit_full(
     # and OpenSelfSup's few-label recipes; they find factors of 3 to 100).
     below_head = 0.1 if start.is_pretrained else 1.0
     train(
-        objective, data, plan, task.device, log,
+        objective,
+        data,
+        plan,
+        task.device,
+        log,
         lr_scale=lambda name: 1.0 if ".head." in name else below_head,
-    )  # fmt: skip
+    )
     epochs = plan.steps / plan.steps_per_epoch(len(labelled))
-    used = {"epochs": epochs, "batch": plan.batch, "learning_rate": plan.learning_rate,
-            "frozen_statistics": freeze}  # fmt: skip
+    used = {
+        "epochs": epochs,
+        "batch": plan.batch,
+        "learning_rate": plan.learning_rate,
+        "frozen_statistics": freeze,
+    }
     return objective.classifier.eval(), used
 
 

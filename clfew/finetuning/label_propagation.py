@@ -33,7 +33,7 @@ def propagation_head(
     features_NxD: np.ndarray, graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> nn.Linear:
     """A linear head fitted to the labels that the graph carries from rows `labelled_L` to all N."""
-    shares = propagated_shares(graph, labelled_L, labels_L, classes)
+    shares = propagated_probabilities(graph, labelled_L, labels_L, classes)
     mean, std = features_NxD.mean(0), features_NxD.std(0) + 1e-6
     inputs = (features_NxD - mean) / std
     return standardised_logistic(
@@ -41,7 +41,7 @@ def propagation_head(
     )
 
 
-def propagated_shares(
+def propagated_probabilities(
     graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> np.ndarray:
     """Each image's shares of the classes, (N, C), from the few labelled ones.

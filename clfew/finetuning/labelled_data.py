@@ -7,20 +7,22 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.image_cache import Store, stored
+from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import LabelSpec, apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import LABELLED_FOLDERS, open_source
-from clfew.data.splits import test_indices
+from clfew.data.splits import evenly_spaced, test_indices
 from clfew.errors import UserError
 from clfew.finetuning.label_propagation import MAX_IMAGES
-from clfew.finetuning.start import Origin, other_images
+from clfew.finetuning.start import Start, other_images
 from clfew.models.features import features_of
-from clfew.models.metadata import About
+from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import read_config
 
 
-def find_source(named: str | None, about: About | None, spec: LabelSpec | None = None) -> str:
+def find_source(
+    named: str | None, metadata: ArtifactMetadata | None, spec: LabelSpec | None = None
+) -> str:
     """The source by name, else ./labeled or ./labelled, else the source of the artifact `about`
     where it has labels (or a label CSV gives it some). Raises UserError."""
     if named is not None:
@@ -29,7 +31,7 @@ def find_source(named: str | None, about: About | None, spec: LabelSpec | None =
         if Path(folder).is_dir():
             return folder
     hint = "name one: a folder with a subfolder for each class, a CSV of path,label, or hf:NAME."
-    data = about.data if about else {}
+    data = metadata.data if metadata else {}
     before = (data.get("pretrain") or data.get("finetune") or {}).get("source")
     if before is None:
         raise UserError("No labelled images were named, and there is no folder ./labeled.", hint)
@@ -45,7 +47,7 @@ def find_source(named: str | None, about: About | None, spec: LabelSpec | None =
 
 
 def with_labels(
-    source: Source, spec: LabelSpec, about: About | None
+    source: Source, spec: LabelSpec, metadata: ArtifactMetadata | None
 ) -> tuple[Source, np.ndarray | None]:
     """The source with its labels, and the images a label CSV names. Checks the classes."""
     named = None
@@ -61,8 +63,8 @@ def with_labels(
             f"{source.spec} has one class only, '{source.classes[0]}'.",
             "a classifier needs two: put each class into its own subfolder.",
         )
-    if about is not None and about.kind == "classifier" and about.classes != source.classes:
-        differ = sorted(set(about.classes) ^ set(source.classes))
+    if metadata is not None and metadata.kind == "classifier" and metadata.classes != source.classes:
+        differ = sorted(set(metadata.classes) ^ set(source.classes))
         raise UserError(
             f"The classes differ from those of the classifier to start from ({', '.join(differ[:4])}).",
             "start from the encoder instead, such as --from runs/pretrain-1.",
@@ -94,57 +96,62 @@ class Others:
     """Images that were pretrained on, of another source than the labelled ones: `indices` of `store`.
     bad: path and reason of those that cannot be read."""
 
-    store: Store
+    cache: ImageCache
     indices: np.ndarray
     bad: list[tuple[str, str]]
 
 
-def find_others(origin: Origin, source: Source, mode: str, test_digests: np.ndarray) -> Others | None:
+def find_others(start: Start, source: Source, mode: str, test_digests: np.ndarray) -> Others | None:
     """None where there are none, or nothing will read their features."""
-    spec = origin.pretraining_source
-    if spec is None or spec == source.spec or not _reads_features(origin, mode):
+    spec = start.pretraining_source
+    if spec is None or spec == source.spec or not _reads_features(start, mode):
         return None
     try:
         others = open_source(spec)
-        store = stored(others, origin.about.side)
+        cache = cached_images(others, start.metadata.side)
     except UserError:
         console.say(f"note       {spec}, which was pretrained on, cannot be read: going on without it")
         return None
-    bad = [(f"{spec}/{name}", reason) for name, reason in store.bad]
-    return Others(store, other_images(origin, others, store, test_digests, MAX_IMAGES), bad)
+    bad = [(f"{spec}/{name}", reason) for name, reason in cache.bad]
+    return Others(cache, other_images(start, others, cache, test_digests, MAX_IMAGES), bad)
 
 
 def pool_features(
-    origin: Origin, store: Store, pool: np.ndarray, others: Others | None, mode: str,
-    device: torch.device, precision: str,
-) -> np.ndarray | None:  # fmt: skip
+    start: Start,
+    cache: ImageCache,
+    pool: np.ndarray,
+    others: Others | None,
+    mode: str,
+    device: torch.device,
+    precision: str,
+) -> np.ndarray | None:
     """Features of the pool and of the others, None where nothing will read them."""
-    if not _reads_features(origin, mode):
+    if not _reads_features(start, mode):
         return None
 
-    def read(of: Store, indices: np.ndarray) -> np.ndarray:
-        return features_of(origin.start.encoder, of.pixels, of.aspects, indices, device, precision)
+    def read(of: ImageCache, indices: np.ndarray) -> np.ndarray:
+        return features_of(start.encoder, of.pixels, of.aspects, indices, device, precision)
 
-    features = read(store, pool)
+    features = read(cache, pool)
     if others is None or not len(others.indices):
         return features
-    return np.concatenate([features, read(others.store, others.indices)])
+    return np.concatenate([features, read(others.cache, others.indices)])
 
 
-def _reads_features(origin: Origin, mode: str) -> bool:
-    return mode != "full" and (mode != "auto" or origin.start.is_pretrained)
+def _reads_features(start: Start, mode: str) -> bool:
+    return mode != "full" and (mode != "auto" or start.is_pretrained)
 
 
-def other_sources(origins: list[Origin], source: Source) -> dict[str, str | None]:
+def other_sources(starts: list[Start], source: Source) -> dict[str, str | None]:
     """The digest of each source that was pretrained on and is another, None where it cannot be read."""
-    specs = {origin.pretraining_source for origin in origins} - {None, source.spec}
+    specs = {start.pretraining_source for start in starts} - {None, source.spec}
     return {spec: _digest_or_none(spec) for spec in specs if spec is not None}
 
 
-def check_other_sources(run: Path, origins: list[Origin], source: Source) -> None:
+def check_other_sources(run: Path, starts: list[Start], source: Source) -> None:
     """Raises UserError where one of them is not what it was when a run was started."""
     before = read_config(run).get("pretrained_on", {})
-    for spec, digest in other_sources(origins, source).items():
+    for spec, digest in other_sources(starts, source).items():
         if before.get(spec) != digest:
             raise UserError(
                 f"The images in {spec}, which was pretrained on, have changed since {run} was started.",
@@ -179,5 +186,4 @@ def bounded(pool: np.ndarray, always: np.ndarray, most: int = MAX_IMAGES) -> np.
     little and take their time."""
     if len(pool) <= most:
         return pool
-    spread = pool[np.linspace(0, len(pool) - 1, most).astype(int)]
-    return np.union1d(spread, always)
+    return np.union1d(evenly_spaced(pool, most), always)

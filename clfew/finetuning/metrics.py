@@ -3,7 +3,6 @@
 Shape suffixes: N images, C classes.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,17 +10,14 @@ import numpy as np
 ECE_BINS = 15
 
 
-def wilson_interval(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """95 % interval of a proportion (Wilson 1927): sound for few images and near 0 and 1."""
+    from scipy.stats import binomtest
+
     if total == 0:
         return 0.0, 1.0
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    reach = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    # Rounding must not put the share itself outside its interval.
-    low, high = (centre - reach) / scale, (centre + reach) / scale
-    return max(0.0, min(low, share)), min(1.0, max(high, share))
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mean_interval(values: list[float]) -> tuple[float, float]:
@@ -35,21 +31,24 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
     return max(0.0, mean - float(reach)), min(1.0, mean + float(reach))
 
 
+def calibration_bins(
+    confidence_N: np.ndarray, correct_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images in each of 15 bins of equal width, their accuracy and their mean confidence: three
+    arrays (15,), the last two NaN where a bin is empty."""
+    bin_N = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
+    count_B, correct_B, confidence_B = (
+        np.bincount(bin_N, weights, ECE_BINS) for weights in (None, correct_N, confidence_N)
+    )
+    with np.errstate(invalid="ignore"):
+        return count_B, correct_B / count_B, confidence_B / count_B
+
+
 def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
-    """Mean |accuracy - confidence| over 15 equal-width bins, weighted by their images
+    """Mean |accuracy - confidence| over the bins, weighted by their images
     (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3)."""
-    bins = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
-    gap = 0.0
-    for b in np.unique(bins):
-        inside = bins == b
-        gap += inside.mean() * abs(correct_N[inside].mean() - confidence_N[inside].mean())
-    return float(gap)
-
-
-def confusion_matrix(labels_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> np.ndarray:
-    """Counts, int64 (C, C): rows are the true classes, columns the predicted."""
-    counts = np.bincount(labels_N * classes + predicted_N, minlength=classes * classes)
-    return counts.reshape(classes, classes)
+    count_B, accuracy_B, mean_confidence_B = calibration_bins(confidence_N, correct_N)
+    return float(np.nansum(count_B * np.abs(accuracy_B - mean_confidence_B)) / len(confidence_N))
 
 
 def classification_report(
@@ -59,27 +58,31 @@ def classification_report(
 
     Precision is None for a class that is never predicted, recall for one that is not in the test.
     """
-    predicted = probabilities_NxC.argmax(1)
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    predicted, numbers = probabilities_NxC.argmax(1), range(len(classes))
     correct = predicted == labels_N
-    confusion = confusion_matrix(labels_N, predicted, len(classes))
-    hits, truth, guesses = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    confusion = confusion_matrix(labels_N, predicted, labels=numbers)
+    precision_C, recall_C, _, images_C = precision_recall_fscore_support(
+        labels_N, predicted, labels=numbers, zero_division=np.nan
+    )
     per_class = [
         {
             "class": name,
-            "precision": float(hits[c] / guesses[c]) if guesses[c] else None,
-            "recall": float(hits[c] / truth[c]) if truth[c] else None,
-            "n": int(truth[c]),
+            "precision": _or_none(precision_C[c]),
+            "recall": _or_none(recall_C[c]),
+            "n": int(images_C[c]),
         }
         for c, name in enumerate(classes)
     ]
-    off = confusion - np.diag(hits)
+    off = confusion - np.diag(confusion.diagonal())
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     pairs = [divmod(int(i), len(classes)) for i in order if off.flat[i] > 0]
     return {
         "accuracy": float(correct.mean()),
         "ci95": list(wilson_interval(int(correct.sum()), len(labels_N))),
         "n": len(labels_N),
-        "balanced_accuracy": float((hits[truth > 0] / truth[truth > 0]).mean()),
+        "balanced_accuracy": float(np.nanmean(recall_C)),
         "ece": expected_calibration_error(probabilities_NxC.max(1), correct),
         "per_class": per_class,
         "most_confused": [
@@ -88,3 +91,7 @@ def classification_report(
         "confusion": confusion.tolist(),
         "classes": classes,
     }
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from clfew.finetuning.calibration import believable
-from clfew.finetuning.fit import FullSettings, Start, Task, fit_full, fit_probe, predict_store
-from clfew.finetuning.label_propagation import propagated_shares
+from clfew.finetuning.fit import FullSettings, Start, Task, fit_full, fit_probe, predict_cached
+from clfew.finetuning.label_propagation import propagated_probabilities
 from clfew.finetuning.probes import folds
 from clfew.training.optim import SMALL_NETWORK
 
@@ -39,7 +39,7 @@ class Decision:
     reason: str
     accuracy: float | None = None
     scores: dict[str, float] = field(default_factory=dict)
-    hits: np.ndarray | None = field(default=None, compare=False)
+    correct: np.ndarray | None = field(default=None, compare=False)
 
     def as_row(self) -> dict[str, Any]:
         """What is kept of it in results and artifacts."""
@@ -66,36 +66,40 @@ def decide(
     modes = ["propagate", "linear", "knn"]
     if _fewest(task, labelled) >= FINE_TUNE_FROM and _is_cheap(start, task):
         modes = ["full", *modes]
-    hits = {m: _held_out_hits(m, start, task, labelled, seed, settings) for m in modes}
-    scores = {m: round(float(h.mean()), 4) for m, h in hits.items()}
-    standing = hits["propagate"]
-    better = [m for m in modes if m == "propagate" or is_clearly_better(hits[m], standing)]
+    correct = {m: _held_out_correct(m, start, task, labelled, seed, settings) for m in modes}
+    scores = {m: round(float(h.mean()), 4) for m, h in correct.items()}
+    standing = correct["propagate"]
+    better = [m for m in modes if m == "propagate" or is_clearly_better(correct[m], standing)]
     best = max(better, key=lambda m: scores[m])
     reason = "cross-validated: " + ", ".join(f"{m} {score:.2f}" for m, score in scores.items())
     if scores[best] < max(scores.values()):
         reason += f" (no clear win over {best})"
     return Decision(
-        best, reason, believable(float(hits[best].sum()), len(hits[best])), scores, hits[best]
+        best, reason, believable(float(correct[best].sum()), len(correct[best])), scores, correct[best]
     )
 
 
-def is_clearly_better(hits_L: np.ndarray, standing_L: np.ndarray) -> bool:
+def is_clearly_better(correct_L: np.ndarray, standing_L: np.ndarray) -> bool:
     """Whether cross-validation says enough to give up what stands: more hits on the same labelled images
     by CLEAR standard errors of the paired difference."""
-    gain = hits_L - standing_L
+    gain = correct_L - standing_L
     return bool(gain.mean() > CLEAR * gain.std() / len(gain) ** 0.5)
 
 
 def held_out_accuracy(
-    decision: Decision, start: Start, task: Task, labelled: np.ndarray, seed: int,
+    decision: Decision,
+    start: Start,
+    task: Task,
+    labelled: np.ndarray,
+    seed: int,
     settings: FullSettings,
-) -> float | None:  # fmt: skip
+) -> float | None:
     """The cross-validated share of hits of the mode decided on, None where some class has one label and
     nothing can be held out."""
     if decision.accuracy is not None or _fewest(task, labelled) < 2:
         return decision.accuracy
-    hits = _held_out_hits(decision.mode, start, task, labelled, seed, settings)
-    return believable(float(hits.sum()), len(hits))
+    correct = _held_out_correct(decision.mode, start, task, labelled, seed, settings)
+    return believable(float(correct.sum()), len(correct))
 
 
 def _fewest(task: Task, labelled: np.ndarray) -> int:
@@ -109,28 +113,33 @@ def _is_cheap(start: Start, task: Task) -> bool:
     return task.device.type != "cpu" or parameters <= SMALL_NETWORK
 
 
-def _held_out_hits(
+def _held_out_correct(
     mode: str, start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings
 ) -> np.ndarray:
     """1.0 for each labelled image that a classifier fitted without its fold gets right, else 0.0."""
-    hits = np.zeros(len(labelled))
+    correct = np.zeros(len(labelled))
     for fitted, held_out in folds(task.labels[labelled], seed, FOLDS.get(mode, 5)):
         sides = labelled[fitted], labelled[held_out]
-        hits[held_out] = _fold_hits(mode, start, task, *sides, seed, settings)
-    return hits
+        correct[held_out] = _fold_correct(mode, start, task, *sides, seed, settings)
+    return correct
 
 
-def _fold_hits(
-    mode: str, start: Start, task: Task, fitted: np.ndarray, held_out: np.ndarray, seed: int,
+def _fold_correct(
+    mode: str,
+    start: Start,
+    task: Task,
+    fitted: np.ndarray,
+    held_out: np.ndarray,
+    seed: int,
     settings: FullSettings,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     rows = np.searchsorted(task.pool, held_out)
     if mode == "full":
         classifier, _ = fit_full(start, task, fitted, seed, settings, lambda row: None)
-        scores = predict_store(classifier, task, held_out)
+        scores = predict_cached(classifier, task, held_out)
     elif mode == "propagate":
         known = np.searchsorted(task.pool, fitted)
-        scores = propagated_shares(task.graph, known, task.labels[fitted], task.classes)[rows]
+        scores = propagated_probabilities(task.graph, known, task.labels[fitted], task.classes)[rows]
     else:
         head, _ = fit_probe(mode, task, fitted, seed)
         assert task.features is not None

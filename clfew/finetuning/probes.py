@@ -78,18 +78,20 @@ def folds(labels_L: np.ndarray, seed: int, most: int = 5) -> list[tuple[np.ndarr
     return list(splitter.split(np.zeros(len(labels_L)), labels_L))
 
 
-def few_label_hits(
-    features_NxD: np.ndarray, labelled_L: np.ndarray, labels_L: np.ndarray,
+def few_label_correct(
+    features_NxD: np.ndarray,
+    labelled_L: np.ndarray,
+    labels_L: np.ndarray,
     splits: list[tuple[np.ndarray, np.ndarray]],
-) -> int:  # fmt: skip
+) -> int:
     """How many labelled images a logistic regression gets right that was fitted without their fold, with
     the settings for few labels: quick, to tell features from features."""
     inputs = _unit(features_NxD[labelled_L] - features_NxD.mean(0))
-    hits = 0
+    correct = 0
     for train, held_out in splits:
         weight, bias = _logistic(inputs[train], labels_L[train], FEW_LABELS[1], labels_L.max() + 1)
-        hits += int(((inputs[held_out] @ weight.T + bias).argmax(1) == labels_L[held_out]).sum())
-    return hits
+        correct += int(((inputs[held_out] @ weight.T + bias).argmax(1) == labels_L[held_out]).sum())
+    return correct
 
 
 def _choose_strength(
@@ -110,9 +112,12 @@ def _choose_strength(
 
 
 def _log_loss(
-    inputs_LxD: np.ndarray, labels_L: np.ndarray, strength: float, train: np.ndarray,
+    inputs_LxD: np.ndarray,
+    labels_L: np.ndarray,
+    strength: float,
+    train: np.ndarray,
     held_out: np.ndarray,
-) -> float:  # fmt: skip
+) -> float:
     weight, bias = _logistic(inputs_LxD[train], labels_L[train], strength, labels_L.max() + 1)
     logits = inputs_LxD[held_out] @ weight.T + bias
     shifted = logits - logits.max(1, keepdims=True)

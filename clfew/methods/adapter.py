@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from clfew import console
 from clfew.data.augment import Recipe, random_views
-from clfew.data.image_cache import RowReader, Store
+from clfew.data.image_cache import ImageCache, RowReader
 from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
 from clfew.methods.collapse import health
 from clfew.methods.simclr import nt_xent
 from clfew.models.encoder import Encoder, SideLayer
-from clfew.models.features import apply_to_store, batch_size, remembered
+from clfew.models.features import apply_to_cache, batch_size, remembered
 from clfew.training.batch import Batch, TrainingData
 from clfew.training.budget import Budget
 from clfew.training.device import keep_freed_memory
@@ -40,7 +40,7 @@ WIDTH = 256
 
 VIEWS = 4
 MOST_IMAGES = 20_000
-VIEWS_SHARE = 0.6
+VIEWS_FRACTION = 0.6
 """Of a budget in minutes, what may go into computing features of views."""
 
 _FLOOR = 3.0
@@ -76,21 +76,36 @@ class Adapter(nn.Module):
         return self.encoder.adapter
 
     def prepare(
-        self, store: Store, indices: np.ndarray, recipe: Recipe, seed: int, device: torch.device,
-        precision: str, budget: Budget, count: int | None = None,
-    ) -> tuple[TrainingData, Budget]:  # fmt: skip
+        self,
+        cache: ImageCache,
+        indices: np.ndarray,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        budget: Budget,
+        count: int | None = None,
+    ) -> tuple[TrainingData, Budget]:
         """The features of views to learn from, of MOST_IMAGES images or of those that a part of the
         budget is enough for (or of `count`, for a resumed run); and what is left of the budget. Sets the
         layer to where it starts."""
         order = indices[epoch_order(seed, 0, len(indices))]
         seconds = 60 * (budget.minutes or budget.default_minutes)
-        limit = VIEWS_SHARE * seconds if budget.epochs is None and count is None else None
+        limit = VIEWS_FRACTION * seconds if budget.epochs is None and count is None else None
         started = time.monotonic()
         with console.progress_bar("views") as update:
             features = view_features(
-                self.encoder, store.pixels, store.aspects, order[: count or MOST_IMAGES], recipe, seed,
-                device, precision, limit, update,
-            )  # fmt: skip
+                self.encoder,
+                cache.pixels,
+                cache.aspects,
+                order[: count or MOST_IMAGES],
+                recipe,
+                seed,
+                device,
+                precision,
+                limit,
+                update,
+            )
         standardise(self.layer, features)
         whiten(self.layer.linear, features, seed)
         left = max(1.0, seconds - (time.monotonic() - started)) / 60
@@ -113,10 +128,17 @@ class Adapter(nn.Module):
 
 @torch.no_grad()
 def view_features(
-    encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray, recipe: Recipe,
-    seed: int, device: torch.device, precision: str, seconds: float | None = None,
+    encoder: Encoder,
+    pixels: np.ndarray,
+    aspects: np.ndarray,
+    indices: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    seconds: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Features of V random views of images `indices` of a store, before any adapter: float16, (N, V, D).
 
     seconds: stop after so long; the first images of `indices` are then those there are features of, the
@@ -141,21 +163,26 @@ def view_features(
 
 
 def views_to_teach_with(
-    encoder: Encoder, store: Store, pool: np.ndarray, recipe: Recipe, seed: int, device: torch.device,
+    encoder: Encoder,
+    cache: ImageCache,
+    pool: np.ndarray,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
     precision: str,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Features before any adapter of the evaluation view and of V random views of each image of the
     pool: float16, (M, 1 + V, D). Not computed again for the same images and weights."""
     backbone = encoder.without_adapter()
 
     def compute(rows: np.ndarray) -> np.ndarray:
-        arrays = (store.pixels, store.aspects, rows)
-        plain = apply_to_store(backbone, encoder.size, *arrays, device, precision)
+        arrays = (cache.pixels, cache.aspects, rows)
+        plain = apply_to_cache(backbone, encoder.size, *arrays, device, precision)
         with console.progress_bar("views") as update:
             random = view_features(backbone, *arrays, recipe, seed, device, precision, None, update)
         return np.concatenate([plain[:, None].astype(np.float16), random], axis=1)
 
-    return remembered(backbone, store.pixels, pool, compute, "views", recipe, seed, device, precision)
+    return remembered(backbone, cache.pixels, pool, compute, "views", recipe, seed, device, precision)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
+from clfew.data.colour import LUMA
 from clfew.models.encoder import RGB, Encoder, freeze_statistics
 from clfew.training.batch import Batch
 
@@ -21,7 +22,7 @@ class Method(nn.Module):
     has. `projector` holds layers on the features whose first one fine-tuning starts from, if any.
     """
 
-    sees = RGB
+    input = RGB
     """What the encoder is given of the images (see `clfew.models.encoder`)."""
 
     large_batches = False
@@ -76,7 +77,7 @@ def crops_and_flips(recipe: Recipe, grey: float = 0.0) -> Recipe:
 
 def without_colour(images_NxCxHxW: Tensor) -> Tensor:
     """The brightness of each pixel in all three channels (ITU-R 601)."""
-    weights = images_NxCxHxW.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    weights = images_NxCxHxW.new_tensor(LUMA).view(1, 3, 1, 1)
     return (images_NxCxHxW * weights).sum(1, keepdim=True).expand_as(images_NxCxHxW)
 
 

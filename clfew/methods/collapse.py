@@ -4,7 +4,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST_SPREAD, LEAST_DIRECTIONS, LEAST_ALIVE = 0.1, 1.2, 0.01
+LEAST_STD, LEAST_EFFECTIVE_RANK, LEAST_ALIVE = 0.1, 1.2, 0.01
 """Of embeddings that point everywhere, of an effective rank, and of all counts: below these a training
 has collapsed."""
 
@@ -39,16 +39,16 @@ def health(embeddings_NxP: Tensor) -> dict[str, Tensor]:
 
 def collapse(row: dict[str, float]) -> str:
     """What a row of a training's log says of a collapse, "" for nothing."""
-    if row.get("spread", 1.0) < LEAST_SPREAD:
+    if row.get("spread", 1.0) < LEAST_STD:
         return f"embeddings have collapsed to {row['spread']:.0%} of the spread of random directions"
-    if row.get("directions", np.inf) < LEAST_DIRECTIONS:
+    if row.get("directions", np.inf) < LEAST_EFFECTIVE_RANK:
         return f"embeddings have collapsed to a line, an effective rank of {row['directions']:.2f}"
     if row.get("alive", 1.0) < LEAST_ALIVE:
         return f"only {row['alive']:.1%} of the counts are ever above zero"
     return ""
 
 
-def collapse_told(rows: list[dict[str, float]]) -> str:
+def collapse_summary(rows: list[dict[str, float]]) -> str:
     """When in a training's log a collapse was seen, and how it ended; "" for none."""
     steps = [int(row["step"]) for row in rows if collapse(row)]
     if not steps:

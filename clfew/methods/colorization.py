@@ -91,7 +91,7 @@ class Colorization(Method):
     """The encoder sees lightness only, of these images as of those it will be used on; its last map and
     a decoder tell the colour of each place."""
 
-    sees = LIGHTNESS
+    input = LIGHTNESS
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)

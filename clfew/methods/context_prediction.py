@@ -48,9 +48,13 @@ class ContextPrediction(Method):
         hidden = min(4096, 8 * encoder.dim)
         self.head = nn.Sequential(
             # Without a scale of its own BatchNorm cannot fall silent (deepcontext).
-            nn.Linear(2 * encoder.dim, hidden, bias=False), nn.BatchNorm1d(hidden, affine=False),
-            nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, DIRECTIONS),
-        )  # fmt: skip
+            nn.Linear(2 * encoder.dim, hidden, bias=False),
+            nn.BatchNorm1d(hidden, affine=False),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, DIRECTIONS),
+        )
 
     def patches(self, batch: Batch) -> Tensor:
         """(B, 9, 3, patch, patch) in [0, 1], row by row."""

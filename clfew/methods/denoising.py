@@ -66,9 +66,13 @@ class Denoising(Method):
     shows_whole_images = False
 
     def __init__(
-        self, encoder: Encoder, recipe: Recipe, gentle: bool = False, corruption: str = "masking",
+        self,
+        encoder: Encoder,
+        recipe: Recipe,
+        gentle: bool = False,
+        corruption: str = "masking",
         stacked: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         if corruption not in CORRUPTIONS:
             raise UsageError(

@@ -65,9 +65,13 @@ class Inpainting(Method):
     shows_whole_images = False
 
     def __init__(
-        self, encoder: Encoder, recipe: Recipe, gentle: bool = False, mask: str = "random",
+        self,
+        encoder: Encoder,
+        recipe: Recipe,
+        gentle: bool = False,
+        mask: str = "random",
         adversarial: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         if mask not in MASKS:
             raise UsageError(f"--mask {mask} is not known.", f"choose {' or '.join(MASKS)}.")

@@ -75,9 +75,12 @@ class Jigsaw(Method):
             nn.Linear(encoder.dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()
         )
         self.of_order = nn.Sequential(
-            nn.Linear(self.grid**2 * width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
-            nn.Dropout(0.5), nn.Linear(hidden, len(orders)),
-        )  # fmt: skip
+            nn.Linear(self.grid**2 * width, hidden, bias=False),
+            nn.BatchNorm1d(hidden),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, len(orders)),
+        )
 
     def tiles(self, batch: Batch) -> Tensor:
         """(B, T, 3, tile, tile), row by row, with values in [0, 1]."""

@@ -9,22 +9,22 @@ import torch
 from torch import nn
 
 from clfew.data.augment import Recipe, evaluation_view
-from clfew.data.image_cache import Store
+from clfew.data.image_cache import ImageCache
 from clfew.data.randomness import epoch_order
 from clfew.data.source import Source
-from clfew.data.splits import test_indices
+from clfew.data.splits import evenly_spaced, test_indices
 from clfew.data.to_device import to_device
 from clfew.errors import UsageError, UserError
 from clfew.methods.adapter import LAYER, NETWORK, WIDTH, Adapter, adapter_optimizer
 from clfew.methods.base import METHODS, Method
 from clfew.methods.simclr import is_decoupled
 from clfew.models.encoder import RGB, Encoder, freeze_first
-from clfew.models.init_weights import Initial, find_initial
-from clfew.models.metadata import About
+from clfew.models.init_weights import InitWeights, find_init_weights
+from clfew.models.metadata import ArtifactMetadata
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget, plan_within
 from clfew.training.optim import (
-    KEPT_SHARE,
+    KEPT_FRACTION,
     OPTIMIZERS,
     OptimizerChoice,
     choose_pretraining,
@@ -61,21 +61,21 @@ def options_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def find_pretraining_start(
     init: str, encoder: str, method: str, device: torch.device
-) -> tuple[Initial | None, str]:
+) -> tuple[InitWeights | None, str]:
     """The weights to start from. Only SimCLR's adapter keeps pretrained weights as they are, so other
     methods start from scratch unless told otherwise. Raises UserError where the method's network cannot
     take any."""
     if method == "simclr":
-        return find_initial(init, encoder, device)
+        return find_init_weights(init, encoder, device)
     if init == "auto":
         return None, f"{method} learns a network of its own"
-    initial, why = find_initial(init, encoder, device)
-    if initial is not None and METHODS[method].sees != RGB:
+    init_weights, why = find_init_weights(init, encoder, device)
+    if init_weights is not None and METHODS[method].input != RGB:
         raise UserError(
             f"--method {method} does not see images as pretrained weights do.",
             "start from scratch: --init scratch.",
         )
-    return initial, why
+    return init_weights, why
 
 
 def build_objective(config: dict[str, Any], seed: int, start: Encoder | None) -> Objective:
@@ -85,31 +85,42 @@ def build_objective(config: dict[str, Any], seed: int, start: Encoder | None) ->
     adapter = WIDTH if config["adapt"] == LAYER else 0
     method, options = METHODS[config["method"]], config["options"]
     encoder = Encoder(
-        config["encoder"], config["size"], config["mean"], config["std"], adapter, method.sees
+        config["encoder"], config["size"], config["mean"], config["std"], adapter, method.input
     )
     if start is not None:
         encoder.backbone.load_state_dict(start.backbone.state_dict())
     if adapter:
         return Adapter(encoder, options["temperature"], is_decoupled(options["loss"]))
     if start is not None:
-        freeze_first(encoder, KEPT_SHARE)
+        freeze_first(encoder, KEPT_FRACTION)
     return method(encoder, Recipe(**config["recipe"]), start is not None, **options)
 
 
 def learned_from(
-    objective: Objective, config: dict[str, Any], store: Store, indices: np.ndarray,
-    device: torch.device, precision: str, budget: Budget | None = None,
-) -> tuple[TrainingData, Budget]:  # fmt: skip
+    objective: Objective,
+    config: dict[str, Any],
+    cache: ImageCache,
+    indices: np.ndarray,
+    device: torch.device,
+    precision: str,
+    budget: Budget | None = None,
+) -> tuple[TrainingData, Budget]:
     """The images, or for an adapter the features of their views; and what is left of the budget."""
     budget = budget or Budget(None, None, DEFAULT_EPOCHS, DEFAULT_MINUTES)
     if isinstance(objective, Method):
-        some = indices[np.linspace(0, len(indices) - 1, min(_LOOKED_AT, len(indices))).astype(int)]
-        objective.look_at(torch.from_numpy(store.pixels[some]), torch.from_numpy(store.aspects[some]))
-        return TrainingData(store.pixels, store.aspects, indices), budget
+        some = evenly_spaced(indices, _LOOKED_AT)
+        objective.look_at(torch.from_numpy(cache.pixels[some]), torch.from_numpy(cache.aspects[some]))
+        return TrainingData(cache.pixels, cache.aspects, indices), budget
     return objective.prepare(
-        store, indices, Recipe(**config["recipe"]), config["split_seed"], device, precision, budget,
+        cache,
+        indices,
+        Recipe(**config["recipe"]),
+        config["split_seed"],
+        device,
+        precision,
+        budget,
         config.get("viewed"),
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
@@ -135,9 +146,15 @@ def estimate_statistics(
 
 
 def pretraining_plan(
-    objective: Objective, data: TrainingData, device: torch.device, budget: Budget, *,
-    batch: int, optimizer: str, **settings: Any,
-) -> Plan:  # fmt: skip
+    objective: Objective,
+    data: TrainingData,
+    device: torch.device,
+    budget: Budget,
+    *,
+    batch: int,
+    optimizer: str,
+    **settings: Any,
+) -> Plan:
     size = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
 
     def choose(steps: int) -> OptimizerChoice:
@@ -152,11 +169,11 @@ def pretraining_plan(
     return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)
 
 
-def pretraining_images(source: Source, store: Store, transductive: bool, seed: int) -> np.ndarray:
+def pretraining_images(source: Source, cache: ImageCache, transductive: bool, seed: int) -> np.ndarray:
     """The good images outside the test split, whose labels decide nothing else here."""
     if transductive:
-        return store.good
-    return np.setdiff1d(store.good, test_indices(source, seed), assume_unique=True)
+        return cache.good
+    return np.setdiff1d(cache.good, test_indices(source, seed), assume_unique=True)
 
 
 def check_settings(
@@ -175,14 +192,23 @@ def check_settings(
         raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
 
 
-def describe(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> About:
+def describe(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> ArtifactMetadata:
     """What an encoder says of the run that made it, from the run's configuration."""
     how = {name: config[name] for name in _HOW if name in config}
-    return About(
-        kind="encoder", encoder=config["encoder"], size=config["size"], side=config["side"],
-        mean=config["mean"], std=config["std"], dim=encoder.dim, method=method,
-        flip=config["recipe"]["flip"], neck=neck, clfew_version=__version__,
-        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features, sees=encoder.sees,
+    return ArtifactMetadata(
+        kind="encoder",
+        encoder=config["encoder"],
+        size=config["size"],
+        side=config["side"],
+        mean=config["mean"],
+        std=config["std"],
+        dim=encoder.dim,
+        method=method,
+        flip=config["recipe"]["flip"],
+        neck=neck,
+        clfew_version=__version__,
+        adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features,
+        sees=encoder.input,
         training={"pretrain": {"command": config["command_line"]} | how},
         data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
-    )  # fmt: skip
+    )

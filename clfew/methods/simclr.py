@@ -72,9 +72,13 @@ class SimCLR(Method):
     """
 
     def __init__(
-        self, encoder: Encoder, recipe: Recipe, gentle: bool = False, temperature: float = 0.2,
+        self,
+        encoder: Encoder,
+        recipe: Recipe,
+        gentle: bool = False,
+        temperature: float = 0.2,
         loss: str = "nt-xent",
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(encoder, recipe, gentle)
         self.temperature, self.decoupled = temperature, is_decoupled(loss)
         self.projector = projector(encoder.dim, min(2 * encoder.dim, 2048), 128)

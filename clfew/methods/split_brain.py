@@ -41,7 +41,7 @@ class SplitBrain(Method):
     """Two networks beside each other, each with half the channels (a published network has no half: then
     there are two whole ones); features are both networks' side by side."""
 
-    sees = LAB
+    input = LAB
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
@@ -99,4 +99,4 @@ class SplitBrain(Method):
             ("image", view),
             ("its colours, told", lab_to_rgb(torch.cat([lab[:, :1], ab], dim=1))),
             ("its light, told", lab_to_rgb(torch.cat([enlarged(brightness), lab[:, 1:]], dim=1))),
-        ]  # fmt: skip
+        ]

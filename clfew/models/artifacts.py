@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from clfew.errors import UserError
-from clfew.models.metadata import OTHER_VERSION, About, read_about
-from clfew.runs.checksum import Damaged, check_data, read_header, seal
+from clfew.models.metadata import OTHER_VERSION, ArtifactMetadata, read_metadata
+from clfew.runs.checksum import Damaged, add_checksum, check_data, read_header
 from clfew.runs.files import write_bytes
 
 if TYPE_CHECKING:
@@ -28,24 +28,28 @@ M = TypeVar("M", bound="Module")
 
 
 def save_encoder(
-    path: Path, encoder: "Encoder", projector: "Any", about: About, seen: np.ndarray
+    path: Path, encoder: "Encoder", projector: "Any", metadata: ArtifactMetadata, seen: np.ndarray
 ) -> None:
     """Writes an encoder and its projector. `seen` holds the digests of the images it learned from."""
     tensors = _prefixed("encoder", encoder) | _prefixed("projector", projector)
     tensors["seen.pretraining"] = _digests(seen)
-    _save(path, tensors, about)
+    _save(path, tensors, metadata)
 
 
 def save_classifier(
-    path: Path, classifier: "Classifier", about: About, pretraining: np.ndarray, finetuning: np.ndarray
+    path: Path,
+    classifier: "Classifier",
+    metadata: ArtifactMetadata,
+    pretraining: np.ndarray,
+    finetuning: np.ndarray,
 ) -> None:
     """Writes a classifier with the digests of the images it learned from, with and without labels."""
     tensors = _prefixed("classifier", classifier)
     tensors["seen.pretraining"], tensors["seen.finetuning"] = _digests(pretraining), _digests(finetuning)
-    _save(path, tensors, about)
+    _save(path, tensors, metadata)
 
 
-def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
+def load_encoder(path: Path) -> "tuple[Encoder, Any, ArtifactMetadata, np.ndarray]":
     """The encoder, the projector's first layer (linear, BatchNorm, ReLU), the description, and the
     digests of the images it was pretrained on. A classifier's encoder can be loaded too; its
     layer below the classifier is then the projector's first.
@@ -54,22 +58,22 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, About, np.ndarray]":
     """
     from clfew.models.classifier import build_neck, encoder_of
 
-    about, shapes = read_about(path)
-    is_encoder = about.kind == "encoder"
+    metadata, shapes = read_metadata(path)
+    is_encoder = metadata.kind == "encoder"
     part, below = ("encoder", "projector") if is_encoder else ("classifier.encoder", "classifier.neck")
     layers = [f"{below}.{layer}" for layer in ("0", "1")]
     first = {name: shape for name, shape in shapes.items() if name.startswith(tuple(layers))}
-    encoder = _built(path, lambda: encoder_of(about), shapes, part)
-    _check_dim(path, about, encoder)
-    neck = _built(path, lambda: build_neck(encoder.dim, about.neck), first, below)
+    encoder = _built(path, lambda: encoder_of(metadata), shapes, part)
+    _check_dim(path, metadata, encoder)
+    neck = _built(path, lambda: build_neck(encoder.dim, metadata.neck), first, below)
     tensors = _load_tensors(path)
     _load_strictly(path, encoder, _below(tensors, part))
     first_layer = {n: v for n, v in _below(tensors, below).items() if f"{below}.{n}" in first}
     _load_strictly(path, neck, first_layer)
-    return encoder, neck, about, _seen(path, tensors, "pretraining")
+    return encoder, neck, metadata, _seen(path, tensors, "pretraining")
 
 
-def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarray]]":
+def load_classifier(path: Path) -> "tuple[Classifier, ArtifactMetadata, dict[str, np.ndarray]]":
     """The classifier, its description, and the digests of what it has seen, by step ("pretraining",
     "finetuning").
 
@@ -77,26 +81,26 @@ def load_classifier(path: Path) -> "tuple[Classifier, About, dict[str, np.ndarra
     """
     from clfew.models.classifier import Classifier
 
-    about, shapes = read_about(path)
-    if about.kind != "classifier":
+    metadata, shapes = read_metadata(path)
+    if metadata.kind != "classifier":
         raise UserError(
-            f"{path} is an {about.kind}, not a classifier.",
+            f"{path} is an {metadata.kind}, not a classifier.",
             f"make a classifier from it: clfew finetune --from {path} --labels 1%",
         )
-    classifier = _built(path, lambda: Classifier.build(about, shapes), shapes, "classifier")
+    classifier = _built(path, lambda: Classifier.build(metadata, shapes), shapes, "classifier")
     tensors = _load_tensors(path)
-    _check_dim(path, about, classifier.encoder)
+    _check_dim(path, metadata, classifier.encoder)
     _load_strictly(path, classifier, _below(tensors, "classifier"))
     seen = {step: _seen(path, tensors, step) for step in ("pretraining", "finetuning")}
-    return classifier.eval(), about, seen
+    return classifier.eval(), metadata, seen
 
 
-def _save(path: Path, tensors: "dict[str, Tensor]", about: About) -> None:
+def _save(path: Path, tensors: "dict[str, Tensor]", metadata: ArtifactMetadata) -> None:
     import safetensors.torch
 
-    description = json.dumps(asdict(about))
+    description = json.dumps(asdict(metadata))
     try:
-        content = seal(safetensors.torch.save(tensors, {"clfew": description}))
+        content = add_checksum(safetensors.torch.save(tensors, {"clfew": description}))
     except Damaged as error:
         raise UserError(
             f"{path} cannot be written: {error}.", "use fewer or shorter class names."
@@ -176,8 +180,8 @@ def _built(path: Path, build: "Callable[[], M]", shapes: dict[str, tuple[int, ..
     )
 
 
-def _check_dim(path: Path, about: About, encoder: "Encoder") -> None:
-    if about.dim != encoder.dim:
+def _check_dim(path: Path, metadata: ArtifactMetadata, encoder: "Encoder") -> None:
+    if metadata.dim != encoder.dim:
         raise UserError(
-            f"{path} says {about.dim} features, but its encoder gives {encoder.dim}.", OTHER_VERSION
+            f"{path} says {metadata.dim} features, but its encoder gives {encoder.dim}.", OTHER_VERSION
         )

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from clfew.errors import UserError
 from clfew.models import timm_backbones
-from clfew.models.feature_maps import stage_maps, stage_modules
+from clfew.models.feature_maps import feature_maps, stage_modules
 
 SMALL_IMAGE = 64
 """Up to this size a torchvision network gets a 3×3 stem without max-pool (SimCLR, appendix B.9)."""
@@ -81,7 +81,7 @@ class Halves(nn.Module):
         """What each gives at each stage; see `clfew.models.feature_maps`."""
         light, colour = self.inputs(lab_NxCxSxS)
         ours, theirs = (
-            stage_maps(n, self.stages, x) for n, x in ((self.light, light), (self.colour, colour))
+            feature_maps(n, self.stages, x) for n, x in ((self.light, light), (self.colour, colour))
         )
         return list(zip(ours, theirs, strict=True))
 
@@ -112,8 +112,7 @@ def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
     The stem brings the image to 12 to 24 pixels a side before the stages begin: in a short budget
     more epochs are worth more than more pixels.
     """
-    # Widths in eights fill the CPU's vectors. (With 4 or 6 channels, torch 2.15's channels-last
-    # backward pass of a strided 1×1 convolution writes beyond its memory on AVX2.)
+    # Widths in eights fill the CPU's vectors.
     if not 8 <= depth <= 110 or (depth - 2) % 6 or not 8 <= width <= 512 or width % 8:
         raise UserError(
             f"There is no encoder named '{name}'.",

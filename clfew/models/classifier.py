@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clfew.models.encoder import Encoder
-from clfew.models.metadata import About
+from clfew.models.metadata import ArtifactMetadata
 
 
 class NeighbourHead(nn.Module):
@@ -71,10 +71,16 @@ def neck_width(neck: nn.Sequential) -> int:
     return first.out_features if isinstance(first, nn.Linear) else 0
 
 
-def encoder_of(about: About) -> Encoder:
+def encoder_of(metadata: ArtifactMetadata) -> Encoder:
     """The encoder an artifact describes, its weights still to be loaded."""
     return Encoder(
-        about.encoder, about.size, about.mean, about.std, about.adapter, about.sees, about.stage
+        metadata.encoder,
+        metadata.size,
+        metadata.mean,
+        metadata.std,
+        metadata.adapter,
+        metadata.sees,
+        metadata.stage,
     )
 
 
@@ -100,19 +106,19 @@ class Classifier(nn.Module):
             return self.head(hidden.float()) / self.temperature
 
     @classmethod
-    def build(cls, about: About, shapes: dict[str, tuple[int, ...]]) -> "Classifier":
+    def build(cls, metadata: ArtifactMetadata, shapes: dict[str, tuple[int, ...]]) -> "Classifier":
         """The network an artifact describes, its weights still to be loaded; `shapes` of its tensors
         tell one linear head from another, and how many images a k-nearest-neighbour head keeps.
         """
-        encoder = encoder_of(about)
-        classes, width = len(about.classes), about.neck or encoder.dim
+        encoder = encoder_of(metadata)
+        classes, width = len(metadata.classes), metadata.neck or encoder.dim
         head: nn.Module = nn.Linear(width, classes)
         if "classifier.head.centre" in shapes:
             head = UnitHead(width, classes)
-        elif about.mode == "knn":
+        elif metadata.mode == "knn":
             bank = shapes.get("classifier.head.features", (0,))[0]
             labels = torch.zeros(bank, dtype=torch.int64)
             head = NeighbourHead(torch.zeros(bank, width), labels, classes)
-        classifier = cls(encoder, build_neck(encoder.dim, about.neck), head)
-        classifier.temperature = about.temperature
+        classifier = cls(encoder, build_neck(encoder.dim, metadata.neck), head)
+        classifier.temperature = metadata.temperature
         return classifier

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from clfew.data.augment import Recipe
-from clfew.data.image_cache import Store
+from clfew.data.image_cache import ImageCache
+from clfew.data.splits import evenly_spaced
 from clfew.errors import UserError
-from clfew.models.encoder import RGB, as_seen
+from clfew.models.encoder import RGB, as_input
 from clfew.models.pretrained import Expected
 
 CROP_AREA = 0.3
@@ -61,7 +62,7 @@ def choose_pretrained_size(
     return resolved, f"the images are {native} px, the pretrained encoder's {expected.size}"
 
 
-def stored_side(size: int, native: int) -> int:
+def cached_side(size: int, native: int) -> int:
     """Images are kept larger than the encoder sees them, by a quarter or up to half where that is
     their own size, so that crops stay sharp; smaller ones at their own size."""
     return max(16, native) if native <= 1.5 * size else math.ceil(1.25 * size)
@@ -97,7 +98,7 @@ def choose_batch(
     return min(images, max(32, min(most, fitting))), f"{images:,} images"
 
 
-def choose_recipe(size: int, store: Store, indices: np.ndarray, flip: bool) -> tuple[Recipe, str]:
+def choose_recipe(size: int, cache: ImageCache, indices: np.ndarray, flip: bool) -> tuple[Recipe, str]:
     """Random views as in the paper's appendix A, scaled for small images (appendix B.9: half the
     colour strength, no blur); at full strength where the images of the store are grey.
 
@@ -105,23 +106,20 @@ def choose_recipe(size: int, store: Store, indices: np.ndarray, flip: bool) -> t
     """
     if size >= 64:
         return Recipe(CROP_AREA, flip, jitter=1.0, blur=0.5), "with blur, as for large images"
-    pixels = store.pixels[_spread(indices, 200)].astype(np.int16)
+    pixels = cache.pixels[evenly_spaced(indices, 200)].astype(np.int16)
     if np.abs(pixels - pixels.mean(axis=3, keepdims=True)).mean() < 0.5:
         return Recipe(CROP_AREA, flip, jitter=1.0, blur=0.0), "the images are grey, only light changes"
     return Recipe(CROP_AREA, flip, jitter=0.5, blur=0.0), "no blur, as for small images"
 
 
-def normalisation(store: Store, indices: np.ndarray, sees: str = RGB) -> tuple[list[float], list[float]]:
+def normalisation(
+    cache: ImageCache, indices: np.ndarray, input: str = RGB
+) -> tuple[list[float], list[float]]:
     """Mean and standard deviation, of each channel that an encoder sees, over a thousand images."""
-    pixels = store.pixels[_spread(indices, 1000)]
-    if sees != RGB:
+    pixels = cache.pixels[evenly_spaced(indices, 1000)]
+    if input != RGB:
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        channels = as_seen(images, sees).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+        channels = as_input(images, input).permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
     else:
         channels = pixels.reshape(-1, 3).astype(np.float64) / 255
     return channels.mean(0).tolist(), np.maximum(channels.std(0), 0.05).tolist()
-
-
-def _spread(indices: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the indices, evenly spread."""
-    return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]

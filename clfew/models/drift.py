@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.splits import evenly_spaced
 from clfew.models.artifacts import load_encoder
 from clfew.models.encoder import Encoder
-from clfew.models.features import apply_to_store
+from clfew.models.features import apply_to_cache
 
 IMAGES = 1000
 """So many images, spread over the data, are compared."""
@@ -72,15 +73,20 @@ def _nearest(features_NxD: np.ndarray) -> np.ndarray:
 
 
 def report_drift(
-    start: Path, encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray,
-    device: torch.device, precision: str,
-) -> dict[str, float]:  # fmt: skip
+    start: Path,
+    encoder: Encoder,
+    pixels: np.ndarray,
+    aspects: np.ndarray,
+    indices: np.ndarray,
+    device: torch.device,
+    precision: str,
+) -> dict[str, float]:
     """The drift of `encoder` from the artifact `start`, said on stderr, with an alarm where it is
     due.
     """
-    spread = indices[np.linspace(0, len(indices) - 1, min(IMAGES, len(indices))).astype(int)]
+    compared = evenly_spaced(indices, IMAGES)
     before, after = (
-        apply_to_store(network, encoder.size, pixels, aspects, spread, device, precision)
+        apply_to_cache(network, encoder.size, pixels, aspects, compared, device, precision)
         for network in (load_encoder(start)[0], encoder)
     )
     found = drift(before, after)

@@ -9,22 +9,22 @@ from torch import Tensor, nn
 from clfew.data.colour import AB_REACH, rgb_to_lab
 from clfew.errors import UserError
 from clfew.models.backbones import Halves, build_backbone
-from clfew.models.feature_maps import output_shapes, stage_maps, stage_modules
-from clfew.models.metadata import SEES
+from clfew.models.feature_maps import feature_maps, output_shapes, stage_modules
+from clfew.models.metadata import INPUTS
 
-RGB, LIGHTNESS, LAB = SEES
+RGB, LIGHTNESS, LAB = INPUTS
 
 
-def as_seen(images_NxCxHxW: Tensor, sees: str) -> Tensor:
+def as_input(images_NxCxHxW: Tensor, input: str) -> Tensor:
     """What an encoder is given of images in [0, 1], three channels in [0, 1].
 
     "rgb": their colours. "lightness": CIE L in all three, for one that learned to tell colours. "lab":
     lightness and colours apart.
     """
-    if sees == RGB:
+    if input == RGB:
         return images_NxCxHxW
     lab = rgb_to_lab(images_NxCxHxW)
-    if sees == LIGHTNESS:
+    if input == LIGHTNESS:
         return (lab[:, :1] / 100).expand(-1, 3, -1, -1)
     return torch.cat([lab[:, :1] / 100, (lab[:, 1:] + AB_REACH) / (2 * AB_REACH)], dim=1)
 
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
     """A backbone with its input normalisation.
 
     Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim). adapter:
-    width of a linear layer beside the backbone's own features (see `SideLayer`), 0 for none. sees: what
+    width of a linear layer beside the backbone's own features (see `SideLayer`), 0 for none. input: what
     the backbone is given of the images (see `as_seen`); mean and std are of that. stage: whose maps are
     averaged to features, counted from 1 at the image; 0 takes the backbone's own.
     """
@@ -42,11 +42,17 @@ class Encoder(nn.Module):
     std: Tensor
 
     def __init__(
-        self, name: str, size: int, mean: list[float], std: list[float], adapter: int = 0,
-        sees: str = RGB, stage: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        size: int,
+        mean: list[float],
+        std: list[float],
+        adapter: int = 0,
+        input: str = RGB,
+        stage: int = 0,
+    ) -> None:
         super().__init__()
-        self.name, self.size, self.sees, self.stage = name, size, sees, stage
+        self.name, self.size, self.input, self.stage = name, size, input, stage
         self.backbone = build_backbone(name, size)
         self._stages: list[str] | None = None
         # Not among the weights: an artifact keeps them in its description.
@@ -92,13 +98,13 @@ class Encoder(nn.Module):
 
     def prepare(self, images_NxCxSxS: Tensor) -> Tensor:
         """Images as the backbone is given them: their colours as it sees them, normalised."""
-        return (as_seen(images_NxCxSxS, self.sees) - self.mean) / self.std
+        return (as_input(images_NxCxSxS, self.input) - self.mean) / self.std
 
     def maps(self, inputs_NxCxSxS: Tensor) -> list[Tensor]:
         """What each stage gives for prepared images, (N, C, H, W); see `clfew.models.feature_maps`."""
         if isinstance(self.backbone, Halves):
             return [torch.cat(pair, dim=1) for pair in self.backbone.maps_of_both(inputs_NxCxSxS)]
-        return stage_maps(self.backbone, self.stage_names(), inputs_NxCxSxS)
+        return feature_maps(self.backbone, self.stage_names(), inputs_NxCxSxS)
 
     def map_shapes(self) -> list[tuple[int, int]]:
         """Channels and side of the maps of each stage."""

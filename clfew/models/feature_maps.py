@@ -65,7 +65,7 @@ def _side(output: object) -> int:
     return output.shape[2] if is_map and isinstance(output, Tensor) else 0
 
 
-def stage_maps(backbone: nn.Module, names: list[str], inputs_NxCxHxW: Tensor) -> list[Tensor]:
+def feature_maps(backbone: nn.Module, names: list[str], inputs_NxCxHxW: Tensor) -> list[Tensor]:
     """What the modules `names` give for these inputs, as float maps (N, C, H, W), by one pass."""
     maps: dict[str, Tensor] = {}
 

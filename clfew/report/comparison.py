@@ -1,7 +1,5 @@
 """compare.html and compare.png: what a comparison found, in one file that needs no network."""
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +7,22 @@ import jinja2
 from matplotlib.figure import Figure
 
 from clfew.console import printable
+from clfew.report.png import data_uri, png_of
 from clfew.runs.files import write_bytes, write_text
 
 # Tableau's ten colours of 2016, made to be told apart.
 _COLOURS = (
-    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#ff9da7",
+    "#4e79a7",
+    "#f28e2b",
+    "#59a14f",
+    "#e15759",
+    "#b07aa1",
+    "#76b7b2",
+    "#edc948",
+    "#9c755f",
+    "#ff9da7",
     "#1d2433",
-)  # fmt: skip
+)
 _BASELINES = {"raw-pixels": (":", "s"), "random": (":", "v"), "scratch": ("--", "D")}
 _GREY = {"raw-pixels": "#8a8f98", "random": "#b3b8c2", "scratch": "#5d6779"}
 
@@ -42,12 +49,21 @@ def draw_comparison(result: dict[str, Any]) -> bytes:
         # Beside one another, or intervals would hide one another.
         shift = 1.05 ** ((place - (count - 1) / 2) * 0.35)
         axes.errorbar(
-            [r["labels"] * shift for r in rows], [100 * r["mean"] for r in rows],
-            yerr=[[100 * (r["mean"] - (r["ci95"] or [r["mean"]] * 2)[0]) for r in rows],
-                  [100 * ((r["ci95"] or [r["mean"]] * 2)[1] - r["mean"]) for r in rows]],
-            label=printable(result["titles"].get(name, name)), color=colour, marker=marker,
-            markersize=5, linestyle=line, linewidth=1.6, elinewidth=1, capsize=2,
-        )  # fmt: skip
+            [r["labels"] * shift for r in rows],
+            [100 * r["mean"] for r in rows],
+            yerr=[
+                [100 * (r["mean"] - (r["ci95"] or [r["mean"]] * 2)[0]) for r in rows],
+                [100 * ((r["ci95"] or [r["mean"]] * 2)[1] - r["mean"]) for r in rows],
+            ],
+            label=printable(result["titles"].get(name, name)),
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linestyle=line,
+            linewidth=1.6,
+            elinewidth=1,
+            capsize=2,
+        )
     if len(budgets) > 1:
         axes.set_xscale("log")
     axes.set_xticks(budgets, [f"{n}" for n in budgets])
@@ -57,9 +73,7 @@ def draw_comparison(result: dict[str, Any]) -> bytes:
     axes.grid(axis="y", color="#e3e7ee")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
@@ -69,7 +83,7 @@ def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
     )
     environment.filters.update(printable=printable, percent=lambda share: f"{100 * share:.1f}")
     samples = {
-        row["method"]: _data_url((folder / row["samples"]).read_bytes())
+        row["method"]: data_uri((folder / row["samples"]).read_bytes())
         for row in result["pretraining"]
         if row["seed"] == result["pretraining"][0]["seed"] and (folder / row["samples"]).exists()
     }
@@ -77,13 +91,9 @@ def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
         result=result,
         header=header(result),
         lines=lines(result),
-        plot=_data_url(picture),
+        plot=data_uri(picture),
         samples=samples,
     )
-
-
-def _data_url(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def header(result: dict[str, Any]) -> list[str]:

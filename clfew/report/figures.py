@@ -23,7 +23,10 @@ from matplotlib.patches import Patch
 from PIL import Image
 from sklearn.manifold import TSNE
 
-BINS = 15
+from clfew.data.colour import LUMA
+from clfew.finetuning.metrics import calibration_bins
+from clfew.report.png import png_of
+
 MAP_IMAGES = 1500
 """t-SNE takes a few seconds for this many points; more of them hide one another anyway."""
 NAMED_CLASSES = 20
@@ -32,14 +35,31 @@ DPI = 200  # Shown at half its pixels, a picture is sharp on a dense screen.
 
 # Tableau's ten colours of 2016, made to be told apart on white and on dark.
 _COLOURS = (
-    "#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#ff9da7",
+    "#4e79a7",
+    "#f28e2b",
+    "#59a14f",
+    "#e15759",
+    "#b07aa1",
+    "#76b7b2",
+    "#edc948",
+    "#9c755f",
+    "#ff9da7",
     "#8c8c8c",
-)  # fmt: skip
+)
 # Whichever of these is installed draws the characters that DejaVu Sans lacks.
 _MORE_FONTS = (
-    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "WenQuanYi Zen Hei",
-    "Hiragino Sans", "PingFang SC", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Thai",
-)  # fmt: skip
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans JP",
+    "Noto Sans SC",
+    "WenQuanYi Zen Hei",
+    "Hiragino Sans",
+    "PingFang SC",
+    "Yu Gothic",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "Noto Sans Thai",
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,7 @@ def confusion_picture(
             axes.hlines(edges, -0.5, count - 0.5, theme.line, linewidth=0.6)
             axes.vlines(edges, -0.5, count - 0.5, theme.line, linewidth=0.6)
             for row, column in np.argwhere(counts_CxC):
-                luma = pixels_CxCx3[row, column] @ (0.299, 0.587, 0.114)
+                luma = pixels_CxCx3[row, column] @ LUMA
                 colour = LIGHT.paper if luma < 0.55 else LIGHT.ink
                 look: Any = {"ha": "center", "va": "center", "fontsize": 8.5 if count <= 12 else 7}
                 axes.text(column, row, str(counts_CxC[row, column]), color=colour, **look)
@@ -105,19 +125,22 @@ def reliability_picture(
     confidence_N: np.ndarray, correct_N: np.ndarray, ece: float, theme: Theme = LIGHT
 ) -> bytes:
     """Accuracy against confidence in 15 bins of equal width, over a histogram of the confidences."""
-    bin_N = np.clip((confidence_N * BINS).astype(np.int64), 0, BINS - 1)
-    count_B = np.bincount(bin_N, minlength=BINS)
+    count_B, accuracy_B, confidence_B = calibration_bins(confidence_N, correct_N)
     filled = count_B > 0
-    accuracy_B = np.bincount(bin_N, correct_N, BINS)[filled] / count_B[filled]
-    claimed_B = np.bincount(bin_N, confidence_N, BINS)[filled] / count_B[filled]
-    left_B = np.arange(BINS) / BINS
+    accuracy_B, confidence_B = accuracy_B[filled], confidence_B[filled]
+    left_B = np.arange(len(count_B)) / len(count_B)
 
     with _style(theme):
         figure = Figure(figsize=(5.2, 5.2), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
-        bars: Any = {"align": "edge", "width": 1 / BINS, "edgecolor": theme.paper, "linewidth": 1}
+        bars: Any = {
+            "align": "edge",
+            "width": 1 / len(count_B),
+            "edgecolor": theme.paper,
+            "linewidth": 1,
+        }
         top.bar(left_B[filled], accuracy_B, color=theme.right, **bars)
-        low_B, gap_B = np.minimum(accuracy_B, claimed_B), np.abs(accuracy_B - claimed_B)
+        low_B, gap_B = np.minimum(accuracy_B, confidence_B), np.abs(accuracy_B - confidence_B)
         gap: Any = {"facecolor": theme.wrong + "33", "edgecolor": theme.wrong, "hatch": "/////"}
         top.bar(left_B[filled], gap_B, bottom=low_B, **{**bars, **gap})
         dashes: Any = {"color": theme.faint, "linestyle": (0, (4, 3)), "linewidth": 1.2}
@@ -274,14 +297,29 @@ def _drawable() -> frozenset[int]:
 def _style(theme: Theme) -> Any:
     """A context of matplotlib's settings; a Figure of its own needs no pyplot and no display."""
     settings: Any = {
-        "text.parse_math": False, "text.usetex": False, "font.family": _fonts(), "font.size": 9,
-        "text.color": theme.ink, "axes.labelcolor": theme.faint, "xtick.color": theme.faint,
-        "ytick.color": theme.faint, "xtick.labelcolor": theme.ink, "ytick.labelcolor": theme.ink,
-        "axes.facecolor": theme.paper, "figure.facecolor": theme.paper, "savefig.facecolor": theme.paper,
-        "axes.titlesize": 10, "axes.edgecolor": theme.line, "axes.axisbelow": True,
-        "grid.color": theme.line, "legend.frameon": False, "legend.fontsize": 8.5,
-        "legend.handletextpad": 0.5, "legend.columnspacing": 1.4, "legend.borderaxespad": 0.3,
-    }  # fmt: skip
+        "text.parse_math": False,
+        "text.usetex": False,
+        "font.family": _fonts(),
+        "font.size": 9,
+        "text.color": theme.ink,
+        "axes.labelcolor": theme.faint,
+        "xtick.color": theme.faint,
+        "ytick.color": theme.faint,
+        "xtick.labelcolor": theme.ink,
+        "ytick.labelcolor": theme.ink,
+        "axes.facecolor": theme.paper,
+        "figure.facecolor": theme.paper,
+        "savefig.facecolor": theme.paper,
+        "axes.titlesize": 10,
+        "axes.edgecolor": theme.line,
+        "axes.axisbelow": True,
+        "grid.color": theme.line,
+        "legend.frameon": False,
+        "legend.fontsize": 8.5,
+        "legend.handletextpad": 0.5,
+        "legend.columnspacing": 1.4,
+        "legend.borderaxespad": 0.3,
+    }
     return matplotlib.rc_context(settings)
 
 
@@ -295,6 +333,4 @@ def _quiet(*several: Axes, grid: bool = True) -> None:
 def _png(figure: Figure) -> bytes:
     """A figure without a layout of its own is cropped to what is drawn, which takes drawing it twice."""
     box = None if figure.get_layout_engine() else "tight"
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=box, pad_inches=0.08)
-    return buffer.getvalue()
+    return png_of(figure, dpi=DPI, bbox_inches=box, pad_inches=0.08)

@@ -1,14 +1,20 @@
 """The picture of what labels buy: accuracy over the number of labels, one line a method."""
 
-import io
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from clfew.report.png import png_of
+
 _STYLES = (
-    ("#8a8f98", "s", ":"), ("#c98a3d", "^", "--"), ("#2459b8", "o", "-"), ("#7b4fa3", "v", "--"),
-    ("#7b4fa3", "D", "-"), ("#1d8a6b", "P", "--"), ("#1d8a6b", "X", "-"),
-)  # fmt: skip
+    ("#8a8f98", "s", ":"),
+    ("#c98a3d", "^", "--"),
+    ("#2459b8", "o", "-"),
+    ("#7b4fa3", "v", "--"),
+    ("#7b4fa3", "D", "-"),
+    ("#1d8a6b", "P", "--"),
+    ("#1d8a6b", "X", "-"),
+)
 
 
 def draw_label_efficiency(
@@ -28,10 +34,16 @@ def draw_label_efficiency(
         if not of_method:  # Its style is kept for it.
             continue
         axes.errorbar(
-            [r["labels"] for r in of_method], [100 * r["mean"] for r in of_method],
-            yerr=[100 * r["std"] for r in of_method], label=title, color=colour, marker=marker,
-            linestyle=line, linewidth=2, capsize=3,
-        )  # fmt: skip
+            [r["labels"] for r in of_method],
+            [100 * r["mean"] for r in of_method],
+            yerr=[100 * r["std"] for r in of_method],
+            label=title,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            linewidth=2,
+            capsize=3,
+        )
     budgets = sorted({r["labels"] for r in rows})
     axes.set_xscale("log")
     axes.set_xticks(budgets, [f"{n}" for n in budgets])
@@ -45,6 +57,4 @@ def draw_label_efficiency(
         figure.legend(handles[::-1], names[::-1], frameon=False, loc="outside lower center", fontsize=8)
     else:
         axes.legend(handles[::-1], names[::-1], frameon=False, loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png_of(figure)

@@ -5,10 +5,10 @@ Class and file names are untrusted: jinja2 escapes them, `printable` spells out 
 Shape suffixes: N images, C classes, S side in pixels, D features.
 """
 
-import base64
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,9 +17,14 @@ import jinja2
 import numpy as np
 
 from clfew.console import printable
-from clfew.methods.collapse import collapse_told
-from clfew.report import figures
+from clfew.methods.collapse import collapse_summary
+from clfew.report import figures, text
+from clfew.report.png import data_uri
+from clfew.report.text import flatten
 from clfew.runs.files import write_bytes, write_text
+
+percent = partial(text.percent, space="\u202f")
+"""With a narrow space that does not break."""
 
 MISTAKES = 24
 PAIRS = 6
@@ -93,7 +98,7 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
                 "name": name,
                 "picture": _figure(drawn[f"curve {name}"]),
                 "summary": _summary(rows),
-                "alarm": collapse_told(rows),
+                "alarm": collapse_summary(rows),
             }
             for name, rows in details.curves.items()
             if f"curve {name}" in drawn
@@ -118,24 +123,6 @@ def verdict(claimed: float, accuracy: float, ece: float, images: int) -> str:
             f"Its confidence is right on the whole, yet not throughout: {says}, but some groups are off."
         )
     return f"Its confidence can be taken at its word: {says}."
-
-
-def flatten(values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows: {"a": {"b": [1, 2]}} gives [("a.b", "1, 2")]."""
-    if isinstance(values, dict):
-        items = list(values.items())
-    elif isinstance(values, list | tuple) and any(isinstance(v, dict | list | tuple) for v in values):
-        items = list(enumerate(values))
-    else:
-        text = ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values)
-        return [(prefix, "–" if values is None else printable(text))]
-    dot = "." if prefix else ""
-    return [row for key, value in items for row in flatten(value, f"{prefix}{dot}{printable(str(key))}")]
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """0.803 as 80.3 %, with a narrow space that does not break."""
-    return "–" if share is None else f"{100 * share:.{digits}f}\u202f%"
 
 
 def _count(number: int) -> str:
@@ -173,7 +160,7 @@ def _photographer(
         content, mime = figures.thumbnail(details.images[index], float(details.aspects[index]))
         true, predicted = int(details.labels[index]), int(predicted_N[index])
         return {
-            "src": _data_uri(content, mime),
+            "src": data_uri(content, mime),
             "tiny": mime == "image/png",
             "true": classes[true],
             "predicted": classes[predicted],
@@ -266,9 +253,5 @@ def _figure(pair: tuple[bytes, bytes]) -> dict[str, Any]:
     """A picture for the page at half its pixels: sharp on a dense screen."""
     light, dark = pair
     width, height = struct.unpack(">II", light[16:24])
-    sources = {"light": _data_uri(light, "image/png"), "dark": _data_uri(dark, "image/png")}
+    sources = {"light": data_uri(light, "image/png"), "dark": data_uri(dark, "image/png")}
     return {**sources, "width": width // 2, "height": height // 2}
-
-
-def _data_uri(content: bytes, mime: str) -> str:
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}"

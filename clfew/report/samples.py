@@ -1,6 +1,5 @@
 """samples.png: what a pretraining method makes of a few images."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +7,10 @@ import torch
 from matplotlib.figure import Figure
 
 from clfew.data.randomness import ImageRandom
+from clfew.data.splits import evenly_spaced
 from clfew.data.to_device import to_device
 from clfew.methods.base import Method, Pictures
+from clfew.report.png import png_of
 from clfew.runs.files import write_bytes
 from clfew.training.batch import Batch, TrainingData
 
@@ -21,11 +22,13 @@ def samples_of(
     method: Method, data: TrainingData, seed: int, device: torch.device, images: int = IMAGES
 ) -> Pictures:
     """The method's pictures of a few images, spread over the data."""
-    rows = data.indices[np.linspace(0, len(data) - 1, min(images, len(data))).astype(int)]
+    rows = evenly_spaced(data.indices, images)
     batch = Batch(
-        to_device(data.pixels[rows], device), to_device(data.aspects[rows], device),
-        ImageRandom(seed, 0, rows), progress=1.0,
-    )  # fmt: skip
+        to_device(data.pixels[rows], device),
+        to_device(data.aspects[rows], device),
+        ImageRandom(seed, 0, rows),
+        progress=1.0,
+    )
     return method.to(device).eval().pictures(batch)
 
 
@@ -40,9 +43,7 @@ def draw_pictures(pictures: Pictures) -> bytes:
             shown = image.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
             axes[row, column].imshow(shown, interpolation="nearest")
             axes[row, column].axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png_of(figure)
 
 
 def write_samples(

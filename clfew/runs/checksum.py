@@ -14,7 +14,7 @@ from typing import Any
 MAX_HEADER = 16 * 2**20
 """Bytes: many times what 2,000 classes with long names take. What is larger is not read."""
 
-_DATA, _SEAL = "data", "seal"
+_DATA, _CHECKSUM = "data", "seal"
 _NO_HEADER = "its header cannot be read"
 
 
@@ -22,13 +22,13 @@ class Damaged(Exception):
     """A file that is not as it was written; the message says what is wrong with it."""
 
 
-def seal(content: bytes) -> bytes:
+def add_checksum(content: bytes) -> bytes:
     """A whole safetensors file with both digests in its metadata."""
     size = struct.unpack("<Q", content[:8])[0]
     header, data = json.loads(content[8 : 8 + size]), memoryview(content)[8 + size :]
     metadata = header.setdefault("__metadata__", {})
     metadata[_DATA] = _digest(data)
-    metadata[_SEAL] = _digest(_canonical(header))
+    metadata[_CHECKSUM] = _digest(_canonical(header))
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > MAX_HEADER:
@@ -48,21 +48,21 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads(encoded)
         metadata = header.get("__metadata__", {})
-        sealed = metadata.get(_SEAL)
-        if sealed is not None and sealed != _digest(_canonical(header)):
+        with_checksum = metadata.get(_CHECKSUM)
+        if with_checksum is not None and with_checksum != _digest(_canonical(header)):
             raise Damaged("its header is not as it was written")
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise Damaged(_NO_HEADER) from None
     return header
 
 
-def is_sealed(header: dict[str, Any]) -> bool:
-    return _SEAL in header.get("__metadata__", {})
+def has_checksum(header: dict[str, Any]) -> bool:
+    return _CHECKSUM in header.get("__metadata__", {})
 
 
 def check_data(path: Path, header: dict[str, Any]) -> None:
     """Raises Damaged where the tensors of a sealed file are not as they were written; OSError."""
-    if not is_sealed(header):
+    if not has_checksum(header):
         return
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
@@ -74,7 +74,7 @@ def check_data(path: Path, header: dict[str, Any]) -> None:
 
 
 def _canonical(header: dict[str, Any]) -> bytes:
-    metadata = {key: value for key, value in header["__metadata__"].items() if key != _SEAL}
+    metadata = {key: value for key, value in header["__metadata__"].items() if key != _CHECKSUM}
     return json.dumps(header | {"__metadata__": metadata}, sort_keys=True).encode()
 
 

@@ -99,7 +99,7 @@ def unfinished(folder: Path, command: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def gone_on(folder: Path, command: str) -> Iterator[dict[str, Any]]:
+def resumed_run(folder: Path, command: str) -> Iterator[dict[str, Any]]:
     """Holds a run of `command` that is gone on with; yields its configuration. Raises UserError."""
     if not is_finished(folder):
         unfinished(folder, command)

@@ -21,7 +21,7 @@ _COPIED = 4096
 
 @dataclass(frozen=True)
 class Batch:
-    """B images as stored, with what is needed to draw views of them.
+    """B images as cached, with what is needed to draw views of them.
 
     images: uint8, (B, S, S, 3), or whatever the data has in their place (features of views, for an
     adapter). aspects: float32, (B,), width / height before storing.
@@ -91,12 +91,12 @@ class Batches:
         if self._device.type != "cuda":
             return None
         free, _ = torch.cuda.mem_get_info(self._device)
-        stored = self._data.pixels
-        image_bytes = math.prod(stored.shape[1:]) * stored.dtype.itemsize
+        images = self._data.pixels
+        image_bytes = math.prod(images.shape[1:]) * images.dtype.itemsize
         if image_bytes * len(self._data) > free // 2:
             return None
-        kind = torch.from_numpy(np.empty(0, stored.dtype)).dtype
-        shape = (len(self._data), *stored.shape[1:])
+        kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
+        shape = (len(self._data), *images.shape[1:])
         resident = torch.empty(shape, dtype=kind, device=self._device)
         for start in range(0, len(self._data), _COPIED):
             rows = self._data.indices[start : start + _COPIED]

@@ -31,10 +31,18 @@ class Budget:
 
 
 def plan_within(
-    budget: Budget, objective: nn.Module, data: TrainingData, device: torch.device, *, batch: int,
-    choose_optimizer: Callable[[int], OptimizerChoice], lr: float | None, seed: int, precision: str,
+    budget: Budget,
+    objective: nn.Module,
+    data: TrainingData,
+    device: torch.device,
+    *,
+    batch: int,
+    choose_optimizer: Callable[[int], OptimizerChoice],
+    lr: float | None,
+    seed: int,
+    precision: str,
     compilation: str,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """A plan in whole steps: of a number of epochs, else of what fits into the minutes by a trial of a
     few steps.
 

@@ -1,4 +1,5 @@
-"""Gradients of convolution weights as one matrix product, where that is faster on a CPU.
+"""Convolutions on a CPU: gradients of their weights as one matrix product, where that is faster, and
+another way for layers whose gradients crash.
 
 Late in a network images are small and channels many. There oneDNN's float32 kernel for the gradient
 of the weights runs at a tenth to a half of the processor's speed (torch 2.15, AVX2, two cores: 12 of
@@ -30,31 +31,76 @@ FEWEST_TAPS = 25
 """oneDNN's 3×3 depthwise gradients are fast."""
 _GATHERED_BYTES = 32 * 2**20
 
+FEWEST_SAFE_CHANNELS = 16
+"""Float32 numbers in a register of AVX-512, eight in one of AVX2. With fewer input channels oneDNN's
+backward pass of a strided 1×1 convolution in channels-last memory writes outside its memory wherever it
+shares the images out unevenly among the threads: torch 2.14 and 2.15, both kinds of processor
+(`examples/benchmarks/convolution_crashes.py`)."""
+
 Pair = tuple[int, int]
 
 
-class MatrixWeightGradients(TorchFunctionMode):
-    """Inside this context, `conv2d` computes the gradients of suitable weights with `weight_gradient`.
+class TrainingConvolutions(TorchFunctionMode):
+    """Inside this context, `conv2d` avoids the layers that crash, and computes the gradients of suitable
+    weights with `weight_gradient` where `own_gradients` asks for it.
 
-    Suitable are float32 channels-last images on a CPU with FEWEST_CHANNELS or more, without dilation,
-    and either without groups or, where kernels are large and images small, with one for each channel.
-    Everything else is left as it is.
+    A strided 1×1 convolution of few channels becomes a choice of pixels and a convolution without a
+    stride: the same numbers from another kernel. This is traced too, so a compiled network is as safe.
+
+    Suitable weights are float32 on channels-last images on a CPU with FEWEST_CHANNELS or more, without
+    dilation, and either without groups or, where kernels are large and images small, with one group for
+    each channel. Everything else is left as it is.
     """
+
+    def __init__(self, own_gradients: bool = True) -> None:
+        super().__init__()
+        self.own_gradients = own_gradients
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        if func is F.conv2d and not kwargs and _is_suitable(*args):
-            images, weight, bias, stride, padding = args[:5]
-            groups = args[6] if len(args) > 6 else 1
-            return _Convolution.apply(images, weight, bias, stride, padding, groups)
+        if func is F.conv2d:
+            return _conv2d(self.own_gradients, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
+def _conv2d(
+    own_gradients: bool,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv2d`, whose parameters these are."""
+    if is_unsafe(weight, stride, padding, groups):
+        down, right = _pair(stride)
+        return F.conv2d(input[..., ::down, ::right], weight, bias)
+    if own_gradients and _is_suitable(input, weight, stride, padding, dilation, groups):
+        return _Convolution.apply(input, weight, bias, stride, padding, groups)
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def is_unsafe(weight: Tensor, stride: Any, padding: Any, groups: int) -> bool:
+    """Whether the backward pass of a convolution may write outside its memory."""
+    return (
+        weight.shape[1] < FEWEST_SAFE_CHANNELS
+        and groups == 1
+        and tuple(weight.shape[2:]) == (1, 1)
+        and (padding == "valid" or (not isinstance(padding, str) and _pair(padding) == (0, 0)))
+        and _pair(stride) != (1, 1)
+    )
+
+
+def _pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
 def _is_suitable(
-    images: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> bool:  # fmt: skip
+    images: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int
+) -> bool:
     return (
         weight.requires_grad
         and images.device.type == "cpu"
@@ -78,9 +124,14 @@ def _is_slow_depthwise(images: Tensor, weight: Tensor, groups: int) -> bool:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair,
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
         groups: int,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.stride, ctx.padding, ctx.groups = stride, padding, groups
         return F.conv2d(images, weight, bias, stride, padding, 1, groups)
@@ -92,9 +143,18 @@ class _Convolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         # Asked for the bias, oneDNN would compute the weights too.
         of_images, _, _ = torch.ops.aten.convolution_backward(
-            gradient, images, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0),
-            ctx.groups, (ctx.needs_input_grad[0], False, False),
-        )  # fmt: skip
+            gradient,
+            images,
+            weight,
+            None,
+            ctx.stride,
+            ctx.padding,
+            (1, 1),
+            False,
+            (0, 0),
+            ctx.groups,
+            (ctx.needs_input_grad[0], False, False),
+        )
         of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         kernel = (weight.shape[2], weight.shape[3])
         compute = weight_gradient if ctx.groups == 1 else depthwise_weight_gradient

@@ -56,9 +56,14 @@ class Kept:
 
 
 def diverged(
-    wrong: NotFinite, path: Path | None, objective: nn.Module, optimizer: torch.optim.Optimizer,
-    plan: Plan, batch: Batch, step: int,
-) -> UserError:  # fmt: skip
+    wrong: NotFinite,
+    path: Path | None,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    batch: Batch,
+    step: int,
+) -> UserError:
     """The error for a step that was not taken. Writes to `path` what led there: the state before that
     step and the images of its batch, from which the same loss can be computed again."""
     what = "loss" if not math.isfinite(wrong.loss) else "gradient norm"
@@ -66,9 +71,13 @@ def diverged(
     hint = "start a new run with a smaller --lr, or with --precision fp32."
     if path is not None:
         position: dict[str, Any] = {
-            "step": step, "seconds": 0.0, "loss": str(wrong.loss), "gradient_norm": str(wrong.norm),
-            "epoch": batch.random.epoch, "images": batch.random.indices.tolist(),
-        }  # fmt: skip
+            "step": step,
+            "seconds": 0.0,
+            "loss": str(wrong.loss),
+            "gradient_norm": str(wrong.norm),
+            "epoch": batch.random.epoch,
+            "images": batch.random.indices.tolist(),
+        }
         with contextlib.suppress(UserError):  # A full disk, say: the loss is what is to be told.
             save_state(path, objective, optimizer, plan, position)
             hint += f" What led there is in {path}."

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.training.batch import Batch, Batches, TrainingData
 from clfew.training.compilation import compiled
-from clfew.training.convolution import MatrixWeightGradients
+from clfew.training.convolution import TrainingConvolutions
 from clfew.training.device import keep_freed_memory
 from clfew.training.guard import Kept, NotFinite, diverged, require_finite
 from clfew.training.optim import build_optimizer, learning_rate, parameter_groups
@@ -31,7 +31,7 @@ SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
 WORTH_KEEPING_SECONDS = 5.0
 """A training that took less is repeated rather than kept when it has ended."""
-_TRIAL_SHARE, _TRIAL_STEPS = 0.05, 12
+_TRIAL_FRACTION, _TRIAL_STEPS = 0.05, 12
 
 
 class Objective(Protocol):
@@ -71,9 +71,14 @@ def train(
 
 
 def _train(
-    objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device,
-    log: Callable[[dict[str, float]], None], saving: Saving | None, lr_scale: Callable[[str], float],
-) -> None:  # fmt: skip
+    objective: nn.Module,
+    data: TrainingData,
+    plan: Plan,
+    device: torch.device,
+    log: Callable[[dict[str, float]], None],
+    saving: Saving | None,
+    lr_scale: Callable[[str], float],
+) -> None:
     _prepare(objective, device)
     groups = parameter_groups(objective, plan.weight_decay, lr_scale)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
@@ -172,7 +177,7 @@ def _trial(
     try:
         with compiled(objective, plan.compile), Batches(data, plan, device, 0) as batches:
             while len(times) < 3 or (
-                len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_SHARE * budget
+                len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_FRACTION * budget
             ):
                 started = time.monotonic()
                 with contextlib.suppress(NotFinite):  # What it takes is what is asked.
@@ -200,8 +205,7 @@ def _step(
     torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
     bf16 = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=plan.precision == "bf16")
     # A compiled network has gradients of its own.
-    gradients = contextlib.nullcontext() if plan.compile else MatrixWeightGradients()
-    with bf16, gradients:
+    with bf16, TrainingConvolutions(own_gradients=not plan.compile):
         loss, extras = objective.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

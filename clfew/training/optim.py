@@ -14,7 +14,7 @@ OPTIMIZERS = ("lars", "sgd", "adamw", "muon")
 LARGE_BATCH = 1024
 SMALL_NETWORK = 2_000_000
 """Parameters. In larger networks on a CPU, Muon's matrix products cost more than they bring."""
-KEPT_SHARE, ENCODER_RATE = 0.5, 0.1
+KEPT_FRACTION, ENCODER_RATE = 0.5, 0.1
 """Of pretrained weights: the share of the layers, from the image on, that stays as it is, and the
 learning rate of the others in shares of a new layer's."""
 
@@ -83,10 +83,14 @@ def parameter_groups(
         if parameter.requires_grad:
             groups.setdefault((scale(name), parameter.ndim > 1), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay if adapts else 0.0,
-         "lr_scale": factor, "adapts": adapts}
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if adapts else 0.0,
+            "lr_scale": factor,
+            "adapts": adapts,
+        }
         for (factor, adapts), parameters in groups.items()
-    ]  # fmt: skip
+    ]
 
 
 def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:

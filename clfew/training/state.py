@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clfew.errors import UserError
-from clfew.runs.checksum import Damaged, check_data, is_sealed, read_header, seal
+from clfew.runs.checksum import Damaged, add_checksum, check_data, has_checksum, read_header
 from clfew.runs.files import make_folder, write_bytes
 from clfew.training.plan import Plan
 
@@ -23,9 +23,12 @@ FILE = "state.safetensors"
 
 
 def save_state(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer | None, plan: Plan,
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    plan: Plan,
     position: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Writes a state file and, if need be, its folder. `position` holds the step, the seconds already
     used and the digest of the data; a training at its end has no `optimizer`. Raises UserError."""
     tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
@@ -34,7 +37,7 @@ def save_state(
             tensors[f"optimizer.{index}.{name}"] = value.contiguous()
     make_folder(path.parent)
     metadata = {"position": json.dumps(position), "plan": json.dumps(asdict(plan))}
-    write_bytes(path, seal(safetensors.torch.save(tensors, metadata)))
+    write_bytes(path, add_checksum(safetensors.torch.save(tensors, metadata)))
 
 
 def saved_step(path: Path) -> int:
@@ -56,7 +59,7 @@ def load_state(
     damaged, or of another training: of another plan, or on other data."""
     try:
         header = read_header(path)
-        if not is_sealed(header):
+        if not has_checksum(header):
             raise Damaged("it was written by another version of clfew")
         before, position = json.loads(header["__metadata__"]["plan"]), _position(header)
         if others := [name for name, value in asdict(plan).items() if before.get(name) != value]:

@@ -97,9 +97,13 @@ def main():
     if not (runs / "pretrain" / "encoder.safetensors").exists():
         budget = {"epochs": options.epochs} if options.epochs else {"minutes": options.minutes}
         pretrain(
-            str(source), init="scratch", encoder=options.encoder, size=32,
-            out=fresh(runs / "pretrain"), **budget,
-        )  # fmt: skip
+            str(source),
+            init="scratch",
+            encoder=options.encoder,
+            size=32,
+            out=fresh(runs / "pretrain"),
+            **budget,
+        )
     names = [("linear", "all", 0)]
     names += [(row, labels, draw) for labels in LABELS for draw in range(DRAWS) for row in ROWS]
     for name in names:

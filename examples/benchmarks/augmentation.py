@@ -24,11 +24,11 @@ from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
 
 from clfew.data.augment import Recipe, colour_matrix
-from clfew.data.image_cache import open_store
+from clfew.data.image_cache import open_image_cache
 from clfew.data.sources import open_source
 from clfew.methods import simclr
 from clfew.models.encoder import Encoder
-from clfew.models.features import apply_to_store
+from clfew.models.features import apply_to_cache
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.optim import choose_pretraining
@@ -58,11 +58,11 @@ def torchvision_views(images, aspects, size, recipe, random, views=2):
     return torch.stack(made).contiguous(memory_format=torch.channels_last)
 
 
-def accuracy(encoder, store, labels, train_rows, test_rows):
+def accuracy(encoder, cache, labels, train_rows, test_rows):
     features = [
         torch.nn.functional.normalize(
             torch.from_numpy(
-                apply_to_store(encoder, SIZE, store.pixels, store.aspects, rows, torch.device("cpu"))
+                apply_to_cache(encoder, SIZE, cache.pixels, cache.aspects, rows, torch.device("cpu"))
             ),
             dim=1,
         )
@@ -120,15 +120,15 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     source = open_source(str(options.data / "cifar10" / "train"))
-    store = open_store(source, 32)
+    cache = open_image_cache(source, 32)
     labels = torch.from_numpy(source.labels)
-    order = np.random.default_rng(0).permutation(store.good)
+    order = np.random.default_rng(0).permutation(cache.good)
     chosen, held = np.sort(order[: options.images]), np.sort(order[options.images :][:2000])
-    real = torch.from_numpy(store.pixels[held[:200]]).permute(0, 3, 1, 2).float() / 255
+    real = torch.from_numpy(cache.pixels[held[:200]]).permute(0, 3, 1, 2).float() / 255
     colours = colour_error(real)
     print("mean absolute difference of colours on 200 images:", colours, flush=True)
-    mean = (store.pixels[chosen].reshape(-1, 3) / 255).mean(0).tolist()
-    std = (store.pixels[chosen].reshape(-1, 3) / 255).std(0).tolist()
+    mean = (cache.pixels[chosen].reshape(-1, 3) / 255).mean(0).tolist()
+    std = (cache.pixels[chosen].reshape(-1, 3) / 255).std(0).tolist()
     ours = simclr.random_views
     found = {"clfew": [], "torchvision": []}
     for seed in range(options.seeds):
@@ -143,10 +143,10 @@ def main():
             plan = Plan(steps, BATCH, name, rate, decay, steps // 10, seed, "fp32")
             started = time.perf_counter()
             train(
-                objective, TrainingData(store.pixels, store.aspects, chosen), plan, torch.device("cpu")
+                objective, TrainingData(cache.pixels, cache.aspects, chosen), plan, torch.device("cpu")
             )
             seconds = time.perf_counter() - started
-            found[side].append(accuracy(encoder, store, labels, chosen, held))
+            found[side].append(accuracy(encoder, cache, labels, chosen, held))
             print(f"seed {seed} {side:<12} kNN {found[side][-1]:.4f}  {seconds:.0f} s", flush=True)
     differences = [a - b for a, b in zip(found["clfew"], found["torchvision"], strict=True)]
     gap = statistics.mean(differences)

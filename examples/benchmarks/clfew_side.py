@@ -54,9 +54,16 @@ def main():
     Run.log = timed
     folder = tempfile.mkdtemp()
     pretrain(
-        options.images, encoder=options.encoder, size=options.size, batch=options.batch, epochs=1000,
-        compilation="off", transductive=True, init="scratch", out=Path(folder) / "run",
-    )  # fmt: skip
+        options.images,
+        encoder=options.encoder,
+        size=options.size,
+        batch=options.batch,
+        epochs=1000,
+        compilation="off",
+        transductive=True,
+        init="scratch",
+        out=Path(folder) / "run",
+    )
 
 
 if __name__ == "__main__":

@@ -69,9 +69,18 @@ def main():
 
         def onednn(images=images, weight=weight, gradient=gradient, stride=stride):
             return torch.ops.aten.convolution_backward(
-                gradient, images, weight, None, (stride, stride), (1, 1), (1, 1), False, (0, 0), 1,
+                gradient,
+                images,
+                weight,
+                None,
+                (stride, stride),
+                (1, 1),
+                (1, 1),
+                False,
+                (0, 0),
+                1,
                 (False, True, False),
-            )  # fmt: skip
+            )
 
         def product(images=images, gradient=gradient, stride=stride):
             return weight_gradient(images, gradient, (3, 3), (stride, stride), (1, 1))

@@ -21,8 +21,8 @@ from common import Results
 from clfew.commands.distill import distill
 from clfew.commands.finetune import finetune
 from clfew.commands.pretrain import pretrain
-from clfew.data.image_cache import open_store
-from clfew.data.labels import draw_labels, parse_labels
+from clfew.data.image_cache import open_image_cache
+from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices
 from clfew.finetuning.probes import linear_head
@@ -136,24 +136,28 @@ class Bench:
 
     def raw_pixels(self, budget, draw):
         source = open_source(self.source)
-        store = open_store(source, 32)
+        cache = open_image_cache(source, 32)
         test = test_indices(source, 0)
-        pool = np.setdiff1d(store.good, test)
-        drawn = draw_labels(source, pool, parse_labels(f"{budget}/class"), draw)
+        pool = np.setdiff1d(cache.good, test)
+        drawn = sample_labels(source, pool, parse_labels(f"{budget}/class"), draw)
         seen = np.union1d(drawn, pool[:: max(1, len(pool) // 5000)])
-        inputs = store.pixels[seen].reshape(len(seen), -1).astype(np.float32) / 255
+        inputs = cache.pixels[seen].reshape(len(seen), -1).astype(np.float32) / 255
         rows = np.searchsorted(seen, drawn)
         head, _ = linear_head(inputs, rows, source.labels[drawn], len(source.classes), draw)
         with torch.no_grad():
-            logits = head(torch.from_numpy(store.pixels[test].reshape(len(test), -1) / np.float32(255)))
+            logits = head(torch.from_numpy(cache.pixels[test].reshape(len(test), -1) / np.float32(255)))
         return float((logits.argmax(1).numpy() == source.labels[test]).mean())
 
 
 def plan(sets):
     """All cells: those that have a target first; then set by set, as neighbours share features."""
     first = [
-        ("aerial", 1), ("aerial", 5), ("cifar10", 5), ("fashion-mnist-6k", 1), ("sign-digits", 2),
-    ]  # fmt: skip
+        ("aerial", 1),
+        ("aerial", 5),
+        ("cifar10", 5),
+        ("fashion-mnist-6k", 1),
+        ("sign-digits", 2),
+    ]
     plain = ("frozen", "pretrained", "simclr", "raw-pixels", "scratch")
     distilled = ("pretrained+distill", "simclr+distill")
     targets = [(s, m, b) for s, b in first for m in plain]
@@ -211,11 +215,17 @@ def accuracies(results, name, method, budget):
 
 def picture(results, name):
     rows = [
-        {"labels": budget, "method": method, "mean": float(np.mean(found)),
-         "std": float(np.std(found, ddof=1)), "draws": found}
-        for method in METHODS for budget in BUDGETS
+        {
+            "labels": budget,
+            "method": method,
+            "mean": float(np.mean(found)),
+            "std": float(np.std(found, ddof=1)),
+            "draws": found,
+        }
+        for method in METHODS
+        for budget in BUDGETS
         if len(found := accuracies(results, name, method, budget)) == DRAWS
-    ]  # fmt: skip
+    ]
     counts = {method: sum(row["method"] == method for row in rows) for method in METHODS}
     shown = [r for r in rows if counts[r["method"]] > 2 and not r["method"].endswith("+distill")]
     if len({row["method"] for row in shown}) < 2:

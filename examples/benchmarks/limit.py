@@ -30,7 +30,7 @@ from clfew.data.image_cache import _create_arrays, _map_arrays
 from clfew.methods.simclr import SimCLR
 from clfew.models.encoder import Encoder
 from clfew.training.batch import Batches, TrainingData
-from clfew.training.convolution import MatrixWeightGradients
+from clfew.training.convolution import TrainingConvolutions
 from clfew.training.device import choose_device, choose_precision
 from clfew.training.loop import train
 from clfew.training.optim import choose_pretraining
@@ -75,7 +75,7 @@ def encoder_alone(objective, size, batch, device, precision, seconds):
     while len(times) < 4 or time.perf_counter() < until:
         started = time.perf_counter()
         bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with bf16, MatrixWeightGradients():
+        with bf16, TrainingConvolutions():
             features = encoder(views)
         features.backward(torch.ones_like(features))
         encoder.zero_grad(set_to_none=True)
@@ -161,13 +161,23 @@ def measure(name, size, batch, device, precision, seconds, repeats):
         views, reading = parts(objective, data, plan, device, 2)
     shares = [a / b for a, b in zip(alone, loop, strict=True)]
     return {
-        "encoder": name, "size": size, "batch": batch, "precision": precision, "optimizer": optimizer,
-        "encoder_alone_s": alone, "loop_s": loop, "share": statistics.median(shares),
-        "share_min": min(shares), "share_max": max(shares), "waiting": max(waits),
-        "images_per_second": batch / statistics.median(loop), "views_s": views, "reading_s": reading,
+        "encoder": name,
+        "size": size,
+        "batch": batch,
+        "precision": precision,
+        "optimizer": optimizer,
+        "encoder_alone_s": alone,
+        "loop_s": loop,
+        "share": statistics.median(shares),
+        "share_min": min(shares),
+        "share_max": max(shares),
+        "waiting": max(waits),
+        "images_per_second": batch / statistics.median(loop),
+        "views_s": views,
+        "reading_s": reading,
         "peak_gflops": statistics.median(peaks) / 1e9,
         "images_per_second_at_peak": statistics.median(peaks) / operations(objective, size, device),
-    }  # fmt: skip
+    }
 
 
 def main():

@@ -63,10 +63,12 @@ def measure(name, data, arguments, device):
             speeds[key].append(side.images_per_second())
     ratios = [a / b for a, b in zip(speeds[name], speeds["simclr"], strict=True)]
     return {
-        "images_per_second": float(np.median(speeds[name])), "ratio": float(np.median(ratios)),
-        "ratios": ratios, "simclr": float(np.median(speeds["simclr"])),
+        "images_per_second": float(np.median(speeds[name])),
+        "ratio": float(np.median(ratios)),
+        "ratios": ratios,
+        "simclr": float(np.median(speeds["simclr"])),
         "parameters": sum(p.numel() for p in ours.method.parameters() if p.requires_grad),
-    }  # fmt: skip
+    }
 
 
 def main():

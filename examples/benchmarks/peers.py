@@ -8,8 +8,8 @@ NAME is one of
     plain           a DataLoader with torchvision's transforms and two workers.
 
 Prints one line of JSON: the steps timed, their seconds, and images per second. The first three
-steps are left out. The encoders are clfew's (its folder must be on PYTHONPATH; `clfew.models.encoder` needs
-torch alone), so that everybody trains the same network; "stock-resnet18" is torchvision's, unchanged,
+steps are left out. The encoders are clfew's (its folder must be on PYTHONPATH;
+`clfew.models.encoder` needs torch alone), so that everybody trains the same network; "stock-resnet18" is torchvision's, unchanged,
 for any image size. `throughput.py` and `time_to_quality.py` start this file.
 """
 
@@ -87,10 +87,17 @@ def lightly_train_side(options, timer):
     started = time.perf_counter()
     try:
         lightly_train.pretrain(
-            out=out / "run", data=options.images, model=model, method="simclr", epochs=100,
-            batch_size=options.batch, precision=options.precision, seed=options.seed,
-            transform_args=transform, **limit,
-        )  # fmt: skip
+            out=out / "run",
+            data=options.images,
+            model=model,
+            method="simclr",
+            epochs=100,
+            batch_size=options.batch,
+            precision=options.precision,
+            seed=options.seed,
+            transform_args=transform,
+            **limit,
+        )
         if options.out:
             shutil.copy(out / "run" / "exported_models" / "exported_last.pt", options.out)
     finally:
@@ -159,9 +166,13 @@ def plain_side(options, timer):
     view = transforms.Compose(steps)
     dataset = torchvision.datasets.ImageFolder(options.images, lambda image: (view(image), view(image)))
     loader = torch.utils.data.DataLoader(
-        dataset, batch_size=options.batch, shuffle=True, drop_last=True, num_workers=2,
+        dataset,
+        batch_size=options.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
         persistent_workers=True,
-    )  # fmt: skip
+    )
     body, pool, features = build(options.encoder, options.size)
     head = [nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 128)]
     model = nn.Sequential(body, pool, nn.Flatten(), *head)

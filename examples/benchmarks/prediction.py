@@ -34,18 +34,27 @@ def make_classifier(path, encoder, size, side):
     from clfew.models.artifacts import save_classifier
     from clfew.models.classifier import Classifier
     from clfew.models.encoder import Encoder
-    from clfew.models.metadata import About
+    from clfew.models.metadata import ArtifactMetadata
     from clfew.version import __version__
 
     network = Encoder(encoder, size, [0.5] * 3, [0.25] * 3)
-    about = About(
-        kind="classifier", encoder=encoder, size=size, side=side, mean=[0.5] * 3, std=[0.25] * 3,
-        dim=network.dim, method="", flip=True, clfew_version=__version__, mode="linear",
+    metadata = ArtifactMetadata(
+        kind="classifier",
+        encoder=encoder,
+        size=size,
+        side=side,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        dim=network.dim,
+        method="",
+        flip=True,
+        clfew_version=__version__,
+        mode="linear",
         classes=[str(i) for i in range(10)],
-    )  # fmt: skip
+    )
     none = np.zeros(0, np.uint64)
     save_classifier(
-        path, Classifier(network, nn.Sequential(), nn.Linear(network.dim, 10)), about, none, none
+        path, Classifier(network, nn.Sequential(), nn.Linear(network.dim, 10)), metadata, none, none
     )
 
 
@@ -75,12 +84,12 @@ def loader_side(images, artifact, folder):
 
     from clfew.models.artifacts import load_classifier
 
-    network, about, _ = load_classifier(artifact)
+    network, metadata, _ = load_classifier(artifact)
     started = time.perf_counter()
     view = transforms.Compose(
         [
-            transforms.Resize(about.size),
-            transforms.CenterCrop(about.size),
+            transforms.Resize(metadata.size),
+            transforms.CenterCrop(metadata.size),
             transforms.ToTensor(),
         ]  # The network normalises its input itself.
     )

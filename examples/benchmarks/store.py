@@ -50,7 +50,7 @@ def plain(files, side, threads):
 
 
 def building(source_folder, side, repeats):
-    from clfew.data.image_cache import open_store
+    from clfew.data.image_cache import open_image_cache
     from clfew.data.sources import open_source
     from clfew.data.workers import decoders
 
@@ -61,7 +61,7 @@ def building(source_folder, side, repeats):
         with tempfile.TemporaryDirectory() as cache:
             os.environ["CLFEW_CACHE"] = cache
             started = time.perf_counter()
-            open_store(source, side)
+            open_image_cache(source, side)
             rows["clfew"].append(len(source) / (time.perf_counter() - started))
         rows["plain, 1 thread"].append(plain(files, side, 1))
         rows[f"plain, {decoders()} threads"].append(plain(files, side, decoders()))
@@ -72,7 +72,7 @@ def first_batch(folder, side):
     """Seconds from a source's name to its first batch, with imports done."""
     import torch
 
-    from clfew.data.image_cache import open_store, typical_side
+    from clfew.data.image_cache import open_image_cache, typical_side
     from clfew.data.sources import open_source
     from clfew.data.splits import test_indices
     from clfew.models.defaults import normalisation
@@ -82,11 +82,11 @@ def first_batch(folder, side):
     started = time.perf_counter()
     source = open_source(str(folder))
     typical_side(source)
-    store = open_store(source, side)
-    indices = np.setdiff1d(store.good, test_indices(source, 0), assume_unique=True)
-    normalisation(store, indices)
+    cache = open_image_cache(source, side)
+    indices = np.setdiff1d(cache.good, test_indices(source, 0), assume_unique=True)
+    normalisation(cache, indices)
     plan = Plan(10, 128, "sgd", 0.1, 0.0, 1, 0, "fp32")
-    data = TrainingData(store.pixels, store.aspects, indices)
+    data = TrainingData(cache.pixels, cache.aspects, indices)
     with Batches(data, plan, torch.device("cpu"), 0) as batches:
         next(batches)
     return time.perf_counter() - started, len(source)
@@ -117,8 +117,17 @@ def training_step(count):
         step = (rows[-1]["seconds"] - rows[0]["seconds"]) / (rows[-1]["step"] - rows[0]["step"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     waiting = statistics.mean(row["data_wait"] for row in rows[1:])
-    print(json.dumps({"images": count, "step_s": step, "waiting": waiting,
-                      "before_mb": before >> 10, "peak_mb": peak >> 10}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "images": count,
+                "step_s": step,
+                "waiting": waiting,
+                "before_mb": before >> 10,
+                "peak_mb": peak >> 10,
+            }
+        )
+    )
 
 
 def main():
@@ -156,8 +165,10 @@ def main():
     for count in (10_000, 100_000, options.images):
         done = subprocess.run(
             [sys.executable, __file__, str(options.data), "--step", str(count)],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         row = json.loads(done.stdout.splitlines()[-1])
         results["steps"].append(row)
         print(

@@ -87,9 +87,12 @@ def building(of):
 def memory(of):
     for row in of["results"]["steps"]:
         yield [
-            f"{row['images']:,}", f"{row['step_s']:.3f} s", f"{row['waiting']:.2%}",
-            f"{row['before_mb']} MB", f"{row['peak_mb']} MB",
-        ]  # fmt: skip
+            f"{row['images']:,}",
+            f"{row['step_s']:.3f} s",
+            f"{row['waiting']:.2%}",
+            f"{row['before_mb']} MB",
+            f"{row['peak_mb']} MB",
+        ]
 
 
 def convolutions(of):
@@ -100,21 +103,49 @@ def convolutions(of):
 
 
 TABLES = [
-    ("throughput.json", throughput, "Training throughput, images/s",
-     ["case", "clfew", "lightly-train", "lightly", "plain loop", "aim"]),
-    ("time_to_quality.json", quality, "Accuracy after minutes",
-     ["minutes", "", "epochs", "kNN", "50 labels a class, linear", "full"]),
-    ("limit.json", limit, "The loop and its limit",
-     ["case", "images/s", "at peak", "encoder alone", "views", "waiting"]),
-    ("store.json", building, "Building a store, images/s",
-     ["images", "clfew", "Pillow, 1 thread", "Pillow, 2 threads"]),
-    ("store.json", memory, "A million images at 96 px",
-     ["images", "a step", "waiting", "memory before training", "at most"]),
-    ("prediction.json", prediction, "Prediction, images/s and peak memory",
-     ["case", "`clfew predict`", "`clfew embed`", "DataLoader loop"]),
-    ("convolutions.json", convolutions, "Gradients of weights, GFLOP/s",
-     ["layer", "forward", "oneDNN", "clfew", "ratio"]),
-]  # fmt: skip
+    (
+        "throughput.json",
+        throughput,
+        "Training throughput, images/s",
+        ["case", "clfew", "lightly-train", "lightly", "plain loop", "aim"],
+    ),
+    (
+        "time_to_quality.json",
+        quality,
+        "Accuracy after minutes",
+        ["minutes", "", "epochs", "kNN", "50 labels a class, linear", "full"],
+    ),
+    (
+        "limit.json",
+        limit,
+        "The loop and its limit",
+        ["case", "images/s", "at peak", "encoder alone", "views", "waiting"],
+    ),
+    (
+        "store.json",
+        building,
+        "Building a store, images/s",
+        ["images", "clfew", "Pillow, 1 thread", "Pillow, 2 threads"],
+    ),
+    (
+        "store.json",
+        memory,
+        "A million images at 96 px",
+        ["images", "a step", "waiting", "memory before training", "at most"],
+    ),
+    (
+        "prediction.json",
+        prediction,
+        "Prediction, images/s and peak memory",
+        ["case", "`clfew predict`", "`clfew embed`", "DataLoader loop"],
+    ),
+    (
+        "convolutions.json",
+        convolutions,
+        "Gradients of weights, GFLOP/s",
+        ["layer", "forward", "oneDNN", "clfew", "ratio"],
+    ),
+]
 
 
 def main():

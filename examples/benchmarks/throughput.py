@@ -63,8 +63,18 @@ def images_of(data, name, scratch):
 def run_side(side, case, options, scratch):
     encoder, size, images, batch, _ = CASES[case]
     folder = images_of(options.data, images, scratch)
-    common = ["--images", folder, "--encoder", encoder, "--size", size, "--batch", batch,
-              "--seconds", options.seconds]  # fmt: skip
+    common = [
+        "--images",
+        folder,
+        "--encoder",
+        encoder,
+        "--size",
+        size,
+        "--batch",
+        batch,
+        "--seconds",
+        options.seconds,
+    ]
     if side == "clfew":
         command = [sys.executable, HERE / "clfew_side.py", *common]
     else:
@@ -72,13 +82,21 @@ def run_side(side, case, options, scratch):
         precision = "bf16-mixed" if variant == "best" else "auto"
         command = [peers_python(options.peers), HERE / "peers.py", name, *common]
         command += ["--precision", precision]
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HOME": str(scratch),
-                   "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor")}  # fmt: skip
+    environment = {
+        "PYTHONPATH": str(REPOSITORY),
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(scratch),
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+    }
     # Sides that stop their loader workers by killing their group must have a group of their own.
     result = subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True,
-        cwd=scratch, start_new_session=True,
-    )  # fmt: skip
+        list(map(str, command)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd=scratch,
+        start_new_session=True,
+    )
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     if not lines:
         sys.exit(f"{side} in {case} failed:\n{result.stderr[-2000:]}")

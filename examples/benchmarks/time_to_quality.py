@@ -31,13 +31,13 @@ from throughput import HERE, REPOSITORY, peers_python
 
 from clfew.commands.finetune import finetune
 from clfew.commands.pretrain import pretrain
-from clfew.data.image_cache import open_store
+from clfew.data.image_cache import open_image_cache
 from clfew.data.sources import open_source
 from clfew.models.artifacts import load_encoder, save_encoder
 from clfew.models.backbones import register_encoder
 from clfew.models.encoder import Encoder
-from clfew.models.features import apply_to_store
-from clfew.models.metadata import About
+from clfew.models.features import apply_to_cache
+from clfew.models.metadata import ArtifactMetadata
 from clfew.version import __version__
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -46,7 +46,7 @@ BATCH = 128  # lightly-train's default.
 
 def train_clfew(images, minutes, folder):
     """Path of the artifact, and what was trained."""
-    open_store(open_source(str(images)), 32)  # Built before the clock starts, as the trial is.
+    open_image_cache(open_source(str(images)), 32)  # Built before the clock starts, as the trial is.
     run = pretrain(str(images), init="scratch", minutes=minutes, out=folder / "run")
     config = json.loads((run / "config.json").read_text())
     rows = (run / "metrics.jsonl").read_text().splitlines()
@@ -56,12 +56,26 @@ def train_clfew(images, minutes, folder):
 
 def train_lightly(images, minutes, folder, peers):
     def peer(*arguments):
-        command = [peers_python(peers), HERE / "peers.py", "lightly-train", "--images", images / "train",
-                   "--size", 32, "--batch", BATCH, *arguments]  # fmt: skip
+        command = [
+            peers_python(peers),
+            HERE / "peers.py",
+            "lightly-train",
+            "--images",
+            images / "train",
+            "--size",
+            32,
+            "--batch",
+            BATCH,
+            *arguments,
+        ]
         result = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, cwd=folder, start_new_session=True,
+            list(map(str, command)),
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            start_new_session=True,
             env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        )  # fmt: skip
+        )
         lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
         if not lines:
             sys.exit(f"lightly-train failed:\n{result.stderr[-2000:]}")
@@ -74,28 +88,36 @@ def train_lightly(images, minutes, folder, peers):
     encoder = Encoder("stock-resnet18", 32, *IMAGENET)
     known = encoder.backbone.state_dict()
     encoder.backbone.load_state_dict({key: weights[key] for key in known})
-    about = About(
-        kind="encoder", encoder="stock-resnet18", size=32, side=32, mean=IMAGENET[0], std=IMAGENET[1],
-        dim=512, method="simclr", flip=True, clfew_version=__version__,
-    )  # fmt: skip
+    metadata = ArtifactMetadata(
+        kind="encoder",
+        encoder="stock-resnet18",
+        size=32,
+        side=32,
+        mean=IMAGENET[0],
+        std=IMAGENET[1],
+        dim=512,
+        method="simclr",
+        flip=True,
+        clfew_version=__version__,
+    )
     artifact = folder / "encoder.safetensors"
-    save_encoder(artifact, encoder, torch.nn.Sequential(), about, np.zeros(0, np.uint64))
+    save_encoder(artifact, encoder, torch.nn.Sequential(), metadata, np.zeros(0, np.uint64))
     trained = {"steps": steps, "epochs": steps * BATCH / 50_000, "images_per_second": rate}
     return artifact, trained | {"seconds_with_start": told["seconds"]}
 
 
 def nearest_neighbours(artifact, images):
     """kNN accuracy on the test split."""
-    encoder, _, about, _ = load_encoder(artifact)
+    encoder, _, metadata, _ = load_encoder(artifact)
     features, labels = {}, {}
     for split in ("train", "test"):
         source = open_source(str(images / split))
-        store = open_store(source, about.side)
-        found = apply_to_store(
-            encoder, about.size, store.pixels, store.aspects, store.good, torch.device("cpu")
+        cache = open_image_cache(source, metadata.side)
+        found = apply_to_cache(
+            encoder, metadata.size, cache.pixels, cache.aspects, cache.good, torch.device("cpu")
         )
         features[split] = torch.nn.functional.normalize(torch.from_numpy(found), dim=1)
-        labels[split] = torch.from_numpy(np.array(source.labels)[store.good])
+        labels[split] = torch.from_numpy(np.array(source.labels)[cache.good])
     classes = int(labels["train"].max()) + 1
     right = 0
     for part, truth in zip(features["test"].split(500), labels["test"].split(500), strict=True):
@@ -121,9 +143,13 @@ def measure(side, minutes, options):
         measured = {"knn": knn, "trained": trained}
         for mode in ("linear", "full") if side == "clfew" else ("linear",):
             _, result = finetune(
-                str(images), labels="50/class", origin=str(artifact), repeat=3, mode=mode,
+                str(images),
+                labels="50/class",
+                origin=str(artifact),
+                repeat=3,
+                mode=mode,
                 out=folder / mode,
-            )  # fmt: skip
+            )
             measured[mode] = {key: result[key] for key in ("mean", "std")}
             measured[mode]["draws"] = [draw["accuracy"] for draw in result["draws"]]
     return measured

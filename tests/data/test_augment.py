@@ -76,9 +76,10 @@ def test_a_crop_between_pixels_moves_smoothly():
 
     def crop(start):
         return resample(
-            stored, resampling_matrix(torch.tensor([start]), length, 24, 10),
+            stored,
             resampling_matrix(torch.tensor([start]), length, 24, 10),
-        )  # fmt: skip
+            resampling_matrix(torch.tensor([start]), length, 24, 10),
+        )
 
     half = crop(3.5)
     whole = [as_images(crop(start), 10) for start in (3.0, 4.0)]
@@ -154,9 +155,11 @@ def test_hue_keeps_luma_and_a_full_turn_is_nothing():
     luma = torch.tensor([0.299, 0.587, 0.114])
     turned = apply_map(hue_map(torch.tensor([0.7, -2.0])), images)
     torch.testing.assert_close(
-        torch.einsum("c,nchw->nhw", luma, turned), torch.einsum("c,nchw->nhw", luma, images),
-        atol=1e-5, rtol=0,
-    )  # fmt: skip
+        torch.einsum("c,nchw->nhw", luma, turned),
+        torch.einsum("c,nchw->nhw", luma, images),
+        atol=1e-5,
+        rtol=0,
+    )
     torch.testing.assert_close(
         apply_map(hue_map(torch.full((2,), 2 * math.pi)), images), images, atol=1e-5, rtol=0
     )

@@ -122,8 +122,13 @@ def test_a_folder_that_is_no_data_set_is_a_user_error(tmp_path):
 
 
 def test_files_are_sorted_into_splits_by_name_or_folder(tmp_path):
-    names = ["train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet", "test/0000.parquet",
-             "validation-0.parquet", "0001.parquet"]  # fmt: skip
+    names = [
+        "train-00000-of-00002.parquet",
+        "data/train-00001-of-00002.parquet",
+        "test/0000.parquet",
+        "validation-0.parquet",
+        "0001.parquet",
+    ]
     splits = _by_split([tmp_path / name for name in names])
     assert {split: len(files) for split, files in splits.items()} == {"train": 3, "test": 1, "val": 1}
 

@@ -27,9 +27,12 @@ def slow_uniform(seed: int, epoch: int, index: int, stream: int, columns: int) -
 def test_mix_gives_the_published_splitmix64_sequence():
     # The first outputs of Vigna's splitmix64.c for the seed 1234567.
     expected = [
-        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431,
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
         16408922859458223821,
-    ]  # fmt: skip
+    ]
     states = [(1234567 + (i + 1) * GOLDEN) & MASK for i in range(5)]
     assert [int(z) for z in _mix(np.array(states, dtype=np.uint64))] == expected
     assert [slow_mix(z) for z in states] == expected

@@ -187,8 +187,13 @@ def write_csv(path: Path, rows, encoding="utf-8"):
 
 def test_a_csv_lists_images_relative_to_its_own_folder(tree, tmp_path, monkeypatch):
     root, other = tree("x/1.png", "2.png", "3.png"), tree("4.png", root="elsewhere")
-    rows = [["path", "label", "split"], ["x/1.png", "dog", ""], ["2.png", " cat ", "Test"],
-            ["3.png", "", "validation"], [str(other / "4.png"), "dog", "train"]]  # fmt: skip
+    rows = [
+        ["path", "label", "split"],
+        ["x/1.png", "dog", ""],
+        ["2.png", " cat ", "Test"],
+        ["3.png", "", "validation"],
+        [str(other / "4.png"), "dog", "train"],
+    ]
     file = write_csv(root / "list.csv", rows)
     monkeypatch.chdir(tmp_path)
     source = open_source("root/list.csv")

@@ -6,7 +6,7 @@ import pytest
 
 from clfew.data import splits
 from clfew.data.image_files import walk_images
-from clfew.data.labels import LabelSpec, apply_label_csv, draw_labels, parse_labels
+from clfew.data.labels import LabelSpec, apply_label_csv, parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UsageError, UserError
@@ -91,18 +91,22 @@ def test_a_csv_of_labels_must_exist(tmp_path):
 
 def test_a_share_is_drawn_of_each_class_and_at_least_one():
     source = source_of({"a": 100, "b": 40, "c": 3})
-    drawn = draw_labels(source, np.arange(143), LabelSpec(share=0.05), 0)
+    drawn = sample_labels(source, np.arange(143), LabelSpec(share=0.05), 0)
     assert per_class(source, drawn) == [5, 2, 1]
-    assert per_class(source, draw_labels(source, np.arange(143), LabelSpec(share=0.001), 0)) == [1, 1, 1]
-    assert len(draw_labels(source, np.arange(143), LabelSpec(share=1.0), 0)) == 143
+    assert per_class(source, sample_labels(source, np.arange(143), LabelSpec(share=0.001), 0)) == [
+        1,
+        1,
+        1,
+    ]
+    assert len(sample_labels(source, np.arange(143), LabelSpec(share=1.0), 0)) == 143
 
 
 def test_a_number_for_each_class_is_drawn_and_all_is_all():
     source = source_of({"a": 10, "b": 4})
-    drawn = draw_labels(source, np.arange(14), LabelSpec(per_class=3), 0)
+    drawn = sample_labels(source, np.arange(14), LabelSpec(per_class=3), 0)
     assert per_class(source, drawn) == [3, 3] and len(set(drawn)) == 6
     assert np.array_equal(drawn, np.sort(drawn))
-    assert draw_labels(source, np.arange(14), LabelSpec(), 0).tolist() == list(range(14))
+    assert sample_labels(source, np.arange(14), LabelSpec(), 0).tolist() == list(range(14))
 
 
 @pytest.mark.parametrize(
@@ -111,21 +115,21 @@ def test_a_number_for_each_class_is_drawn_and_all_is_all():
 )
 def test_a_total_is_shared_out_as_evenly_as_the_classes_allow(total, expected):
     source = source_of({"a": 10, "b": 10, "c": 2})
-    counts = per_class(source, draw_labels(source, np.arange(22), LabelSpec(total=total), 0))
+    counts = per_class(source, sample_labels(source, np.arange(22), LabelSpec(total=total), 0))
     assert sorted(counts) == expected and counts[2] == expected[0]
 
 
 def test_a_total_goes_on_where_small_classes_are_used_up():
     source = source_of({"a": 5000, "b": 7, "c": 3})
     for total, expected in ((9, [3, 3, 3]), (11, [4, 4, 3]), (30, [20, 7, 3]), (5010, [5000, 7, 3])):
-        drawn = draw_labels(source, np.arange(5010), LabelSpec(total=total), 0)
+        drawn = sample_labels(source, np.arange(5010), LabelSpec(total=total), 0)
         assert per_class(source, drawn) == expected
 
 
 def test_labels_that_do_not_divide_go_to_classes_that_are_drawn():
     source = source_of({"a": 9, "b": 9, "c": 9})
     lucky = {
-        tuple(per_class(source, draw_labels(source, np.arange(27), LabelSpec(total=7), seed)))
+        tuple(per_class(source, sample_labels(source, np.arange(27), LabelSpec(total=7), seed)))
         for seed in range(20)
     }
     assert lucky == {(3, 2, 2), (2, 3, 2), (2, 2, 3)}
@@ -142,21 +146,21 @@ def test_labels_that_do_not_divide_go_to_classes_that_are_drawn():
 def test_more_labels_than_there_are_is_a_user_error(spec, message, hint):
     source = source_of({"a": 10, "b": 4})
     with pytest.raises(UserError, match=message) as error:
-        draw_labels(source, np.arange(14), spec, 0)
+        sample_labels(source, np.arange(14), spec, 0)
     assert hint in error.value.hint and error.value.exit_code == 1
 
 
 def test_a_class_without_an_image_to_learn_from_is_a_user_error():
     source = source_of({"a": 3, "b": 3})
     with pytest.raises(UserError, match="'b' has no image outside the test split"):
-        draw_labels(source, np.arange(3), LabelSpec(per_class=1), 0)
+        sample_labels(source, np.arange(3), LabelSpec(per_class=1), 0)
 
 
 def test_draws_follow_names_not_the_order_of_the_listing():
     sizes = {"a": 20, "b": 20}
     straight, shuffled = source_of(sizes), source_of(sizes, np.random.default_rng(0).permutation(40))
     for spec in (LabelSpec(per_class=3), LabelSpec(share=0.1), LabelSpec(total=5)):
-        draws = [names(s, draw_labels(s, np.arange(40), spec, 4)) for s in (straight, shuffled)]
+        draws = [names(s, sample_labels(s, np.arange(40), spec, 4)) for s in (straight, shuffled)]
         assert draws[0] == draws[1]
     held_out = [names(s, splits.test_indices(s, 4)) for s in (straight, shuffled)]
     assert held_out[0] == held_out[1]
@@ -165,7 +169,7 @@ def test_draws_follow_names_not_the_order_of_the_listing():
 def test_draws_differ_by_seed_and_grow_without_being_redrawn():
     source = source_of({"a": 50, "b": 50})
     few, more, other = (
-        names(source, draw_labels(source, np.arange(100), LabelSpec(per_class=n), seed))
+        names(source, sample_labels(source, np.arange(100), LabelSpec(per_class=n), seed))
         for n, seed in ((5, 0), (9, 0), (5, 1))
     )
     assert few < more and few != other
@@ -176,7 +180,7 @@ def test_draws_come_from_the_pool_alone():
     held_out = splits.test_indices(source, 0)
     pool = np.setdiff1d(np.arange(60), held_out)
     for seed in range(10):
-        drawn = draw_labels(source, pool, LabelSpec(share=0.5), seed)
+        drawn = sample_labels(source, pool, LabelSpec(share=0.5), seed)
         assert len(np.intersect1d(drawn, held_out)) == 0 and set(drawn) <= set(pool)
 
 
@@ -184,7 +188,7 @@ def test_the_label_draw_is_not_in_the_order_of_the_test_split():
     # Under one seed both rank the same names: an equal order would draw the next after the test images.
     source = source_of({"a": 100, "b": 100})
     held_out = splits.test_indices(source, 0)
-    drawn = draw_labels(source, np.arange(200), LabelSpec(share=0.2), 0)
+    drawn = sample_labels(source, np.arange(200), LabelSpec(share=0.2), 0)
     assert 0 < len(np.intersect1d(drawn, held_out)) < 30
 
 
@@ -228,7 +232,7 @@ def test_a_class_of_one_image_cannot_be_learned_and_tested():
 def test_labels_csv_comes_back_as_the_same_draw(image_folder):
     folder = image_folder({"cat": 5, "dog": 5})
     source = open_source(str(folder))
-    drawn = draw_labels(source, np.arange(10), LabelSpec(per_class=2), 0)
+    drawn = sample_labels(source, np.arange(10), LabelSpec(per_class=2), 0)
     rows = [(source.identities[i], source.classes[source.labels[i]]) for i in drawn]
     file = folder.parent / "labels.csv"
     write_csv(file, ["path", "label"], rows)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from clfew.data import image_cache, workers
-from clfew.data.cache_listing import clear_stores, list_stores
+from clfew.data.cache_listing import clear_image_caches, list_image_caches
 from clfew.data.decode import load_square
-from clfew.data.image_cache import RowReader, open_store, typical_side
+from clfew.data.image_cache import RowReader, open_image_cache, typical_side
 from clfew.data.sources import open_source
 from clfew.data.workers import content_digest
 from clfew.errors import UserError
@@ -36,7 +36,7 @@ def forbid_decoding(monkeypatch):
 def test_pixels_aspects_and_digests_are_those_of_each_file(folder, put):
     put(folder / "cat" / "wide.png", width=30, height=20)
     source = open_source(str(folder))
-    opened = open_store(source, 12)
+    opened = open_image_cache(source, 12)
     assert opened.pixels.shape == (7, 12, 12, 3) and opened.side == 12
     assert opened.good.tolist() == list(range(7)) and opened.bad == []
     for i, name in enumerate(source.identities):
@@ -49,19 +49,19 @@ def test_pixels_aspects_and_digests_are_those_of_each_file(folder, put):
 
 
 def test_opening_again_does_not_decode(folder, monkeypatch):
-    first = open_store(open_source(str(folder)), 12)
+    first = open_image_cache(open_source(str(folder)), 12)
     forbid_decoding(monkeypatch)
-    again = open_store(open_source(str(folder)), 12)
+    again = open_image_cache(open_source(str(folder)), 12)
     assert np.array_equal(first.pixels, again.pixels)
     assert np.array_equal(first.digests, again.digests)
     with pytest.raises(AssertionError, match="decoded again"):
-        open_store(open_source(str(folder)), 13)
+        open_image_cache(open_source(str(folder)), 13)
 
 
 def test_a_changed_folder_gets_a_new_store(folder, put):
-    before = open_store(open_source(str(folder)), 12)
+    before = open_image_cache(open_source(str(folder)), 12)
     put(folder / "cat" / "000.png", label=4, width=17)
-    after = open_store(open_source(str(folder)), 12)
+    after = open_image_cache(open_source(str(folder)), 12)
     assert not np.array_equal(before.pixels[0], after.pixels[0])
     assert np.array_equal(before.pixels[1:], after.pixels[1:])
 
@@ -71,7 +71,7 @@ def test_bad_images_are_listed_with_a_reason_and_left_out(folder):
     (folder / "dog" / "000.png").write_bytes(b"")
     source = open_source(str(folder))
     for _ in range(2):  # Built, then read back.
-        opened = open_store(source, 12)
+        opened = open_image_cache(source, 12)
         assert opened.good.tolist() == [0, 2, 4, 5]
         assert [name for name, _ in opened.bad] == ["cat/001.png", "dog/000.png"]
         assert ["not an image" in opened.bad[0][1], opened.bad[1][1]] == [True, "empty file"]
@@ -80,10 +80,10 @@ def test_bad_images_are_listed_with_a_reason_and_left_out(folder):
 def test_more_than_half_bad_is_a_user_error_that_leaves_nothing(folder, cache):
     for name in ("cat/000", "cat/001", "cat/002"):
         (folder / f"{name}.png").write_bytes(b"broken")
-    assert len(open_store(open_source(str(folder)), 12).bad) == 3
+    assert len(open_image_cache(open_source(str(folder)), 12).bad) == 3
     (folder / "dog" / "000.png").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"4 of 6 images .* cat/000.png: not an image"):
-        open_store(open_source(str(folder)), 12)
+        open_image_cache(open_source(str(folder)), 12)
     assert len(list(cache.iterdir())) == 1 and leftovers(cache) == []
 
 
@@ -94,9 +94,9 @@ def test_a_build_that_fails_leaves_nothing_behind(folder, cache, error):
             raise error
 
     with pytest.raises(error):
-        open_store(open_source(str(folder)), 12, fail)
+        open_image_cache(open_source(str(folder)), 12, fail)
     assert list(cache.iterdir()) == []
-    assert len(open_store(open_source(str(folder)), 12).good) == 6
+    assert len(open_image_cache(open_source(str(folder)), 12).good) == 6
 
 
 def test_too_little_space_is_a_user_error_before_anything_is_decoded(folder, cache, monkeypatch):
@@ -104,7 +104,7 @@ def test_too_little_space_is_a_user_error_before_anything_is_decoded(folder, cac
     usage = type(image_cache.shutil.disk_usage("/"))(100, 90, 10)
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="2,592 bytes") as error:
-        open_store(open_source(str(folder)), 12)
+        open_image_cache(open_source(str(folder)), 12)
     assert "CLFEW_CACHE" in error.value.hint
     assert list(cache.iterdir()) == []
 
@@ -116,7 +116,7 @@ def test_a_disk_that_others_filled_is_a_user_error_that_leaves_nothing(folder, c
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UserError, match="No space left"):
-        open_store(open_source(str(folder)), 12)
+        open_image_cache(open_source(str(folder)), 12)
     assert leftovers(cache) == []
 
 
@@ -124,7 +124,7 @@ def test_a_cache_that_cannot_be_made_is_a_user_error(folder, cache, monkeypatch)
     (cache / "file").write_text("")
     monkeypatch.setenv("CLFEW_CACHE", str(cache / "file" / "below"))
     with pytest.raises(UserError, match="cannot be kept"):
-        open_store(open_source(str(folder)), 12)
+        open_image_cache(open_source(str(folder)), 12)
 
 
 def dead_process():
@@ -141,7 +141,7 @@ def test_what_killed_builds_left_is_swept_and_what_lives_is_kept(folder, cache):
     for path in (dead, alive, other_machine):
         path.mkdir()
         (path / "pixels.safetensors").write_bytes(bytes(10))
-    open_store(open_source(str(folder)), 12)
+    open_image_cache(open_source(str(folder)), 12)
     assert not dead.exists() and alive.exists() and other_machine.exists()
 
 
@@ -169,58 +169,60 @@ def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
     builders = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(folder), str(tmp_path), *names],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for names in (("a", "b"), ("b", "a"))
-    ]  # fmt: skip
+    ]
     results = [builder.communicate(timeout=90) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], results
-    expected = int(open_store(open_source(str(folder)), 12).pixels.astype("int64").sum())
+    expected = int(open_image_cache(open_source(str(folder)), 12).pixels.astype("int64").sum())
     assert [out.split() for out, _ in results] == [["6", str(expected)]] * 2
     assert len(list(cache.iterdir())) == 1
 
 
 def test_a_damaged_store_is_a_user_error_that_clearing_mends(folder, cache):
     source = open_source(str(folder))
-    open_store(source, 12)
+    open_image_cache(source, 12)
     pixels = next(cache.glob("*/pixels.safetensors"))
     pixels.write_bytes(pixels.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged") as error:
-        open_store(source, 12)
+        open_image_cache(source, 12)
     assert "clfew cache --clear" in error.value.hint
-    clear_stores()
-    assert len(open_store(source, 12).good) == 6
+    clear_image_caches()
+    assert len(open_image_cache(source, 12).good) == 6
 
 
 @pytest.mark.parametrize("content", ["{", "{}", None])
 def test_clearing_mends_a_store_without_a_readable_description(folder, cache, content):
     source = open_source(str(folder))
-    open_store(source, 12)
+    open_image_cache(source, 12)
     description = next(cache.glob("*/store.json"))
     description.unlink()  # As by a clearing that was killed.
     if content is not None:
         description.write_text(content)
-    clear_stores()
-    assert len(open_store(source, 12).good) == 6
+    clear_image_caches()
+    assert len(open_image_cache(source, 12).good) == 6
 
 
 def test_what_cannot_be_removed_is_said(folder, cache, monkeypatch):
-    open_store(open_source(str(folder)), 12)
+    open_image_cache(open_source(str(folder)), 12)
     monkeypatch.setattr("shutil.rmtree", lambda *arguments, **options: None)
-    (left,) = clear_stores()
+    (left,) = clear_image_caches()
     assert left.parent == cache
 
 
 def test_stores_are_listed_and_cleared(folder, cache):
-    assert list_stores() == []
+    assert list_image_caches() == []
     for side in (12, 14):
-        open_store(open_source(str(folder)), side)
+        open_image_cache(open_source(str(folder)), side)
     (cache / ".other-1-x").mkdir()
-    listed = list_stores()
+    listed = list_image_caches()
     assert {(s.images, s.side, s.source) for s in listed} == {(6, n, str(folder)) for n in (12, 14)}
     assert all(s.bytes > 6 * s.side**2 * 3 for s in listed)
-    clear_stores()
-    assert list_stores() == [] and (cache / ".other-1-x").exists()
+    clear_image_caches()
+    assert list_image_caches() == [] and (cache / ".other-1-x").exists()
 
 
 def test_the_typical_side_is_the_median_of_the_shorter_sides(tmp_path, put):
@@ -248,7 +250,7 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_rows_are_read_from_the_file_not_through_the_mapping(folder, monkeypatch):
-    pixels = open_store(open_source(str(folder)), 12).pixels
+    pixels = open_image_cache(open_source(str(folder)), 12).pixels
     rows = np.array([4, 0, 4, 5])
     expected = np.array(pixels[rows])
     reader = RowReader(pixels)
@@ -259,16 +261,16 @@ def test_rows_are_read_from_the_file_not_through_the_mapping(folder, monkeypatch
 
 
 def test_rows_are_still_there_when_the_store_is_cleared_meanwhile(folder):
-    pixels = open_store(open_source(str(folder)), 12).pixels
+    pixels = open_image_cache(open_source(str(folder)), 12).pixels
     expected = np.array(pixels)
     reader = RowReader(pixels)
-    clear_stores()
-    assert not list_stores()
+    clear_image_caches()
+    assert not list_image_caches()
     assert np.array_equal(reader(np.arange(6)), expected)
 
 
 def test_rows_of_a_file_that_was_cut_are_not_made_up(folder):
-    pixels = open_store(open_source(str(folder)), 12).pixels
+    pixels = open_image_cache(open_source(str(folder)), 12).pixels
     reader = RowReader(pixels)
     os.truncate(pixels.filename, pixels.offset + 3 * 12 * 12 * 3)
     assert reader(np.array([2])).shape == (1, 12, 12, 3)
@@ -278,14 +280,14 @@ def test_rows_of_a_file_that_was_cut_are_not_made_up(folder):
 
 
 def test_rows_come_from_the_mapping_where_the_store_was_cleared_before(folder):
-    pixels = open_store(open_source(str(folder)), 12).pixels
+    pixels = open_image_cache(open_source(str(folder)), 12).pixels
     expected = np.array(pixels)
-    clear_stores()
+    clear_image_caches()
     assert np.array_equal(RowReader(pixels)(np.arange(6)), expected)
 
 
 def test_a_filesystem_may_give_less_at_a_time_than_asked_for(folder, monkeypatch):
-    pixels = open_store(open_source(str(folder)), 12).pixels
+    pixels = open_image_cache(open_source(str(folder)), 12).pixels
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, into, at: whole(file, [into[0][:7]], at))
     assert np.array_equal(RowReader(pixels)(np.arange(6)), np.array(pixels))
@@ -293,7 +295,7 @@ def test_a_filesystem_may_give_less_at_a_time_than_asked_for(folder, monkeypatch
 
 @pytest.mark.parametrize("part", [slice(1, None), slice(None, None, 2)])
 def test_rows_of_a_part_of_a_mapped_array_are_those_of_the_part(folder, part):
-    pixels = open_store(open_source(str(folder)), 12).pixels
+    pixels = open_image_cache(open_source(str(folder)), 12).pixels
     rows = np.array([2, 0])
     assert np.array_equal(RowReader(pixels[part])(rows), np.array(pixels)[part][rows])
     assert np.array_equal(RowReader(np.array(pixels))(rows), np.array(pixels)[rows])

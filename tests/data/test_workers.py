@@ -58,11 +58,11 @@ def check(found, files, side):
 
 
 def test_each_image_comes_in_order_as_load_square_gives_it(files, way, started, monkeypatch):
-    many, asked, ask = files * 3, [], workers._ask
-    monkeypatch.setattr(workers, "_ask", lambda *rest: asked.append(rest[0]) or ask(*rest))
+    many, settings, ask = files * 3, [], workers._ask
+    monkeypatch.setattr(workers, "_ask", lambda *rest: settings.append(rest[0]) or ask(*rest))
     check(list(decode_ahead(many, read_bytes, 12, 2)), many, 12)
     assert len(started) == (2 if way == "processes" else 0)
-    assert len(asked) == (-(-len(many) // CHUNK) if way == "processes" else 0)
+    assert len(settings) == (-(-len(many) // CHUNK) if way == "processes" else 0)
     assert all(process.poll() is not None for process in started)
 
 
@@ -111,11 +111,11 @@ def test_who_stops_early_leaves_no_process_behind(files, started, monkeypatch):
 @pytest.mark.parametrize("count", [2, 6])
 def test_only_a_bounded_number_is_decoded_ahead(files, monkeypatch, count):
     monkeypatch.setattr(workers, "FEW", 10**9)
-    asked = []
-    images = decode_ahead(files * 100, lambda path: asked.append(path) or read_bytes(path), 12, count)
+    settings = []
+    images = decode_ahead(files * 100, lambda path: settings.append(path) or read_bytes(path), 12, count)
     next(images)
     images.close()
-    assert len(asked) <= max(8, 2 * count) * CHUNK
+    assert len(settings) <= max(8, 2 * count) * CHUNK
 
 
 def test_processes_end_with_their_parent(tmp_path, files):

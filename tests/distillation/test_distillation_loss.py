@@ -128,10 +128,14 @@ def test_cached_views_are_used_as_they_are():
     rows = np.arange(5)
     logits = objective._logits(batch_of(features, rows))
     with torch.no_grad():
-        by_view = torch.stack([
-            objective.student.from_features(objective.student.encoder.adapter(features[:, v].float()))
-            for v in range(4)
-        ])  # fmt: skip
+        by_view = torch.stack(
+            [
+                objective.student.from_features(
+                    objective.student.encoder.adapter(features[:, v].float())
+                )
+                for v in range(4)
+            ]
+        )
     torch.testing.assert_close(logits[:5], by_view[0])
     for i in range(5):  # The strong one is one of the others.
         assert (by_view[1:, i] - logits[5 + i]).abs().sum(1).min() < 1e-5

@@ -7,27 +7,31 @@ from torch import nn
 
 from clfew.data.augment import Recipe
 from clfew.distillation.student import (
-    Lesson,
+    DistillationSetup,
     Verdict,
     build_student,
     cross_fit,
-    lesson_data,
     soft_targets,
+    student_data,
     to_prior,
     train_student,
 )
 from clfew.finetuning.fit import Start, Task, fit
 from clfew.methods.adapter import VIEWS
 from clfew.models.encoder import Encoder
+from clfew.models.metadata import ArtifactMetadata
 from clfew.training.plan import Plan
 
 CPU = torch.device("cpu")
 PLAIN = Recipe(crop_area=0.7, flip=False, jitter=0, grey=0, blur=0)
+METADATA = ArtifactMetadata(
+    "encoder", "resnet8-w8", 16, 16, [0.5] * 3, [0.25] * 3, 32, "simclr", False, "0.1.0"
+)
 PLAN = Plan(6, 16, "adamw", 1e-3, 1e-4, 1, 0, "fp32")
 
 
 @torch.no_grad()
-def lesson_of(pixels, images=48, shows_labels=True, views=False):
+def build_setup(pixels, images=48, shows_labels=True, views=False):
     """Striped images, a random encoder, and a linear teacher to come."""
     stored, labels = pixels(images, 16, 3)
     torch.manual_seed(0)
@@ -40,9 +44,11 @@ def lesson_of(pixels, images=48, shows_labels=True, views=False):
     if views:
         plain = encoder.backbone_features(inputs)
         cached = torch.stack([plain] * (1 + VIEWS), 1).half().numpy()
-    start = Start(encoder, nn.Sequential(), True, False, views)
+    start = Start(encoder, nn.Sequential(), True, False, METADATA, views)
     prior = np.full(3, 1 / 3)
-    return Lesson(start, "linear", 1.0, start, task, prior, PLAIN, PLAIN, 1.0, shows_labels, cached)
+    return DistillationSetup(
+        start, "linear", 1.0, start, task, prior, PLAIN, PLAIN, 1.0, shows_labels, cached
+    )
 
 
 def verdict(teacher, student, differing, agreement=(0.5, 0.6), held_out=100, compared=1000):
@@ -82,50 +88,50 @@ def test_targets_have_the_expected_shares_and_the_labels():
 
 @pytest.mark.parametrize("shows_labels", [True, False])
 def test_labelled_images_are_taught_their_labels_where_these_are_shown(pixels, shows_labels):
-    lesson = lesson_of(pixels, shows_labels=shows_labels)
+    setup = build_setup(pixels, shows_labels=shows_labels)
     labelled = np.arange(6)
-    teacher, _ = fit(lesson.teacher, lesson.task, labelled, "linear", 0)
-    targets = soft_targets(lesson, teacher, labelled)
+    teacher, _ = fit(setup.teacher, setup.task, labelled, "linear", 0)
+    targets = soft_targets(setup, teacher, labelled)
     certain = (targets[labelled].max(1) == 1).all()
     assert targets.shape == (48, 3) and certain == shows_labels
     if shows_labels:
-        assert (targets[labelled].argmax(1) == lesson.task.labels[labelled]).all()
-    data = lesson_data(lesson, np.arange(1))
+        assert (targets[labelled].argmax(1) == setup.task.labels[labelled]).all()
+    data = student_data(setup, np.arange(1))
     counts = np.bincount(data.labels)
     assert counts[0] == (round(0.1 * 48) if shows_labels else 1) and (counts[1:] == 1).all()
-    assert np.array_equal(data.indices, lesson.task.pool[data.labels])
+    assert np.array_equal(data.indices, setup.task.pool[data.labels])
 
 
 def test_a_student_starts_near_its_teacher_and_leaves_the_start_as_it_was(pixels):
-    lesson = lesson_of(pixels)
+    setup = build_setup(pixels)
     labelled = np.arange(12)
-    teacher, _ = fit(lesson.teacher, lesson.task, labelled, "linear", 0)
-    targets = soft_targets(lesson, teacher, labelled)
-    before = {k: v.clone() for k, v in lesson.student.encoder.state_dict().items()}
-    objective = build_student(lesson, targets, 0)
+    teacher, _ = fit(setup.teacher, setup.task, labelled, "linear", 0)
+    targets = soft_targets(setup, teacher, labelled)
+    before = {k: v.clone() for k, v in setup.student.encoder.state_dict().items()}
+    objective = build_student(setup, targets, 0)
     with torch.no_grad():
-        logits = objective.student.from_features(torch.from_numpy(lesson.task.features))
+        logits = objective.student.from_features(torch.from_numpy(setup.task.features))
     assert (logits.argmax(1).numpy() == targets.argmax(1)).mean() > 0.9
-    student = train_student(lesson, objective, lesson_data(lesson, labelled), PLAN)
+    student = train_student(setup, objective, student_data(setup, labelled), PLAN)
     assert not student.training
-    assert all(torch.equal(before[k], v) for k, v in lesson.student.encoder.state_dict().items())
+    assert all(torch.equal(before[k], v) for k, v in setup.student.encoder.state_dict().items())
     moved = student.encoder.state_dict()
     assert any(not torch.equal(before[k], v) for k, v in moved.items())
 
 
 def test_with_cached_views_the_backbone_stays(pixels):
-    lesson = lesson_of(pixels, views=True)
+    setup = build_setup(pixels, views=True)
     labelled = np.arange(12)
-    teacher, _ = fit(lesson.teacher, lesson.task, labelled, "linear", 0)
-    objective = build_student(lesson, soft_targets(lesson, teacher, labelled), 0)
+    teacher, _ = fit(setup.teacher, setup.task, labelled, "linear", 0)
+    objective = build_student(setup, soft_targets(setup, teacher, labelled), 0)
     before = {k: v.clone() for k, v in objective.student.state_dict().items()}
-    student = train_student(lesson, objective, lesson_data(lesson, labelled), PLAN)
+    student = train_student(setup, objective, student_data(setup, labelled), PLAN)
     changed = {k.split(".")[1] for k, v in student.state_dict().items() if not torch.equal(before[k], v)}
     assert changed == {"adapter", "weight", "bias"}
 
 
 def test_cross_fitting_tests_every_label_once_and_never_on_a_model_that_saw_it(pixels, monkeypatch):
-    lesson = lesson_of(pixels)
+    setup = build_setup(pixels)
     labelled = np.arange(12)
     seen = []
 
@@ -134,7 +140,7 @@ def test_cross_fitting_tests_every_label_once_and_never_on_a_model_that_saw_it(p
         return fit(start, task, half, mode, seed)
 
     monkeypatch.setattr("clfew.distillation.student.fit", spy)
-    found = cross_fit(lesson, labelled, PLAN, 0)
+    found = cross_fit(setup, labelled, PLAN, 0)
     assert found.held_out == 12 and 0 <= found.teacher_hits <= 12 and 0 <= found.student_hits <= 12
     assert abs(found.student_hits - found.teacher_hits) <= found.differing
     assert seen[0] | seen[1] == set(labelled.tolist()) and not seen[0] & seen[1]
@@ -142,5 +148,5 @@ def test_cross_fitting_tests_every_label_once_and_never_on_a_model_that_saw_it(p
 
 
 def test_one_label_in_a_class_leaves_nothing_to_hold_out(pixels):
-    found = cross_fit(lesson_of(pixels), np.arange(3), PLAN, 0)
+    found = cross_fit(build_setup(pixels), np.arange(3), PLAN, 0)
     assert found == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not found.is_better

@@ -9,7 +9,7 @@ import struct
 import pytest
 import safetensors.numpy
 
-from clfew.runs.checksum import seal
+from clfew.runs.checksum import add_checksum
 
 pretrain = ("pretrain", "images", "--encoder", "resnet8-w8", "--epochs", "1")
 finetune = ("finetune", "--labels", "1/class", "--mode", "knn")
@@ -222,14 +222,14 @@ def odd_artifacts(trained, tmp_path_factory):
     whole = (trained / "runs/finetune-1/classifier.safetensors").read_bytes()
     length = struct.unpack("<Q", whole[:8])[0]
     header = json.loads(whole[8 : 8 + length])
-    about = json.loads(header["__metadata__"]["clfew"])
+    metadata = json.loads(header["__metadata__"]["clfew"])
 
-    def with_about(name, **changes):
+    def with_metadata(name, **changes):
         changed = json.dumps(
-            {**header, "__metadata__": {"clfew": json.dumps({**about, **changes})}}
+            {**header, "__metadata__": {"clfew": json.dumps({**metadata, **changes})}}
         ).encode()
         content = struct.pack("<Q", len(changed)) + changed + whole[8 + length :]
-        (folder / f"{name}.safetensors").write_bytes(seal(content))
+        (folder / f"{name}.safetensors").write_bytes(add_checksum(content))
 
     (folder / "truncated.safetensors").write_bytes(whole[:-100])
     (folder / "empty.safetensors").write_bytes(b"")
@@ -239,13 +239,13 @@ def odd_artifacts(trained, tmp_path_factory):
     import numpy as np
 
     safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, folder / "foreign.safetensors")
-    with_about("future", format_version=99)
-    with_about("misfit", encoder="resnet14-w8")
-    with_about("unknown", encoder="resnet-of-tomorrow")
-    with_about("classless", classes=["a", "a", "b"])
+    with_metadata("future", format_version=99)
+    with_metadata("misfit", encoder="resnet14-w8")
+    with_metadata("unknown", encoder="resnet-of-tomorrow")
+    with_metadata("classless", classes=["a", "a", "b"])
     no_seen = {n: v for n, v in safetensors.numpy.load(whole).items() if not n.startswith("seen.")}
     forgetful = safetensors.numpy.save(no_seen, {"clfew": header["__metadata__"]["clfew"]})
-    (folder / "forgetful.safetensors").write_bytes(seal(forgetful))
+    (folder / "forgetful.safetensors").write_bytes(add_checksum(forgetful))
     return folder
 
 

@@ -10,8 +10,18 @@ import time
 
 import pytest
 
-QUICK = ("--methods", "simclr,jigsaw,colorization", "--labels", "1/class,3/class", "--draws", "2",
-         "--epochs", "1", "--encoder", "resnet8-w16")  # fmt: skip
+QUICK = (
+    "--methods",
+    "simclr,jigsaw,colorization",
+    "--labels",
+    "1/class,3/class",
+    "--draws",
+    "2",
+    "--epochs",
+    "1",
+    "--encoder",
+    "resnet8-w16",
+)
 BASELINES = {"raw-pixels", "random", "scratch"}
 
 

@@ -22,8 +22,8 @@ def test_embed_writes_a_row_of_features_for_each_path(clfew, project):
     made = clfew.ok("embed", "unlabeled", cwd=project)
     run = project / "runs/embed-1"
     matrix, names = features(run), paths(run)
-    about = json.loads(clfew.ok("info", "runs/pretrain-1", "--format", "json", cwd=project).stdout)
-    assert matrix.dtype == np.float32 and matrix.shape == (60, about["dim"])
+    metadata = json.loads(clfew.ok("info", "runs/pretrain-1", "--format", "json", cwd=project).stdout)
+    assert matrix.dtype == np.float32 and matrix.shape == (60, metadata["dim"])
     assert names == sorted(str(p.relative_to(project / "unlabeled")) for p in originals)
     assert "60 × " in made.stdout and np.isfinite(matrix).all()
     assert all(p.read_bytes() == content for p, content in originals.items())

@@ -16,9 +16,9 @@ def test_json_is_one_object_and_the_figures_agree(clfew, project):
     report = json.loads(result.stdout)
     assert report.keys() >= KEYS
     assert report["classes"] == ["cross", "ring", "stripe"]
-    hits = sum(report["confusion"][i][i] for i in range(3))
+    correct = sum(report["confusion"][i][i] for i in range(3))
     assert report["n"] == sum(map(sum, report["confusion"])) == 12
-    assert report["accuracy"] == pytest.approx(hits / 12)
+    assert report["accuracy"] == pytest.approx(correct / 12)
     assert report["ci95"][0] <= report["accuracy"] <= report["ci95"][1]
     assert [row["n"] for row in report["per_class"]] == [4, 4, 4]
     assert 0 <= report["ece"] <= 1 and 0 <= report["balanced_accuracy"] <= 1

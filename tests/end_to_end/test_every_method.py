@@ -23,19 +23,19 @@ def test_from_pretraining_to_predictions(clfew, many, method):
     run, made = many / method, ("--from", method)
     clfew.ok(
         "pretrain", "photos", "--method", method, "--save-samples", "--out", method, *SMALL, cwd=many
-    )  # fmt: skip
+    )
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
-    about = json.loads(clfew.ok("info", method, "--format", "json", cwd=many).stdout)
-    assert about["method"] == method and about["kind"] == "encoder"
+    metadata = json.loads(clfew.ok("info", method, "--format", "json", cwd=many).stdout)
+    assert metadata["method"] == method and metadata["kind"] == "encoder"
     clfew.ok("embed", "photos", *made, "--out", f"{method}-features", cwd=many)
     features = safetensors.numpy.load_file(many / f"{method}-features/features.safetensors")["features"]
-    assert features.shape == (90, about["dim"])
+    assert features.shape == (90, metadata["dim"])
     fine = f"{method}-classifier"
     clfew.ok("finetune", "photos", "--labels", "3/class", *made, "--out", fine, cwd=many)
     clfew.ok("eval", "--from", fine, "--out", f"{method}-eval", cwd=many)
     row = clfew.ok(
         "predict", "photos/ring/003.png", "--from", fine, "--format", "jsonl", cwd=many
-    ).rows()[0]  # fmt: skip
+    ).rows()[0]
     assert row["label"] in ("cross", "ring", "stripe") if "label" in row else row
 
 
@@ -44,24 +44,39 @@ def test_a_stage_is_read_by_finetune_and_embed_and_stays_in_the_classifier(clfew
     clfew.ok("embed", "photos", "--from", "staged", "--stage", "1", "--out", "first", cwd=many)
     assert safetensors.numpy.load_file(many / "first/features.safetensors")["features"].shape == (90, 16)
     clfew.ok(
-        "finetune", "photos", "--labels", "3/class", "--mode", "linear", "--stage", "2",
-        "--from", "staged", "--out", "second", cwd=many,
-    )  # fmt: skip
-    about = json.loads(clfew.ok("info", "second", "--format", "json", cwd=many).stdout)
-    assert (about["stage"], about["dim"]) == (2, 32)
+        "finetune",
+        "photos",
+        "--labels",
+        "3/class",
+        "--mode",
+        "linear",
+        "--stage",
+        "2",
+        "--from",
+        "staged",
+        "--out",
+        "second",
+        cwd=many,
+    )
+    metadata = json.loads(clfew.ok("info", "second", "--format", "json", cwd=many).stdout)
+    assert (metadata["stage"], metadata["dim"]) == (2, 32)
     clfew.ok("predict", "photos/ring/003.png", "--from", "second", cwd=many)
     clfew.ok("eval", "--from", "second", "--out", "second-eval", cwd=many)
     said = clfew.refused(
         "embed", "photos", "--from", "staged", "--stage", "9", "--out", "ninth", cwd=many
-    )  # fmt: skip
+    )
     assert "there is no stage 9" in said and "1 to" in said
 
 
 def test_variants_of_methods(clfew, many):
     for number, extra in enumerate(
-        [("denoising", "--stacked"), ("denoising", "--corruption", "gaussian"),
-         ("inpainting", "--mask", "centre", "--adversarial"), ("simclr", "--loss", "dcl")]
-    ):  # fmt: skip
+        [
+            ("denoising", "--stacked"),
+            ("denoising", "--corruption", "gaussian"),
+            ("inpainting", "--mask", "centre", "--adversarial"),
+            ("simclr", "--loss", "dcl"),
+        ]
+    ):
         name = f"variant-{number}"
         said = clfew.ok(
             "pretrain",

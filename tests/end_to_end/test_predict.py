@@ -45,8 +45,15 @@ def test_files_folders_patterns_and_stdin_name_images(clfew, photos):
 
 
 def test_a_file_comes_once_however_it_is_spelled(clfew, photos):
-    rows = clfew.ok("predict", "few/x/000.png", "./few/x/000.png", photos / "few/x/000.png",
-                    "--format", "jsonl", cwd=photos).rows()  # fmt: skip
+    rows = clfew.ok(
+        "predict",
+        "few/x/000.png",
+        "./few/x/000.png",
+        photos / "few/x/000.png",
+        "--format",
+        "jsonl",
+        cwd=photos,
+    ).rows()
     assert len(rows) == 1
 
 
@@ -67,8 +74,8 @@ def test_rows_have_path_label_probability_and_top(clfew, photos, output):
 
 
 def test_table_shows_as_many_labels_as_asked_for_and_exist(clfew, photos):
-    for asked, shown in ((1, 1), (2, 2), (99, 3)):
-        (line,) = clfew.ok("predict", "few/x/000.png", "--top", asked, cwd=photos).stdout.splitlines()
+    for settings, shown in ((1, 1), (2, 2), (99, 3)):
+        (line,) = clfew.ok("predict", "few/x/000.png", "--top", settings, cwd=photos).stdout.splitlines()
         assert line.count(" %") == shown
 
 
@@ -134,8 +141,16 @@ def test_an_image_given_as_another_format_gets_the_same_label(clfew, photos):
     image.save(photos / "same.bmp")
     image.convert("RGBA").save(photos / "same.webp", lossless=True)
     image.resize((200, 200), Image.Resampling.NEAREST).save(photos / "large.tiff")
-    rows = clfew.ok("predict", "few/x/000.png", "same.bmp", "same.webp", "large.tiff",
-                    "--format", "jsonl", cwd=photos).rows()  # fmt: skip
+    rows = clfew.ok(
+        "predict",
+        "few/x/000.png",
+        "same.bmp",
+        "same.webp",
+        "large.tiff",
+        "--format",
+        "jsonl",
+        cwd=photos,
+    ).rows()
     assert len({row["label"] for row in rows}) == 1
     assert rows[0]["probability"] == rows[1]["probability"] == rows[2]["probability"]
 

@@ -9,10 +9,10 @@ import torch
 import torchvision
 
 from clfew.commands.finetune import finetune
-from clfew.data.image_cache import open_store
+from clfew.data.image_cache import open_image_cache
 from clfew.data.sources import open_source
 from clfew.finetuning.labelled_data import find_others, pool_features
-from clfew.finetuning.start import from_artifact
+from clfew.finetuning.start import start_from_artifact
 from clfew.models import pretrained
 from clfew.models.artifacts import load_classifier
 from clfew.runs.folders import ARTIFACTS, START
@@ -217,14 +217,15 @@ def test_the_weights_started_from_are_compared_on_the_same_images(apart):
     """In `--mode auto`: those of ./unlabeled too, which only the pretrained encoder has learned from."""
     folder, _ = apart
     origins = [
-        from_artifact(folder / "runs/pretrain-1" / name, None) for name in (ARTIFACTS["pretrain"], START)
+        start_from_artifact(folder / "runs/pretrain-1" / name, None)
+        for name in (ARTIFACTS["pretrain"], START)
     ]
     source = open_source(str(folder / "labeled"))
-    store = open_store(source, origins[0].about.side)
-    others = find_others(origins[0], source, "auto", store.digests[:0])
+    cache = open_image_cache(source, origins[0].metadata.side)
+    others = find_others(origins[0], source, "auto", cache.digests[:0])
     rest = ("auto", torch.device("cpu"), "fp32")
-    features = [pool_features(origin, store, store.good, others, *rest) for origin in origins]
-    assert [len(each) for each in features] == [len(store.good) + 30] * 2
+    features = [pool_features(origin, cache, cache.good, others, *rest) for origin in origins]
+    assert [len(each) for each in features] == [len(cache.good) + 30] * 2
     assert not np.allclose(*(each[:, :512] for each in features))
 
 

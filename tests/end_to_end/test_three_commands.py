@@ -132,29 +132,55 @@ def test_a_label_file_can_label_an_unlabelled_folder(clfew, images, tiny, tmp_pa
 
 
 def test_labels_csv_of_a_run_reproduces_its_draw(clfew, project):
-    first = json.loads(clfew.ok("finetune", "--labels", "3/class", "--mode", "linear", "--seed", 5,
-                                "--format", "json", cwd=project).stdout)  # fmt: skip
-    again = json.loads(clfew.ok("finetune", "--labels", "runs/finetune-2/labels.csv", "--mode", "linear",
-                                "--seed", 5, "--repeat", 2, "--format", "json",
-                                cwd=project).stdout)  # fmt: skip
+    first = json.loads(
+        clfew.ok(
+            "finetune",
+            "--labels",
+            "3/class",
+            "--mode",
+            "linear",
+            "--seed",
+            5,
+            "--format",
+            "json",
+            cwd=project,
+        ).stdout
+    )
+    again = json.loads(
+        clfew.ok(
+            "finetune",
+            "--labels",
+            "runs/finetune-2/labels.csv",
+            "--mode",
+            "linear",
+            "--seed",
+            5,
+            "--repeat",
+            2,
+            "--format",
+            "json",
+            cwd=project,
+        ).stdout
+    )
     assert listed(project / "runs/finetune-2") == listed(project / "runs/finetune-3")
     assert first["draws"][0] == again["draws"][0] and again["test_images"] == 12
     # A file is one draw, whatever --repeat says, and is not called several.
-    table = clfew.ok("finetune", "--labels", "runs/finetune-2/labels.csv", "--repeat", 2,
-                     "--mode", "knn", cwd=project)  # fmt: skip
+    table = clfew.ok(
+        "finetune", "--labels", "runs/finetune-2/labels.csv", "--repeat", 2, "--mode", "knn", cwd=project
+    )
     assert len(again["draws"]) == 1 and "over 2 draws" not in table.stdout
 
 
 def test_repeat_reports_mean_and_interval(clfew, project):
-    asked = ("finetune", "--labels", "2/class", "--mode", "knn", "--repeat", 3)
-    result = json.loads(clfew.ok(*asked, "--format", "json", cwd=project).stdout)
+    settings = ("finetune", "--labels", "2/class", "--mode", "knn", "--repeat", 3)
+    result = json.loads(clfew.ok(*settings, "--format", "json", cwd=project).stdout)
     accuracies = [draw["accuracy"] for draw in result["draws"]]
     assert [draw["seed"] for draw in result["draws"]] == [0, 1, 2]
     assert result["mean"] == pytest.approx(sum(accuracies) / 3)
     low, high = result["ci95"]
     assert 0 <= low <= result["mean"] <= high <= 1
     assert json.loads((project / "runs/finetune-2/result.json").read_text())["draws"] == result["draws"]
-    table = clfew.ok(*asked, cwd=project).stdout
+    table = clfew.ok(*settings, cwd=project).stdout
     assert "over 3 draws" in table and table.count("seed ") == 3
 
 
@@ -177,10 +203,20 @@ def test_every_mode_makes_a_classifier_that_predicts_and_is_tested(clfew, projec
 
 def test_from_scratch_needs_no_pretraining(clfew, images, tmp_path):
     images(tmp_path / "labeled")
-    clfew.ok("finetune", "--from", "scratch", "--labels", "30", "--encoder", "resnet8-w8", "--epochs", 1,
-             cwd=tmp_path)  # fmt: skip
-    about = json.loads(clfew.ok("info", "runs/finetune-1", "--format", "json", cwd=tmp_path).stdout)
-    assert (about["method"], about["encoder"], about["mode"]) == ("", "resnet8-w8", "full")
+    clfew.ok(
+        "finetune",
+        "--from",
+        "scratch",
+        "--labels",
+        "30",
+        "--encoder",
+        "resnet8-w8",
+        "--epochs",
+        1,
+        cwd=tmp_path,
+    )
+    metadata = json.loads(clfew.ok("info", "runs/finetune-1", "--format", "json", cwd=tmp_path).stdout)
+    assert (metadata["method"], metadata["encoder"], metadata["mode"]) == ("", "resnet8-w8", "full")
     assert clfew.ok("predict", "labeled/ring/001.png", cwd=tmp_path).stdout.startswith(
         "labeled/ring/001.png  "
     )

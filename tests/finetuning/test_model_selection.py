@@ -8,13 +8,18 @@ from clfew.finetuning.calibration import believable
 from clfew.finetuning.fit import FullSettings, Start, Task
 from clfew.finetuning.model_selection import Decision, decide, held_out_accuracy
 from clfew.models.encoder import Encoder
+from clfew.models.metadata import ArtifactMetadata
 
 CPU = torch.device("cpu")
+METADATA = ArtifactMetadata(
+    "encoder", "resnet8-w8", 16, 16, [0.5] * 3, [0.25] * 3, 32, "simclr", True, "0.1.0"
+)
 
 
 def start_of(is_pretrained=True):
     torch.manual_seed(0)
-    return Start(Encoder("resnet8-w8", 16, [0.5] * 3, [0.25] * 3), nn.Sequential(), is_pretrained, True)
+    encoder = Encoder("resnet8-w8", 16, [0.5] * 3, [0.25] * 3)
+    return Start(encoder, nn.Sequential(), is_pretrained, True, METADATA)
 
 
 def task_of(pixels, images=60, noise=0.5):
@@ -47,15 +52,15 @@ def test_a_mode_that_was_asked_for_is_taken_and_its_accuracy_measured_afterwards
 
 
 def test_what_was_measured_is_not_measured_again(pixels, monkeypatch):
-    monkeypatch.setattr(model_selection, "_held_out_hits", None)  # Calling it would fail.
+    monkeypatch.setattr(model_selection, "_held_out_correct", None)  # Calling it would fail.
     known = Decision("knn", "", 0.7)
     assert held_out_accuracy(known, start_of(), task_of(pixels), np.arange(9), 0, FullSettings()) == 0.7
 
 
 def test_the_accuracy_is_of_labels_that_were_held_out(pixels):
     """Of features that say nothing, cross-validation finds chance, not what was learned by heart."""
-    task, asked = task_of(pixels, images=120, noise=100.0), Decision("linear", "as asked for")
-    accuracy = held_out_accuracy(asked, start_of(), task, np.arange(60), 0, FullSettings())
+    task, settings = task_of(pixels, images=120, noise=100.0), Decision("linear", "as asked for")
+    accuracy = held_out_accuracy(settings, start_of(), task, np.arange(60), 0, FullSettings())
     assert 0.1 < accuracy < 0.55
 
 
@@ -72,13 +77,13 @@ def test_from_scratch_the_network_is_trained_whole(pixels):
 
 @pytest.mark.parametrize(("labels", "tried"), [(27, False), (30, True)])
 def test_fine_tuning_is_tried_from_ten_labels_a_class(pixels, monkeypatch, labels, tried):
-    monkeypatch.setattr(model_selection, "_held_out_hits", lambda *arguments: np.ones(labels))
+    monkeypatch.setattr(model_selection, "_held_out_correct", lambda *arguments: np.ones(labels))
     found = decide("auto", start_of(), task_of(pixels), np.arange(labels), 0, FullSettings())
     assert ("full" in found.scores) is tried
 
 
 def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeypatch):
-    monkeypatch.setattr(model_selection, "_held_out_hits", lambda *arguments: np.ones(30))
+    monkeypatch.setattr(model_selection, "_held_out_correct", lambda *arguments: np.ones(30))
     monkeypatch.setattr(model_selection, "SMALL_NETWORK", 1000)
     assert (
         "full"
@@ -87,31 +92,33 @@ def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeyp
 
 
 def test_another_mode_is_taken_only_where_it_is_clearly_better(pixels, monkeypatch):
-    def hits_of(linear):
-        def hits(mode, *arguments):
+    def correct_of(linear):
+        def correct(mode, *arguments):
             right = {"propagate": 10, "linear": linear, "knn": 0}[mode]
             return (np.arange(21) < right).astype(float)
 
-        monkeypatch.setattr(model_selection, "_held_out_hits", hits)
+        monkeypatch.setattr(model_selection, "_held_out_correct", correct)
         return decide("auto", start_of(), task_of(pixels), np.arange(21), 0, FullSettings())
 
     # With g more hits, the difference's mean is g / 21, its standard error sqrt(g (21 - g) / 21) / 21.
-    kept = hits_of(13)
+    kept = correct_of(13)
     assert kept.mode == "propagate"  # 3 < 2 · 1.60
     assert kept.reason.endswith("(no clear win over propagate)")
-    assert "clear" not in hits_of(14).reason
-    assert hits_of(14).mode == "linear"  # 4 > 2 · 1.80
-    assert hits_of(10).mode == "propagate"
-    assert hits_of(14).accuracy == believable(14, 21)
+    assert "clear" not in correct_of(14).reason
+    assert correct_of(14).mode == "linear"  # 4 > 2 · 1.80
+    assert correct_of(10).mode == "propagate"
+    assert correct_of(14).accuracy == believable(14, 21)
 
 
 def test_hits_are_in_the_order_of_the_labels_whatever_the_folds(pixels, monkeypatch):
     known = np.arange(12) % 5 == 0
     monkeypatch.setattr(
-        model_selection, "_fold_hits", lambda mode, start, task, fitted, held_out, *rest: known[held_out]
+        model_selection,
+        "_fold_correct",
+        lambda mode, start, task, fitted, held_out, *rest: known[held_out],
     )
     for mode in ("full", "linear"):
-        found = model_selection._held_out_hits(
+        found = model_selection._held_out_correct(
             mode, start_of(), task_of(pixels), np.arange(12), 0, FullSettings()
         )
         np.testing.assert_array_equal(found, known)

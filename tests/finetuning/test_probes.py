@@ -14,7 +14,7 @@ from clfew.finetuning.label_propagation import (
     balance,
     neighbour_graph,
     propagate,
-    propagated_shares,
+    propagated_probabilities,
     propagation_head,
 )
 from clfew.finetuning.probes import FEW_LABELS, STRENGTHS, folds, knn_head, linear_head
@@ -73,11 +73,15 @@ def test_scaling_and_strength_are_what_cross_validation_prefers():
         _, used = linear_head(features, labelled, labels[labelled], 3, 0)
         losses = {
             (scaling, c): -cross_val_score(
-                LogisticRegression(C=c, max_iter=1000), scaled(features, scaling)[labelled],
-                labels[labelled], cv=folds(labels[labelled], 0), scoring="neg_log_loss",
+                LogisticRegression(C=c, max_iter=1000),
+                scaled(features, scaling)[labelled],
+                labels[labelled],
+                cv=folds(labels[labelled], 0),
+                scoring="neg_log_loss",
             ).mean()
-            for scaling, strengths in STRENGTHS.items() for c in strengths
-        }  # fmt: skip
+            for scaling, strengths in STRENGTHS.items()
+            for c in strengths
+        }
         assert (used["scaling"], used["strength"]) == min(losses, key=losses.get)
 
 
@@ -225,7 +229,7 @@ def test_one_label_a_class_spreads_over_two_moons_and_beats_a_linear_probe():
     for seed in range(4):
         random = np.random.default_rng(seed)
         labelled = np.array([random.choice(np.flatnonzero(labels == c)) for c in (0, 1)])
-        shares = propagated_shares(graph, labelled, labels[labelled], 2)
+        shares = propagated_probabilities(graph, labelled, labels[labelled], 2)
         np.testing.assert_allclose(shares.sum(1), 1)
         propagated.append((shares.argmax(1) == labels).mean())
         head, _ = linear_head(features, labelled, labels[labelled], 2, 0)
@@ -241,7 +245,7 @@ def test_a_class_without_labels_gets_no_share():
     features, labels = clusters(classes=4)
     labelled = np.array([0, 1, 3])
     graph = neighbour_graph(features)
-    shares = propagated_shares(graph, labelled, labels[labelled], 4)
+    shares = propagated_probabilities(graph, labelled, labels[labelled], 4)
     assert shares.shape == (90, 4) and (shares[:, 2] == 0).all()
     np.testing.assert_allclose(shares.sum(1), 1)
     head = propagation_head(features, graph, labelled, labels[labelled], 4)
@@ -273,6 +277,6 @@ def test_labelled_images_keep_their_labels_among_neighbours_of_another_class():
     features, labels = clusters(images=60, spread=0.3)
     said = labels[:21].copy()
     said[0] = (said[0] + 1) % 3  # Against all that is near it.
-    shares = propagated_shares(neighbour_graph(features), np.arange(21), said, 3)
+    shares = propagated_probabilities(neighbour_graph(features), np.arange(21), said, 3)
     assert (shares[:21] == np.eye(3)[said]).all()
     assert (shares[21:].argmax(1) == labels[21:]).all()

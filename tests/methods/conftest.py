@@ -43,8 +43,11 @@ def tinted_clothes(each):
         archive = zipfile.ZipFile(packed)
         names = sorted(n for n in archive.namelist() if n.startswith("train/") and n.endswith(".png"))
         classes = sorted({n.split("/")[1] for n in names})
-        chosen = [(n, c) for c, k in enumerate(classes)
-                  for n in [n for n in names if n.split("/")[1] == k][:each]]  # fmt: skip
+        chosen = [
+            (n, c)
+            for c, k in enumerate(classes)
+            for n in [n for n in names if n.split("/")[1] == k][:each]
+        ]
         pictures = [Image.open(io.BytesIO(archive.read(n))).convert("L") for n, _ in chosen]
     light, labels = np.stack(pictures).astype(np.float32) / 255, np.array([c for _, c in chosen])
     order = np.random.default_rng(0).permutation(len(light))
@@ -61,7 +64,7 @@ def tinted_clothes(each):
 def method_of(name, size=24, encoder="resnet8-w16", recipe=None, **options):
     torch.manual_seed(0)
     kind = METHODS[name]
-    network = Encoder(kind.encoder_name(encoder), size, [0.5] * 3, [0.25] * 3, sees=kind.sees)
+    network = Encoder(kind.encoder_name(encoder), size, [0.5] * 3, [0.25] * 3, input=kind.input)
     return kind(network, recipe or Recipe(crop_area=0.4, jitter=0.3, blur=0), **options)
 
 

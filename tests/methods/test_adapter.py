@@ -66,8 +66,9 @@ def test_whitening_is_the_formula():
     centres = values.mean(1)
     within = sum(
         np.outer(values[i, v] - centres[i], values[i, v] - centres[i])
-        for i in range(60) for v in range(VIEWS)
-    ) / (60 * VIEWS - 60)  # fmt: skip
+        for i in range(60)
+        for v in range(VIEWS)
+    ) / (60 * VIEWS - 60)
     metric = np.linalg.inv(within + 3 * np.trace(within) / 5 * np.eye(5))
     weight = layer.weight.detach().numpy().astype(np.float64)
     gram = weight.T @ weight
@@ -110,8 +111,13 @@ def test_training_moves_the_layer_alone_and_lowers_the_loss():
     start = objective.layer.linear.weight.clone()
     data = TrainingData(features, np.ones(300, np.float32), np.arange(300))
     losses = []
-    train(objective, data, Plan(60, 100, "adamw", 1e-3, 1e-3, 3, 0, "fp32"), CPU,
-          lambda row: losses.append(row["loss"]))  # fmt: skip
+    train(
+        objective,
+        data,
+        Plan(60, 100, "adamw", 1e-3, 1e-3, 3, 0, "fp32"),
+        CPU,
+        lambda row: losses.append(row["loss"]),
+    )
     assert losses[-1] < losses[0]
     assert not torch.equal(start, objective.layer.linear.weight)
     for name, value in encoder.backbone.state_dict().items():

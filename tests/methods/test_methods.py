@@ -14,7 +14,7 @@ from clfew.finetuning.probes import knn_head
 from clfew.methods.base import METHODS
 from clfew.methods.setup import estimate_statistics, options_of
 from clfew.models.encoder import Encoder
-from clfew.models.features import apply_to_store
+from clfew.models.features import apply_to_cache
 from clfew.report.samples import draw_pictures, samples_of
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
@@ -53,7 +53,7 @@ def mean_loss(objective, images, make_batch):
 
 def knn_accuracy(encoder, images, labels):
     """Of 5 nearest neighbours among one half of the images, on the other."""
-    features = apply_to_store(
+    features = apply_to_cache(
         encoder, encoder.size, images, np.ones(len(images), np.float32), np.arange(len(images)), CPU
     )
     tested = np.arange(len(images)) % 8 >= 4

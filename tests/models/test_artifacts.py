@@ -17,12 +17,12 @@ from clfew.methods.simclr import projector
 from clfew.models.artifacts import load_classifier, load_encoder, save_classifier, save_encoder
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import Encoder
-from clfew.models.metadata import FORMAT_VERSION, About, read_about
+from clfew.models.metadata import FORMAT_VERSION, ArtifactMetadata, read_metadata
 from clfew.runs import files
-from clfew.runs.checksum import seal
+from clfew.runs.checksum import add_checksum
 from clfew.runs.files import write_bytes
 
-ABOUT = About(
+METADATA = ArtifactMetadata(
     kind="encoder", encoder="resnet8-w8", size=16, side=20, mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4],
     dim=32, method="simclr", flip=True, clfew_version="0.1.0", neck=64,
     training={"pretrain": {"epochs": 2.5}}, data={"pretrain": {"source": "/a", "split_seed": 0}},
@@ -44,10 +44,10 @@ def trained(module):
 @pytest.fixture
 def encoder_file(tmp_path):
     torch.manual_seed(0)
-    encoder = trained(Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std))
+    encoder = trained(Encoder(METADATA.encoder, 16, METADATA.mean, METADATA.std))
     head = trained(projector(32, 64, 128))
     path = tmp_path / "encoder.safetensors"
-    save_encoder(path, encoder, head, ABOUT, SEEN)
+    save_encoder(path, encoder, head, METADATA, SEEN)
     return path, encoder, head
 
 
@@ -61,31 +61,35 @@ def classifier_of(mode):
         # Unequal classes: fewer neighbours vote than are kept.
         labels = np.array([0] * 9 + [1] * 4 + [2] * 2)
         head = knn_head(random.normal(1, 1, (15, 32)).astype(np.float32), np.arange(15), labels, 3)
-    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std)
+    encoder = Encoder(METADATA.encoder, 16, METADATA.mean, METADATA.std)
     classifier = Classifier(trained(encoder), trained(neck), head).eval()
-    about = replace(
-        ABOUT, kind="classifier", classes=CLASSES, mode=mode, neck=width,
-        data=ABOUT.data | {"finetune": LABELLED},
-    )  # fmt: skip
-    return classifier, about
+    metadata = replace(
+        METADATA,
+        kind="classifier",
+        classes=CLASSES,
+        mode=mode,
+        neck=width,
+        data=METADATA.data | {"finetune": LABELLED},
+    )
+    return classifier, metadata
 
 
 def classifier_file(tmp_path, mode="linear"):
-    classifier, about = classifier_of(mode)
+    classifier, metadata = classifier_of(mode)
     path = tmp_path / "classifier.safetensors"
-    save_classifier(path, classifier, about, SEEN, SEEN[:1])
-    return path, classifier, about
+    save_classifier(path, classifier, metadata, SEEN, SEEN[:1])
+    return path, classifier, metadata
 
 
-def rewrite(path, about=None, tensors=None):
+def rewrite(path, metadata=None, tensors=None):
     """The same file with other fields in its description or other tensors."""
     with safetensors.safe_open(path, framework="pt") as file:
-        content = json.loads(file.metadata()["clfew"]) | (about or {})
+        content = json.loads(file.metadata()["clfew"]) | (metadata or {})
     content = {name: value for name, value in content.items() if value is not ...}
     old = safetensors.torch.load_file(path)
     new = {name: value for name, value in (old | (tensors or {})).items() if value is not None}
     whole = safetensors.torch.save(new, {"clfew": json.dumps(content)})
-    path.write_bytes(seal(whole) if content.get("format_version") == FORMAT_VERSION else whole)
+    path.write_bytes(add_checksum(whole) if content.get("format_version") == FORMAT_VERSION else whole)
 
 
 def load(path):
@@ -95,23 +99,23 @@ def load(path):
 @torch.no_grad()
 def test_an_encoder_comes_back_with_the_first_layer_of_its_projector(encoder_file):
     path, encoder, head = encoder_file
-    loaded, neck, about, seen = load_encoder(path)
+    loaded, neck, metadata, seen = load_encoder(path)
     images = torch.rand(4, 3, 16, 16)
     features = encoder(images)
     assert torch.equal(loaded.eval()(images), features)
     assert torch.equal(neck.eval()(features), head[:3](features))
-    assert about == ABOUT
+    assert metadata == METADATA
     assert seen.dtype == np.uint64 and sorted(seen) == sorted(SEEN)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("mode", ["linear", "full", "propagate", "knn"])
 def test_a_classifier_of_each_mode_gives_the_same_outputs(tmp_path, mode):
-    path, classifier, about = classifier_file(tmp_path, mode)
-    loaded, loaded_about, seen = load_classifier(path)
+    path, classifier, metadata = classifier_file(tmp_path, mode)
+    loaded, loaded_metadata, seen = load_classifier(path)
     images = torch.rand(6, 3, 16, 16)
     assert not any(module.training for module in loaded.modules())
-    assert loaded_about == about
+    assert loaded_metadata == metadata
     assert seen["pretraining"].tolist() == sorted(SEEN.tolist())
     assert seen["finetuning"].tolist() == [7]
     assert torch.equal(loaded(images), classifier(images))
@@ -119,46 +123,53 @@ def test_a_classifier_of_each_mode_gives_the_same_outputs(tmp_path, mode):
 
 @torch.no_grad()
 def test_a_network_that_computes_its_widths_with_tensors_comes_back(tmp_path):
-    encoder = Encoder("regnet_y_400mf", 32, ABOUT.mean, ABOUT.std)
-    about = replace(ABOUT, encoder=encoder.name, size=32, dim=encoder.dim, neck=0)
-    save_encoder(tmp_path / "x", encoder, nn.Sequential(), about, SEEN)
+    encoder = Encoder("regnet_y_400mf", 32, METADATA.mean, METADATA.std)
+    metadata = replace(METADATA, encoder=encoder.name, size=32, dim=encoder.dim, neck=0)
+    save_encoder(tmp_path / "x", encoder, nn.Sequential(), metadata, SEEN)
     loaded = load_encoder(tmp_path / "x")[0]
     assert all(torch.equal(value, encoder.state_dict()[n]) for n, value in loaded.state_dict().items())
 
 
 def test_an_encoder_can_be_taken_out_of_a_classifier(tmp_path):
     path, classifier, _ = classifier_file(tmp_path, "full")
-    encoder, neck, about, seen = load_encoder(path)
+    encoder, neck, metadata, seen = load_encoder(path)
     images = torch.rand(4, 3, 16, 16)
     features = classifier.encoder(images)
     assert torch.equal(encoder.eval()(images), features)
     assert torch.equal(neck.eval()(features), classifier.neck(features))
-    assert about.kind == "classifier" and len(seen) == 3
+    assert metadata.kind == "classifier" and len(seen) == 3
 
 
 def test_a_file_of_version_1_is_read_as_it_was_meant(encoder_file):
     path, encoder, _ = encoder_file
     rewrite(path, {"format_version": 1, "temperature": ..., "adapter": ...})
-    loaded, _, about, _ = load_encoder(path)
-    assert about == ABOUT and about.temperature == 1 and about.adapter == 0
+    loaded, _, metadata, _ = load_encoder(path)
+    assert metadata == METADATA and metadata.temperature == 1 and metadata.adapter == 0
     images = torch.rand(2, 3, 16, 16)
     assert torch.equal(loaded.eval()(images), encoder.eval()(images))
 
 
 @torch.no_grad()
 def test_temperature_and_adapter_come_back(tmp_path):
-    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std, adapter=5)
+    encoder = Encoder(METADATA.encoder, 16, METADATA.mean, METADATA.std, adapter=5)
     classifier = Classifier(trained(encoder), nn.Sequential(), nn.Linear(62, 3)).eval()
     classifier.temperature = 2.5
-    about = replace(
-        ABOUT, kind="classifier", classes=CLASSES, mode="distilled", neck=0, dim=62, adapter=5,
-        temperature=2.5, data={"finetune": LABELLED},
-    )  # fmt: skip
+    metadata = replace(
+        METADATA,
+        kind="classifier",
+        classes=CLASSES,
+        mode="distilled",
+        neck=0,
+        dim=62,
+        adapter=5,
+        temperature=2.5,
+        data={"finetune": LABELLED},
+    )
     path = tmp_path / "classifier.safetensors"
-    save_classifier(path, classifier, about, SEEN, SEEN[:1])
-    loaded, loaded_about, _ = load_classifier(path)
+    save_classifier(path, classifier, metadata, SEEN, SEEN[:1])
+    loaded, loaded_metadata, _ = load_classifier(path)
     images = torch.rand(6, 3, 16, 16)
-    assert loaded_about == about and torch.equal(loaded(images), classifier(images))
+    assert loaded_metadata == metadata and torch.equal(loaded(images), classifier(images))
     features = classifier.encoder(images)
     assert features.shape == (6, 32 + 6 * 5)
     torch.testing.assert_close(loaded(images), classifier.head(features) / 2.5)
@@ -171,8 +182,8 @@ def test_an_encoder_is_no_classifier(encoder_file):
 
 
 def test_the_description_is_read_with_shapes_alone(encoder_file):
-    about, shapes = read_about(encoder_file[0])
-    assert about == ABOUT and shapes["projector.0.weight"] == (64, 32)
+    metadata, shapes = read_metadata(encoder_file[0])
+    assert metadata == METADATA and shapes["projector.0.weight"] == (64, 32)
 
 
 @pytest.mark.parametrize(
@@ -260,13 +271,13 @@ def test_files_of_other_programs_are_refused(tmp_path):
             load_encoder(path)
     for missing in (tmp_path / "none.safetensors", tmp_path):
         with pytest.raises(UserError, match="There is no file"):
-            read_about(missing)
+            read_metadata(missing)
 
 
 def test_the_description_survives_a_round_trip_of_json(tmp_path):
-    path, _, about = classifier_file(tmp_path)
+    path, _, metadata = classifier_file(tmp_path)
     with safetensors.safe_open(path, framework="numpy") as file:
-        assert json.loads(file.metadata()["clfew"]) == asdict(about)
+        assert json.loads(file.metadata()["clfew"]) == asdict(metadata)
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

@@ -13,7 +13,7 @@ from clfew.errors import UserError
 from clfew.models import pretrained
 from clfew.models.checkpoints import fitted_state, read_state
 from clfew.models.encoder import Encoder
-from clfew.models.init_weights import find_initial, load_initial
+from clfew.models.init_weights import find_init_weights, load_init_weights
 
 CPU = torch.device("cpu")
 
@@ -70,10 +70,10 @@ def test_a_resnet_is_recognised_and_loaded_whole(tmp_path, layout):
     network = resnet18()
     path = tmp_path / "weights.pth"
     torch.save(file_of(layout, network), path)
-    initial, _ = find_initial(str(path), "auto", CPU)
-    assert initial.encoder == "torchvision:resnet18"
-    encoder = Encoder(initial.encoder, 64, [0.5] * 3, [0.25] * 3)
-    load_initial(initial, encoder)
+    init_weights, _ = find_init_weights(str(path), "auto", CPU)
+    assert init_weights.encoder == "torchvision:resnet18"
+    encoder = Encoder(init_weights.encoder, 64, [0.5] * 3, [0.25] * 3)
+    load_init_weights(init_weights, encoder)
     network.fc = nn.Identity()
     for name, value in network.state_dict().items():
         assert torch.equal(encoder.backbone.state_dict()[name], value), name
@@ -85,10 +85,10 @@ def test_what_was_loaded_computes_the_same(tmp_path):
     network.fc = nn.Identity()
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(network.state_dict(), path)
-    initial, _ = find_initial(str(path), "resnet18", CPU)
-    expected = initial.expected
-    encoder = Encoder(initial.encoder, 64, expected.mean, expected.std).eval()
-    load_initial(initial, encoder)
+    init_weights, _ = find_init_weights(str(path), "resnet18", CPU)
+    expected = init_weights.expected
+    encoder = Encoder(init_weights.encoder, 64, expected.mean, expected.std).eval()
+    load_init_weights(init_weights, encoder)
     images = torch.rand(2, 3, 64, 64)
     mean, std = (
         torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -100,10 +100,10 @@ def test_the_stem_of_small_images_is_recognised(tmp_path):
     network = resnet18(small=True)
     path = tmp_path / "solo.ckpt"
     torch.save({"state_dict": below("backbone.", network.state_dict())}, path)
-    initial, _ = find_initial(str(path), "auto", CPU)
-    assert (initial.encoder, initial.expected.size) == ("resnet18", 32)
-    encoder = Encoder(initial.encoder, 32, [0.5] * 3, [0.25] * 3)
-    load_initial(initial, encoder)
+    init_weights, _ = find_init_weights(str(path), "auto", CPU)
+    assert (init_weights.encoder, init_weights.expected.size) == ("resnet18", 32)
+    encoder = Encoder(init_weights.encoder, 32, [0.5] * 3, [0.25] * 3)
+    load_init_weights(init_weights, encoder)
     assert torch.equal(encoder.backbone.conv1.weight, network.conv1.weight)
 
 
@@ -124,18 +124,18 @@ def test_a_mismatch_says_which_tensors_and_nothing_is_loaded(tmp_path, spoil, sa
     spoil(state)
     path = tmp_path / "weights.pth"
     torch.save(state, path)
-    initial, _ = find_initial(str(path), "resnet18", CPU)
-    encoder = Encoder(initial.encoder, 64, [0.5] * 3, [0.25] * 3)
+    init_weights, _ = find_init_weights(str(path), "resnet18", CPU)
+    encoder = Encoder(init_weights.encoder, 64, [0.5] * 3, [0.25] * 3)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with pytest.raises(UserError, match=said):
-        load_initial(initial, encoder)
+        load_init_weights(init_weights, encoder)
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
 def test_a_deeper_network_of_the_same_kind_is_no_match(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(torchvision.models.resnet34().state_dict(), path)
-    assert find_initial(str(path), "auto", CPU)[0].encoder == "torchvision:resnet34"
+    assert find_init_weights(str(path), "auto", CPU)[0].encoder == "torchvision:resnet34"
     with pytest.raises(UserError, match="besides"):
         fitted_state(
             path, read_state(path), Encoder("torchvision:resnet18", 64, [0.5] * 3, [0.2] * 3).backbone
@@ -147,9 +147,9 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     state["bn1.weight"][3] = float("nan")
     path = tmp_path / "weights.pth"
     torch.save(state, path)
-    initial, _ = find_initial(str(path), "resnet18", CPU)
+    init_weights, _ = find_init_weights(str(path), "resnet18", CPU)
     with pytest.raises(UserError, match=r"not finite, in bn1\.weight"):
-        load_initial(initial, Encoder(initial.encoder, 64, [0.5] * 3, [0.25] * 3))
+        load_init_weights(init_weights, Encoder(init_weights.encoder, 64, [0.5] * 3, [0.25] * 3))
 
 
 class Hostile:
@@ -161,10 +161,10 @@ def test_code_in_a_file_is_not_run(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": Hostile()}, path)
     with pytest.raises(UserError, match="nothing but weights"):
-        find_initial(str(path), "auto", CPU)
+        find_init_weights(str(path), "auto", CPU)
     path.write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(UserError, match="nothing but weights"):
-        find_initial(str(path), "auto", CPU)
+        find_init_weights(str(path), "auto", CPU)
     import os
 
     assert not os.path.exists("/tmp/clfew-was-here")
@@ -181,7 +181,7 @@ def test_a_truncated_file_is_refused(tmp_path, share, suffix):
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError):
-        find_initial(str(path), "auto", CPU)
+        find_init_weights(str(path), "auto", CPU)
 
 
 @pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {"a": 1}}])
@@ -189,28 +189,28 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(UserError, match="holds no weights"):
-        find_initial(str(path), "auto", CPU)
+        find_init_weights(str(path), "auto", CPU)
 
 
 def test_an_unknown_network_must_be_named(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"encoder.blocks.0.mystery": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="recognised") as error:
-        find_initial(str(path), "auto", CPU)
+        find_init_weights(str(path), "auto", CPU)
     assert "--encoder" in error.value.hint
 
 
 def test_a_name_that_is_nearly_right_is_guessed(tmp_path):
     torch.save({}, tmp_path / "weights.pth")
     with pytest.raises(UserError) as error:
-        find_initial(str(tmp_path / "wieghts.pth"), "auto", CPU)
+        find_init_weights(str(tmp_path / "wieghts.pth"), "auto", CPU)
     assert "did you mean" in error.value.hint and "weights.pth" in error.value.hint
 
 
 def test_a_file_that_is_no_file_of_weights_is_refused(tmp_path):
     (tmp_path / "image.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match="no file of weights"):
-        find_initial(str(tmp_path / "image.jpg"), "auto", CPU)
+        find_init_weights(str(tmp_path / "image.jpg"), "auto", CPU)
 
 
 needs_lite = pytest.mark.skipif(
@@ -222,10 +222,12 @@ needs_lite = pytest.mark.skipif(
 @torch.no_grad()
 def test_the_package_of_lite0_computes_what_its_own_layout_says(tmp_path):
     """The first two layers by hand: stem with TensorFlow's padding, BatchNorm, ReLU6, depthwise."""
-    initial, why = find_initial("auto", "auto", CPU)
-    assert initial.encoder == pretrained.LITE0 and "on this machine" in why
-    encoder = Encoder(initial.encoder, 96, initial.expected.mean, initial.expected.std).eval()
-    load_initial(initial, encoder)
+    init_weights, why = find_init_weights("auto", "auto", CPU)
+    assert init_weights.encoder == pretrained.LITE0 and "on this machine" in why
+    encoder = Encoder(
+        init_weights.encoder, 96, init_weights.expected.mean, init_weights.expected.std
+    ).eval()
+    load_init_weights(init_weights, encoder)
     raw = read_state(pretrained.lite0_file())
     images = torch.rand(2, 3, 96, 96)
 
@@ -252,7 +254,7 @@ def test_the_package_of_lite0_computes_what_its_own_layout_says(tmp_path):
 
 @needs_lite
 def test_its_file_can_be_named_too(tmp_path):
-    initial, _ = find_initial(str(pretrained.lite0_file()), "auto", CPU)
-    assert initial.encoder == pretrained.LITE0
-    assert initial.expected.mean == [127 / 255] * 3
-    load_initial(initial, Encoder(initial.encoder, 96, [0.5] * 3, [0.5] * 3))
+    init_weights, _ = find_init_weights(str(pretrained.lite0_file()), "auto", CPU)
+    assert init_weights.encoder == pretrained.LITE0
+    assert init_weights.expected.mean == [127 / 255] * 3
+    load_init_weights(init_weights, Encoder(init_weights.encoder, 96, [0.5] * 3, [0.5] * 3))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clfew.models.defaults import choose_size, stored_side
+from clfew.models.defaults import cached_side, choose_size
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -43,4 +43,4 @@ def test_images_are_seen_at_their_own_size_within_what_the_device_can_do(
     ],
 )
 def test_images_are_stored_as_they_are_or_a_quarter_larger_than_they_are_seen(size, native, side):
-    assert stored_side(size, native) == side
+    assert cached_side(size, native) == side

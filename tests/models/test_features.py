@@ -26,24 +26,24 @@ def encoder_of(seed=0):
 
 
 def test_only_what_was_not_asked_for_before_is_computed(mapped):
-    asked, pixels = [], mapped()
+    settings, pixels = [], mapped()
 
     def compute(rows):
-        asked.append(rows.tolist())
+        settings.append(rows.tolist())
         return 10.0 * rows[:, None]
 
     network = encoder_of()
     first = remembered(network, pixels, np.array([3, 1, 7]), compute, "eval")
     second = remembered(network, pixels, np.array([9, 7, 0, 1]), compute, "eval")
     assert first[:, 0].tolist() == [30, 10, 70] and second[:, 0].tolist() == [90, 70, 0, 10]
-    assert asked == [[1, 3, 7], [0, 9]]
+    assert settings == [[1, 3, 7], [0, 9]]
 
 
 def test_other_weights_images_and_settings_are_others(mapped):
-    asked, pixels = [], mapped()
+    settings, pixels = [], mapped()
 
     def compute(rows):
-        asked.append(1)
+        settings.append(1)
         return rows[:, None].astype(float)
 
     network, rows = encoder_of(), np.arange(3)
@@ -51,11 +51,11 @@ def test_other_weights_images_and_settings_are_others(mapped):
     remembered(network, pixels, rows, compute, "views")
     remembered(encoder_of(1), pixels, rows, compute, "eval")
     remembered(network, mapped("b"), rows, compute, "eval")
-    assert len(asked) == 4
+    assert len(settings) == 4
     with torch.no_grad():
         next(network.parameters()).add_(1)
     remembered(network, pixels, rows, compute, "eval")
-    assert len(asked) == 5
+    assert len(settings) == 5
 
 
 def test_the_last_few_are_kept(mapped):
@@ -68,10 +68,10 @@ def test_the_last_few_are_kept(mapped):
 
 
 def test_arrays_in_memory_are_not_remembered():
-    asked, pixels = [], np.zeros((20, 2, 2, 3), np.uint8)
+    settings, pixels = [], np.zeros((20, 2, 2, 3), np.uint8)
     for _ in range(2):
-        remembered(encoder_of(), pixels, np.arange(3), lambda rows: asked.append(1) or rows, "eval")
-    assert len(asked) == 2 and not features._RECENT
+        remembered(encoder_of(), pixels, np.arange(3), lambda rows: settings.append(1) or rows, "eval")
+    assert len(settings) == 2 and not features._RECENT
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def test_an_adapter_is_put_on_what_the_backbone_said_before(mapped, monkeypatch)
     adapted.mean, adapted.std = plain.mean, plain.std
     arrays = (mapped(), np.ones(20, np.float32), np.arange(5))
     before = features_of(plain, *arrays, CPU, "fp32")
-    monkeypatch.setattr(features, "apply_to_store", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(features, "apply_to_cache", lambda *a: pytest.fail("computed again"))
     after = features_of(adapted, *arrays, CPU, "fp32")
     assert after.shape == (5, adapted.dim) and adapted.dim > plain.dim == before.shape[1]
     torch.testing.assert_close(torch.from_numpy(after), adapted.adapt(torch.from_numpy(before)))

@@ -14,8 +14,8 @@ from clfew.models import init_weights as initial_module
 from clfew.models import pretrained, timm_backbones
 from clfew.models.artifacts import save_encoder
 from clfew.models.encoder import Encoder
-from clfew.models.init_weights import find_initial, load_initial
-from clfew.models.metadata import About
+from clfew.models.init_weights import find_init_weights, load_init_weights
+from clfew.models.metadata import ArtifactMetadata
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -47,35 +47,35 @@ def put_torchvision(tmp_path, name="resnet18"):
 
 
 def test_scratch_is_scratch():
-    assert find_initial("scratch", "auto", CPU) == (None, "as asked for")
+    assert find_init_weights("scratch", "auto", CPU) == (None, "as asked for")
 
 
 def test_auto_starts_from_scratch_on_a_bare_machine_and_says_what_would_be_better():
-    found, why = find_initial("auto", "auto", CPU)
+    found, why = find_init_weights("auto", "auto", CPU)
     assert found is None and "clfew[lite]" in why and "--init imagenet" in why
-    assert "no pretrained weights of resnet8-w32" in find_initial("auto", "resnet8-w32", CPU)[1]
-    assert "--init imagenet" in find_initial("auto", "resnet18", CPU)[1]
+    assert "no pretrained weights of resnet8-w32" in find_init_weights("auto", "resnet8-w32", CPU)[1]
+    assert "--init imagenet" in find_init_weights("auto", "resnet18", CPU)[1]
 
 
 def test_auto_takes_what_torchvision_fetched_before(tmp_path):
     network = put_torchvision(tmp_path)
     for encoder in ("auto", "resnet18"):
-        found, why = find_initial("auto", encoder, CPU)
+        found, why = find_init_weights("auto", encoder, CPU)
         assert found.encoder == "torchvision:resnet18" and "on this machine" in why
     encoder = Encoder(found.encoder, 96, found.expected.mean, found.expected.std)
-    load_initial(found, encoder)
+    load_init_weights(found, encoder)
     assert torch.equal(encoder.backbone.layer1[0].conv1.weight, network.layer1[0].conv1.weight)
     # Its own stem at a size where random weights would get another.
     small = Encoder(found.encoder, 32, found.expected.mean, found.expected.std)
-    load_initial(found, small)
+    load_init_weights(found, small)
     assert small.backbone.conv1.kernel_size == (7, 7)
 
 
 def test_a_gpu_takes_the_larger_of_two(tmp_path):
     put_torchvision(tmp_path)
     put_torchvision(tmp_path, "resnet50")
-    assert find_initial("auto", "auto", GPU)[0].encoder == "torchvision:resnet50"
-    assert find_initial("auto", "auto", CPU)[0].encoder == "torchvision:resnet18"
+    assert find_init_weights("auto", "auto", GPU)[0].encoder == "torchvision:resnet50"
+    assert find_init_weights("auto", "auto", CPU)[0].encoder == "torchvision:resnet18"
 
 
 def test_auto_never_fetches(monkeypatch):
@@ -85,7 +85,7 @@ def test_auto_never_fetches(monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
     monkeypatch.setattr("torchvision._internally_replaced_utils.load_state_dict_from_url", fail)
     for encoder in ("auto", "resnet18", "timm:resnet18"):
-        assert find_initial("auto", encoder, CPU)[0] is None
+        assert find_init_weights("auto", encoder, CPU)[0] is None
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_auto_never_fetches(monkeypatch):
 )
 def test_imagenet_offline_is_one_sentence_and_a_hint(encoder):
     pytest.importorskip("timm", reason="needs pip install 'clfew[timm]', as the extra test does")
-    found, _ = find_initial("imagenet", encoder, CPU)
+    found, _ = find_init_weights("imagenet", encoder, CPU)
     size = found.expected.size if found.expected.fixed else 96
     network = Encoder(found.encoder, size, found.expected.mean, found.expected.std)
     with pytest.raises(UserError, match="cannot be fetched") as error:
-        load_initial(found, network)
+        load_init_weights(found, network)
     assert "--init FILE" in error.value.hint and "--init scratch" in error.value.hint
 
 
@@ -105,23 +105,23 @@ def test_a_damaged_cached_file_is_one_sentence(tmp_path):
     put_torchvision(tmp_path)
     path = next((tmp_path / "hub" / "checkpoints").iterdir())
     path.write_bytes(path.read_bytes()[:1000])
-    found, _ = find_initial("auto", "resnet18", CPU)
+    found, _ = find_init_weights("auto", "resnet18", CPU)
     with pytest.raises(UserError):
-        load_initial(found, Encoder(found.encoder, 96, [0.5] * 3, [0.5] * 3))
+        load_init_weights(found, Encoder(found.encoder, 96, [0.5] * 3, [0.5] * 3))
 
 
 def test_small_resnets_have_no_imagenet_weights():
     with pytest.raises(UserError, match="no ImageNet weights for resnet8-w32"):
-        find_initial("imagenet", "resnet8-w32", CPU)
+        find_init_weights("imagenet", "resnet8-w32", CPU)
 
 
 def test_without_timm_its_name_is_a_hint(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     assert not timm_backbones.is_installed()
     with pytest.raises(UserError) as error:
-        find_initial("imagenet", "timm:resnet18", CPU)
+        find_init_weights("imagenet", "timm:resnet18", CPU)
     assert "clfew[timm]" in error.value.hint
-    assert find_initial("auto", "auto", CPU)[0] is None
+    assert find_init_weights("auto", "auto", CPU)[0] is None
 
 
 @torch.no_grad()
@@ -136,14 +136,14 @@ def test_timms_weights_come_from_its_hubs_cache(tmp_path):
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     safetensors.torch.save_file(network.state_dict(), snapshot / "model.safetensors")
-    found, why = find_initial("auto", "timm:test_vit", CPU)
+    found, why = find_init_weights("auto", "timm:test_vit", CPU)
     assert found is not None and "on this machine" in why
     # The network's own size and normalisation.
     expected = found.expected
     assert (expected.size, expected.fixed) == (settings.input_size[-1], True)
     assert expected.mean == pytest.approx(settings.mean) and expected.std == pytest.approx(settings.std)
     encoder = Encoder(found.encoder, expected.size, expected.mean, expected.std).eval()
-    load_initial(found, encoder)
+    load_init_weights(found, encoder)
     images = torch.rand(2, 3, expected.size, expected.size)
     features = network.forward_head(
         network.forward_features((images - encoder.mean) / encoder.std), pre_logits=True
@@ -153,7 +153,7 @@ def test_timms_weights_come_from_its_hubs_cache(tmp_path):
 
 def test_dinov2s_size_and_normalisation_are_respected():
     pytest.importorskip("timm", reason="needs pip install 'clfew[timm]', as the extra test does")
-    expected = find_initial("imagenet", "timm:vit_small_patch14_dinov2", CPU)[0].expected
+    expected = find_init_weights("imagenet", "timm:vit_small_patch14_dinov2", CPU)[0].expected
     assert (expected.size, expected.fixed) == (518, True)
     assert expected.mean == pytest.approx([0.485, 0.456, 0.406])
 
@@ -161,11 +161,11 @@ def test_dinov2s_size_and_normalisation_are_respected():
 def test_names_that_timm_does_not_know_are_guessed():
     pytest.importorskip("timm", reason="needs pip install 'clfew[timm]', as the extra test does")
     with pytest.raises(UserError) as error:
-        find_initial("imagenet", "timm:resnt18", CPU)
+        find_init_weights("imagenet", "timm:resnt18", CPU)
     assert "timm:resnet18" in error.value.hint
     for name in ("timm:hf-hub:somebody/model", "timm:local-dir:/tmp"):
         with pytest.raises(UserError, match="no network named"):
-            find_initial("imagenet", name, CPU)
+            find_init_weights("imagenet", name, CPU)
 
 
 @pytest.fixture
@@ -174,9 +174,11 @@ def own(tmp_path):
     run.mkdir()
     torch.manual_seed(0)
     encoder = Encoder("resnet8-w8", 16, [0.5] * 3, [0.2] * 3)
-    about = About("encoder", "resnet8-w8", 16, 16, [0.5] * 3, [0.2] * 3, 32, "simclr", True, "0.1.0", 64)
+    metadata = ArtifactMetadata(
+        "encoder", "resnet8-w8", 16, 16, [0.5] * 3, [0.2] * 3, 32, "simclr", True, "0.1.0", 64
+    )
     save_encoder(
-        run / "encoder.safetensors", encoder, projector(32, 64, 128), about, torch.arange(3).numpy()
+        run / "encoder.safetensors", encoder, projector(32, 64, 128), metadata, torch.arange(3).numpy()
     )
     return run, encoder
 
@@ -184,18 +186,18 @@ def own(tmp_path):
 def test_a_run_or_an_artifact_of_clfew_is_a_start(own):
     run, encoder = own
     for named in (run, run / "encoder.safetensors"):
-        found, _ = find_initial(str(named), "auto", CPU)
+        found, _ = find_init_weights(str(named), "auto", CPU)
         assert (found.encoder, found.expected.size, found.expected.fixed) == ("resnet8-w8", 16, True)
         again = Encoder("resnet8-w8", 16, [0.5] * 3, [0.2] * 3)
-        load_initial(found, again)
+        load_init_weights(found, again)
         assert all(torch.equal(again.state_dict()[k], v) for k, v in encoder.state_dict().items())
     with pytest.raises(UserError, match="is an encoder resnet8-w8, not resnet18"):
-        find_initial(str(run), "resnet18", CPU)
+        find_init_weights(str(run), "resnet18", CPU)
 
 
 def test_a_folder_without_an_encoder_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no encoder"):
-        find_initial(str(tmp_path), "auto", CPU)
+        find_init_weights(str(tmp_path), "auto", CPU)
     with pytest.raises(UserError, match="There is no run or file"):
-        find_initial("imagnet", "auto", CPU)
+        find_init_weights("imagnet", "auto", CPU)
     assert initial_module.IMAGENET == "imagenet"

@@ -82,9 +82,12 @@ def oriented(orientation: int, kind: str, pixels: np.ndarray, **options) -> byte
 def jpegs() -> Iterator[File]:
     p = picture(1)
     for name, options in {
-        "baseline": {}, "progressive": {"progressive": True}, "unsampled": {"subsampling": 0},
-        "optimised": {"optimize": True}, "restarts": {"restart_marker_blocks": 1},
-    }.items():  # fmt: skip
+        "baseline": {},
+        "progressive": {"progressive": True},
+        "unsampled": {"subsampling": 0},
+        "optimised": {"optimize": True},
+        "restarts": {"restart_marker_blocks": 1},
+    }.items():
         yield File(f"{name}.jpg", saved(p, "JPEG", quality=95, **options), p, LOSSY)
     yield File("grey.jpg", saved(p, "JPEG", "L", quality=95), grey(p), LOSSY)
     yield File("cmyk.jpg", saved(p, "JPEG", "CMYK", quality=95), p, LOSSY)
@@ -94,9 +97,11 @@ def jpegs() -> Iterator[File]:
         content = oriented(orientation, "JPEG", stored(p), quality=95, subsampling=0)
         yield File(f"exif-{orientation}.jpg", content, p, LOSSY)
     for name, exif in {
-        "cut": b"Exif\0\0II*\0\xff\xff\xff\xff", "none": b"Exif\0\0", "text": b"Exif\0\0<html>",
+        "cut": b"Exif\0\0II*\0\xff\xff\xff\xff",
+        "none": b"Exif\0\0",
+        "text": b"Exif\0\0<html>",
         "loop": b"Exif\0\0II*\0\x08\0\0\0\1\0\x69\x87\4\0\1\0\0\0\x08\0\0\0\x08\0\0\0",
-    }.items():  # fmt: skip
+    }.items():
         yield File(f"exif-broken-{name}.jpg", saved(p, "JPEG", quality=95, exif=exif), p, LOSSY)
     for name, kind, value in (("0", 3, b"\0\0"), ("9", 3, b"\x09\0"), ("text", 2, b"six\0")):
         entry = struct.pack("<HHHI4s", 1, 0x0112, kind, 1 if kind == 3 else 4, value)
@@ -121,8 +126,11 @@ def pngs() -> Iterator[File]:
         palette = (b"PLTE", colours[: 2**bits].tobytes())
         # The first colour is wholly transparent: it becomes white.
         seen = np.where(np.arange(len(colours))[:, None] == 0, 255, colours).astype(np.uint8)
-        yield File(f"palette-{bits}.png", png(indices, bits, PALETTE, before=[palette]),
-                   colours[indices[..., 0]])  # fmt: skip
+        yield File(
+            f"palette-{bits}.png",
+            png(indices, bits, PALETTE, before=[palette]),
+            colours[indices[..., 0]],
+        )
         content = png(indices, bits, PALETTE, True, [palette, (b"tRNS", b"\0")])
         yield File(f"palette-{bits}-transparent.png", content, seen[indices[..., 0]])
     alpha = np.where(np.arange(WIDTH) < 9, 0, 255).astype(np.uint8)[None, :, None].repeat(HEIGHT, 0)
@@ -214,8 +222,16 @@ def tiffs() -> Iterator[File]:
     yield File("grey-16.tif", tiff_of(samples.astype(np.uint16)), expected)
     yield File("grey-16-tiled.tif", tiff_of(samples.astype(np.uint16), tile=(16, 16)), expected)
     head = b"MM\0*\0\0\0\x08\0\x08"
-    tags = [(256, WIDTH), (257, HEIGHT), (258, 16), (259, 1), (262, 1), (273, 110), (278, HEIGHT),
-            (279, 2 * WIDTH * HEIGHT)]  # fmt: skip
+    tags = [
+        (256, WIDTH),
+        (257, HEIGHT),
+        (258, 16),
+        (259, 1),
+        (262, 1),
+        (273, 110),
+        (278, HEIGHT),
+        (279, 2 * WIDTH * HEIGHT),
+    ]
     listed = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
     motorola = (head + listed).ljust(110, b"\0") + samples.astype(">u2").tobytes()
     yield File("grey-16-motorola.tif", motorola, expected)

@@ -17,14 +17,21 @@ def truncated() -> Iterator[File]:
     """The start of a file of each kind: not enough to show the picture."""
     p = picture(13)
     for name, content in {
-        "baseline.jpg": saved(p, "JPEG"), "progressive.jpg": saved(p, "JPEG", progressive=True),
-        "cmyk.jpg": saved(p, "JPEG", "CMYK"), "still.gif": saved(p, "GIF"), "rgb.bmp": saved(p, "BMP"),
-        "rgb.png": png(p, 8, RGB), "interlaced.png": png(p, 8, RGB, True),
-        "16.png": png(p.astype(np.uint16) * 257, 16, RGB), "lossy.webp": saved(p, "WEBP"),
-        "animated.webp": saved(p, "WEBP", more=[picture(14)]), "raw.tif": saved(p, "TIFF"),
-        "lzw.tif": saved(p, "TIFF", compression="tiff_lzw"), "tiled.tif": tiff_of(p, tile=(16, 16)),
+        "baseline.jpg": saved(p, "JPEG"),
+        "progressive.jpg": saved(p, "JPEG", progressive=True),
+        "cmyk.jpg": saved(p, "JPEG", "CMYK"),
+        "still.gif": saved(p, "GIF"),
+        "rgb.bmp": saved(p, "BMP"),
+        "rgb.png": png(p, 8, RGB),
+        "interlaced.png": png(p, 8, RGB, True),
+        "16.png": png(p.astype(np.uint16) * 257, 16, RGB),
+        "lossy.webp": saved(p, "WEBP"),
+        "animated.webp": saved(p, "WEBP", more=[picture(14)]),
+        "raw.tif": saved(p, "TIFF"),
+        "lzw.tif": saved(p, "TIFF", compression="tiff_lzw"),
+        "tiled.tif": tiff_of(p, tile=(16, 16)),
         "binary.ppm": b"P6 24 16 255 " + p.tobytes(),
-    }.items():  # fmt: skip
+    }.items():
         for share in (50, 95):
             yield File(f"{share}-{name}", content[: share * len(content) // 100], reason=CANNOT)
 
@@ -56,10 +63,15 @@ def refused() -> Iterator[File]:
         "web-page.jpg": b"<!doctype html><html><body><h1>404</h1></body></html>",
         "drawing.png": b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>",
         "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n",
-        "zeros.jpg": bytes(1000), "text.gif": b"hello\n", "archive.png": b"PK\3\4" + bytes(100),
-        "paper.jpg": saved(p, "PDF"), "icon.png": saved(p, "ICO"), "targa.bmp": saved(p, "TGA"),
-        "jpeg-2000.jpg": saved(p, "JPEG2000"), "program.png": b"\x7fELF" + bytes(100),
-    }.items():  # fmt: skip
+        "zeros.jpg": bytes(1000),
+        "text.gif": b"hello\n",
+        "archive.png": b"PK\3\4" + bytes(100),
+        "paper.jpg": saved(p, "PDF"),
+        "icon.png": saved(p, "ICO"),
+        "targa.bmp": saved(p, "TGA"),
+        "jpeg-2000.jpg": saved(p, "JPEG2000"),
+        "program.png": b"\x7fELF" + bytes(100),
+    }.items():
         yield File(name, content, reason=UNKNOWN)
     plain = saved(p, "JPEG")
     yield File("12-bit.jpg", jpeg_frame(plain, 0xC1, 12), reason="JPEG whose header cannot be read")

@@ -85,7 +85,7 @@ def in_write(
     """
     return f"""
 import errno, os, signal, tempfile
-from clfew import files
+from clfew.runs import files
 writes, inside = [0], [False]
 def strike():
     if {then!r} == "kill":
@@ -147,7 +147,7 @@ def artifact(run):
     """Every byte of an artifact's tensors, and what it says of itself but for how it was called."""
     (path,) = (run / name for name in ARTIFACTS.values() if (run / name).exists())
     with safetensors.safe_open(path, framework="numpy") as file:
-        about = json.loads(file.metadata()["clfew"])
-    for step in about["training"].values():
+        metadata = json.loads(file.metadata()["clfew"])
+    for step in metadata["training"].values():
         step.pop("command")
-    return {name: value.tobytes() for name, value in safetensors.numpy.load_file(path).items()}, about
+    return {name: value.tobytes() for name, value in safetensors.numpy.load_file(path).items()}, metadata

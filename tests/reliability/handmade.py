@@ -50,8 +50,11 @@ def tiff(tags: dict[int, object], blocks: list[bytes], tiles: bool = False) -> b
     """
     start = 8 + sum(map(len, blocks))
     offsets = [8 + sum(map(len, blocks[:i])) for i in range(len(blocks))]
-    places = {324: offsets, 325: list(map(len, blocks))} if tiles else {
-        273: offsets, 279: list(map(len, blocks))}  # fmt: skip
+    places = (
+        {324: offsets, 325: list(map(len, blocks))}
+        if tiles
+        else {273: offsets, 279: list(map(len, blocks))}
+    )
     entries, beyond = [], b""
     after = start + 2 + 12 * len(tags | places) + 4
     for tag, value in sorted((tags | places).items()):
@@ -71,9 +74,14 @@ def tiff_of(pixels: np.ndarray, tile: tuple[int, int] | None = None, planar=Fals
     """
     height, width, channels = pixels.shape
     tags = {
-        256: width, 257: height, 258: [8 * pixels.itemsize] * channels, 259: 1, 277: channels,
-        262: 2 if channels > 2 else 1, 284: 2 if planar else 1,
-    } | {int(name[4:]): value for name, value in more.items()}  # fmt: skip
+        256: width,
+        257: height,
+        258: [8 * pixels.itemsize] * channels,
+        259: 1,
+        277: channels,
+        262: 2 if channels > 2 else 1,
+        284: 2 if planar else 1,
+    } | {int(name[4:]): value for name, value in more.items()}
     if tile is None:
         planes = [pixels[..., c] for c in range(channels)] if planar else [pixels]
         return tiff(tags | {278: height}, [plane.tobytes() for plane in planes])
@@ -90,8 +98,9 @@ def tiff_of(pixels: np.ndarray, tile: tuple[int, int] | None = None, planar=Fals
 def bmp(width: int, height: int, bits: int, body: bytes, palette: bytes = b"", compression=0) -> bytes:
     """A BMP of Windows 3; a negative height means that the first row is the top one."""
     offset = 54 + len(palette)
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(body), 0, 0,
-                       len(palette) // 4, 0)  # fmt: skip
+    info = struct.pack(
+        "<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(body), 0, 0, len(palette) // 4, 0
+    )
     return struct.pack("<2sIHHI", b"BM", offset + len(body), 0, 0, offset) + info + palette + body
 
 

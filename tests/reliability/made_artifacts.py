@@ -19,30 +19,30 @@ from clfew.methods.simclr import projector
 from clfew.models.artifacts import load_classifier, load_encoder, save_classifier, save_encoder
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import Encoder
-from clfew.models.metadata import About, read_about
-from clfew.runs.checksum import seal
+from clfew.models.metadata import ArtifactMetadata, read_metadata
+from clfew.runs.checksum import add_checksum
 
-ABOUT = About(
+METADATA = ArtifactMetadata(
     kind="classifier", encoder="resnet8-w8", size=16, side=16, mean=[0.4] * 3, std=[0.2] * 3, dim=32,
     method="simclr", flip=True, clfew_version="1", classes=["cat", "dog"], mode="linear",
     data={"finetune": {"source": "/images", "labels": 4, "split_seed": 0, "label_file": None}},
 )  # fmt: skip
-ENCODER = replace(ABOUT, kind="encoder", classes=[], mode="", neck=64, data={})
+ENCODER = replace(METADATA, kind="encoder", classes=[], mode="", neck=64, data={})
 DIGESTS = np.arange(5, dtype=np.uint64)
-READERS = (read_about, load_encoder, load_classifier)
+READERS = (read_metadata, load_encoder, load_classifier)
 
 
 def save_classifier_at(path):
     torch.manual_seed(0)
-    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std)
+    encoder = Encoder(METADATA.encoder, 16, METADATA.mean, METADATA.std)
     classifier = Classifier(encoder, build_neck(32, 0), torch.nn.Linear(32, 2))
-    save_classifier(path, classifier, ABOUT, DIGESTS, DIGESTS[:2])
+    save_classifier(path, classifier, METADATA, DIGESTS, DIGESTS[:2])
     return path
 
 
 def save_encoder_at(path):
     torch.manual_seed(1)
-    encoder = Encoder(ABOUT.encoder, 16, ABOUT.mean, ABOUT.std)
+    encoder = Encoder(METADATA.encoder, 16, METADATA.mean, METADATA.std)
     save_encoder(path, encoder, projector(32, 64, 128), ENCODER, DIGESTS)
     return path
 
@@ -51,11 +51,13 @@ def tensors_of(path):
     return safetensors.torch.load_file(path)
 
 
-def write(path, about=None, tensors=None, sealed=True, **metadata):
-    """A file with a valid seal, as somebody would make who knows how."""
-    described = {"clfew": json.dumps(about if about is not None else asdict(ABOUT))} | metadata
+def write(path, description=None, tensors=None, with_checksum=True, **metadata):
+    """A file with a valid checksum, as somebody would make who knows how."""
+    described = {
+        "clfew": json.dumps(description if description is not None else asdict(METADATA))
+    } | metadata
     content = safetensors.torch.save(tensors or {"x": torch.ones(2)}, described)
-    path.write_bytes(seal(content) if sealed else content)
+    path.write_bytes(add_checksum(content) if with_checksum else content)
     return path
 
 

@@ -23,20 +23,41 @@ def originals() -> dict[str, bytes]:
     exif[0x0112] = 6  # Orientation: to be turned.
     animated = {"save_all": True, "append_images": [rgb.rotate(90), grey.convert("RGB")]}
     saved = [
-        ("JPEG", rgb, {"exif": exif}), ("JPEG", rgb, {"progressive": True}), ("JPEG", grey, {}),
+        ("JPEG", rgb, {"exif": exif}),
+        ("JPEG", rgb, {"progressive": True}),
+        ("JPEG", grey, {}),
         ("JPEG", rgb.convert("CMYK"), {"subsampling": 0}),
-        ("PNG", rgb, {"exif": exif}), ("PNG", rgba, {}), ("PNG", palette, {"transparency": 3}),
-        ("PNG", deep, {}), ("PNG", rgb.convert("1"), {}),
-        ("GIF", palette, {"transparency": 3}), ("GIF", rgb, animated),
-        ("WEBP", rgb, {"exif": exif}), ("WEBP", rgba, {"lossless": True}), ("WEBP", rgb, animated),
-        ("BMP", rgb, {}), ("BMP", palette, {}), ("BMP", rgba, {}),
-        *(("TIFF", image, {"compression": how}) for image, how in [
-            (rgb, "raw"), (rgb, "tiff_lzw"), (rgb, "tiff_adobe_deflate"), (rgb, "jpeg"),
-            (rgba, "packbits"), (rgb.convert("1"), "group4"), (deep, "raw"),
-        ]),
-        ("TIFF", rgb, animated), ("PPM", rgb, {}), ("PPM", grey, {}), ("PPM", rgb.convert("1"), {}),
+        ("PNG", rgb, {"exif": exif}),
+        ("PNG", rgba, {}),
+        ("PNG", palette, {"transparency": 3}),
+        ("PNG", deep, {}),
+        ("PNG", rgb.convert("1"), {}),
+        ("GIF", palette, {"transparency": 3}),
+        ("GIF", rgb, animated),
+        ("WEBP", rgb, {"exif": exif}),
+        ("WEBP", rgba, {"lossless": True}),
+        ("WEBP", rgb, animated),
+        ("BMP", rgb, {}),
+        ("BMP", palette, {}),
+        ("BMP", rgba, {}),
+        *(
+            ("TIFF", image, {"compression": how})
+            for image, how in [
+                (rgb, "raw"),
+                (rgb, "tiff_lzw"),
+                (rgb, "tiff_adobe_deflate"),
+                (rgb, "jpeg"),
+                (rgba, "packbits"),
+                (rgb.convert("1"), "group4"),
+                (deep, "raw"),
+            ]
+        ),
+        ("TIFF", rgb, animated),
+        ("PPM", rgb, {}),
+        ("PPM", grey, {}),
+        ("PPM", rgb.convert("1"), {}),
         ("PPM", deep, {}),
-    ]  # fmt: skip
+    ]
     files = {}
     for number, (kind, image, options) in enumerate(saved):
         buffer = io.BytesIO()

@@ -10,12 +10,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from made_artifacts import ABOUT, assert_refused, raw, read_bounded, tensors_of, write
+from made_artifacts import METADATA, assert_refused, raw, read_bounded, tensors_of, write
 
 from clfew.errors import UserError
 from clfew.models.artifacts import load_classifier, load_encoder, save_classifier
-from clfew.models.metadata import FORMAT_VERSION, About, read_about
-from clfew.runs.checksum import MAX_HEADER, seal
+from clfew.models.metadata import FORMAT_VERSION, ArtifactMetadata, read_metadata
+from clfew.runs.checksum import MAX_HEADER, add_checksum
 
 FIELDS = {
     "no version": {"format_version": ...}, "a version to come": {"format_version": 99},
@@ -42,7 +42,7 @@ FIELDS = {
     "a stage of a large image": {"stage": 1, "size": 1024, "dim": 8},
     "data that is none": {"data": []}, "what it sees": {"sees": "infrared"},
     "data of nothing": {"data": {}}, "a step that is a number": {"training": {"pretrain": 3}},
-    "a source that is a number": {"data": {"finetune": ABOUT.data["finetune"] | {"source": 1}}},
+    "a source that is a number": {"data": {"finetune": METADATA.data["finetune"] | {"source": 1}}},
     "a drift that is a list": {"training": {"pretrain": {"drift": [1]}}},
     "weights without a name": {"training": {"init": {}}},
 }  # fmt: skip
@@ -50,9 +50,9 @@ FIELDS = {
 
 @pytest.mark.parametrize("change", FIELDS.values(), ids=FIELDS)
 def test_a_description_that_cannot_be(artifact, tmp_path, change):
-    content = {k: v for k, v in (asdict(ABOUT) | change).items() if v is not ...}
+    content = {k: v for k, v in (asdict(METADATA) | change).items() if v is not ...}
     path = write(tmp_path / "x.safetensors", content, tensors_of(artifact))
-    read_bounded(read_about, path), read_bounded(load_encoder, path)
+    read_bounded(read_metadata, path), read_bounded(load_encoder, path)
     assert isinstance(read_bounded(load_classifier, path), str)
 
 
@@ -116,7 +116,7 @@ def test_a_whole_artifact_whose_tensors_lie_wrong(artifact, tmp_path, change):
     header = json.loads(content[8 : 8 + size])
     data = change(header, content[8 + size :])
     path = tmp_path / "x.safetensors"
-    path.write_bytes(seal(raw(path, header, data).read_bytes()))
+    path.write_bytes(add_checksum(raw(path, header, data).read_bytes()))
     # Not for a description that is missing, as of the headers above.
     found = read_bounded(load_classifier, path)
     assert isinstance(found, str) and "not one that clfew wrote" not in found
@@ -136,9 +136,9 @@ def test_ten_million_classes(tmp_path):
 
 
 def test_more_classes_than_can_be_written_are_refused_at_once(artifact, tmp_path):
-    classifier, about, _ = load_classifier(artifact)
+    classifier, metadata, _ = load_classifier(artifact)
     classes = [f"{i:0250d}" for i in range(70_000)]
-    many = About(**asdict(about) | {"classes": classes})
+    many = ArtifactMetadata(**asdict(metadata) | {"classes": classes})
     with pytest.raises(UserError, match="cannot be written"):
         save_classifier(tmp_path / "x", classifier, many, np.empty(0), np.empty(0))
     assert not (tmp_path / "x").exists()
@@ -154,7 +154,7 @@ def test_weights_that_are_no_numbers(artifact, tmp_path, value):
 
 
 def test_a_file_whose_seal_was_taken_away(artifact, tmp_path):
-    path = write(tmp_path / "x.safetensors", tensors=tensors_of(artifact), sealed=False)
+    path = write(tmp_path / "x.safetensors", tensors=tensors_of(artifact), with_checksum=False)
     with pytest.raises(UserError, match="seal is missing"):
         load_classifier(path)
 
@@ -163,7 +163,7 @@ def test_one_changed_weight_is_noticed_where_weights_are_read(artifact, tmp_path
     content = bytearray(artifact.read_bytes())
     content[-1000] ^= 1
     (tmp_path / "x.safetensors").write_bytes(content)
-    read_about(tmp_path / "x.safetensors")
+    read_metadata(tmp_path / "x.safetensors")
     with pytest.raises(UserError, match="not as they were written"):
         load_classifier(tmp_path / "x.safetensors")
 
@@ -185,12 +185,12 @@ def test_a_pickle_is_not_opened(tmp_path, monkeypatch):
 
 def test_what_a_description_says_is_shown_and_never_run(clfew, artifact, tmp_path):
     evil = "<script>alert(1)</script>\x1b[2J/etc/passwd"
-    about = asdict(ABOUT) | {
+    metadata = asdict(METADATA) | {
         "classes": [evil, "b"],
         "clfew_version": evil,
         "training": {evil: {evil: evil}},
     }
-    write(tmp_path / "x.safetensors", about, tensors_of(artifact), note=evil)
+    write(tmp_path / "x.safetensors", metadata, tensors_of(artifact), note=evil)
     shown = clfew.ok("info", "x.safetensors", cwd=tmp_path).stdout
     assert "\x1b" not in shown and "\\x1b[2J" in shown
     assert json.loads(clfew.ok("info", "x.safetensors", "--format", "json", cwd=tmp_path).stdout)
@@ -199,11 +199,13 @@ def test_what_a_description_says_is_shown_and_never_run(clfew, artifact, tmp_pat
 def test_what_a_description_says_is_text_in_a_report(clfew, artifact, images, tmp_path):
     images(tmp_path / "images", classes=["cat", "dog"], each=3)
     evil = "<script>alert(1)</script>\x1b[2J<img src=x onerror=alert(1)>"
-    about = asdict(ABOUT) | {
-        "clfew_version": evil, "method": evil, "training": {evil: {evil: evil, "command": evil}},
-        "data": {"finetune": ABOUT.data["finetune"] | {"source": evil, evil: evil}},
-    }  # fmt: skip
-    write(tmp_path / "x.safetensors", about, tensors_of(artifact), note=evil)
+    metadata = asdict(METADATA) | {
+        "clfew_version": evil,
+        "method": evil,
+        "training": {evil: {evil: evil, "command": evil}},
+        "data": {"finetune": METADATA.data["finetune"] | {"source": evil, evil: evil}},
+    }
+    write(tmp_path / "x.safetensors", metadata, tensors_of(artifact), note=evil)
     told = clfew.ok("eval", "images", "--from", "x.safetensors", "--out", "eval", cwd=tmp_path)
     page = (tmp_path / "eval/report.html").read_text()
     assert "&lt;script&gt;alert" in page and "<script>alert" not in page and "<img src=x" not in page
@@ -211,4 +213,4 @@ def test_what_a_description_says_is_text_in_a_report(clfew, artifact, images, tm
 
 
 def test_the_format_that_is_written_is_the_one_that_is_read(artifact):
-    assert read_about(artifact)[0].format_version == FORMAT_VERSION
+    assert read_metadata(artifact)[0].format_version == FORMAT_VERSION

@@ -6,7 +6,7 @@ import struct
 import pytest
 import torch
 from fuzzing import THOROUGH, rounds
-from made_artifacts import ABOUT, DIGESTS, ENCODER, assert_refused, read_bounded, tensors_of
+from made_artifacts import DIGESTS, ENCODER, METADATA, assert_refused, read_bounded, tensors_of
 
 from clfew.models.artifacts import load_classifier, load_encoder
 
@@ -44,14 +44,14 @@ def mutated(whole: bytes, draw: random.Random) -> bytes:
 def assert_written(loaded, read, tensors):
     """That what was loaded is what was written, to the last bit."""
     if read is load_classifier:
-        classifier, about, seen = loaded
+        classifier, metadata, seen = loaded
         state = {f"classifier.{name}": value for name, value in classifier.state_dict().items()}
-        assert about == ABOUT and [len(each) for each in seen.values()] == [5, 2]
+        assert metadata == METADATA and [len(each) for each in seen.values()] == [5, 2]
     else:
-        encoder, neck, about, seen = loaded
+        encoder, neck, metadata, seen = loaded
         state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
         state |= {f"projector.{name}": value for name, value in neck.state_dict().items()}
-        assert about == ENCODER and seen.tolist() == DIGESTS.tolist()
+        assert metadata == ENCODER and seen.tolist() == DIGESTS.tolist()
     assert state and all(torch.equal(value, tensors[name]) for name, value in state.items())
 
 

@@ -8,8 +8,18 @@ from faults import artifact, in_write, save_every, signal_at
 
 from clfew.training.state import saved_step
 
-TINY = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "6",
-        "--init", "scratch")  # fmt: skip
+TINY = (
+    "pretrain",
+    "unlabeled",
+    "--encoder",
+    "resnet8-w8",
+    "--batch",
+    "16",
+    "--epochs",
+    "6",
+    "--init",
+    "scratch",
+)
 
 
 @pytest.fixture

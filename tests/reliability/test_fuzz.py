@@ -21,7 +21,7 @@ from clfew.data.augment import (
     random_views,
     resampling_matrix,
 )
-from clfew.data.labels import LabelSpec, draw_labels, parse_labels
+from clfew.data.labels import LabelSpec, parse_labels, sample_labels
 from clfew.data.randomness import ImageRandom
 from clfew.data.source import Source
 from clfew.errors import UserError
@@ -32,9 +32,41 @@ from clfew.training.plan import Plan
 
 CPU = torch.device("cpu")
 
-PIECES = ("0", "1", "2", "40", "100", "007", "٣", "²", ".", ".5", "%", " %", "/class", "/", "all", "csv",
-          ".csv", "mine.csv", "-", "+", "e", "_", "nan", "inf", " ", "\n", "\t", "\0", "9" * 5000,
-          "0" * 400, "a" * 300, "\ud800", "é")  # fmt: skip
+PIECES = (
+    "0",
+    "1",
+    "2",
+    "40",
+    "100",
+    "007",
+    "٣",
+    "²",
+    ".",
+    ".5",
+    "%",
+    " %",
+    "/class",
+    "/",
+    "all",
+    "csv",
+    ".csv",
+    "mine.csv",
+    "-",
+    "+",
+    "e",
+    "_",
+    "nan",
+    "inf",
+    " ",
+    "\n",
+    "\t",
+    "\0",
+    "9" * 5000,
+    "0" * 400,
+    "a" * 300,
+    "\ud800",
+    "é",
+)
 SPECS = st.one_of(
     st.text(max_size=12),
     st.lists(st.sampled_from(PIECES), max_size=5).map("".join),
@@ -106,7 +138,7 @@ def test_label_specs(tmp_path, monkeypatch):
         assert spec == expected
         source, pool = source_of(sizes), np.arange(sum(sizes))
         try:
-            drawn = draw_labels(source, pool, spec, seed)
+            drawn = sample_labels(source, pool, spec, seed)
         except UserError:
             too_many = (spec.per_class or 0) > min(sizes) or (spec.total or 0) > sum(sizes)
             assert too_many or (spec.total or len(sizes)) < len(sizes)
@@ -133,13 +165,20 @@ def test_schedules(timed):
     def holds(images, batch, epochs, minutes, parameters, seconds, share):
         timed.seconds = seconds
         data = TrainingData(np.empty(0), np.empty(0), range(images))
-        asked = budget.Budget(epochs, minutes, 200, 10)
+        settings = budget.Budget(epochs, minutes, 200, 10)
         try:
             plan = budget.plan_within(
-                asked, torch.nn.Identity(), data, CPU, batch=batch, lr=None, seed=0, precision="fp32",
+                settings,
+                torch.nn.Identity(),
+                data,
+                CPU,
+                batch=batch,
+                lr=None,
+                seed=0,
+                precision="fp32",
                 choose_optimizer=lambda steps: choose_pretraining(batch, steps, parameters),
                 compilation="off",
-            )  # fmt: skip
+            )
         except UserError:
             steps = None if epochs is None else epochs * max(1, images // batch)
             given = [(steps, 0.99e15), (minutes, 0.99e9)]
@@ -158,7 +197,8 @@ def test_schedules(timed):
         check_rates(plan, share)
 
     fuzz(
-        500, holds,
+        500,
+        holds,
         images=st.one_of(st.integers(1, 300), st.integers(1, 10**9)),
         batch=st.one_of(st.integers(2, 300), st.integers(2, 10**6)),
         epochs=st.one_of(st.none(), st.floats(1e-9, 1e4), st.floats()),
@@ -166,7 +206,7 @@ def test_schedules(timed):
         parameters=st.integers(1, 10**9),
         seconds=st.floats(1e-6, 1e4),
         share=st.floats(0, 1),
-    )  # fmt: skip
+    )
 
 
 def check_rates(plan: Plan, share: float) -> None:
@@ -249,11 +289,12 @@ def test_crops():
         st.sampled_from((1 / 5000, 0.75, 1.0, 4 / 3, 5000.0)),
     )
     fuzz(
-        100, holds,
+        100,
+        holds,
         aspects=st.lists(aspect, min_size=1, max_size=4),
         seed=st.integers(0, 2**63 - 1),
         smallest=st.floats(0.08, 1),
         side=st.integers(8, 40),
         size=st.integers(8, 32),
         extreme=st.sampled_from((None, None, 0.0, 1 - 2**-24)),
-    )  # fmt: skip
+    )

@@ -23,13 +23,47 @@ from clfew.data.source import SPLITS
 from clfew.data.sources import open_source
 from clfew.errors import UserError
 
-NAMES = ("1.png", "x/2.png", "./1.png", "../images/x/2.png", "images/1.png", "é.png", "loop", "x",
-         "..", "missing.png", "a\0b.png", "n" * 300 + ".png", " 1.png", "", " ", "/", "/1.png",
-         "\ud83d", "-3.png", "'-3.png", "''=3.png", "'")  # fmt: skip
+NAMES = (
+    "1.png",
+    "x/2.png",
+    "./1.png",
+    "../images/x/2.png",
+    "images/1.png",
+    "é.png",
+    "loop",
+    "x",
+    "..",
+    "missing.png",
+    "a\0b.png",
+    "n" * 300 + ".png",
+    " 1.png",
+    "",
+    " ",
+    "/",
+    "/1.png",
+    "\ud83d",
+    "-3.png",
+    "'-3.png",
+    "''=3.png",
+    "'",
+)
 LABELS = ("cat", "dog", " cat ", "é", "", " ", "a,b", 'a"b', "a\nb", "0", "'=1", "c" * 200_000)
 SPLIT_NAMES = ("train", "Test", "val", "validation", "", "other")
-HEADERS = ("path,label", "path", "path,split", "label,path,split", "path,path", "path,label,label",
-           "name", "Path,label", "path,label,", "", "path;label", "\tpath", '"path",label')  # fmt: skip
+HEADERS = (
+    "path,label",
+    "path",
+    "path,split",
+    "label,path,split",
+    "path,path",
+    "path,label,label",
+    "name",
+    "Path,label",
+    "path,label,",
+    "",
+    "path;label",
+    "\tpath",
+    '"path",label',
+)
 
 
 @st.composite

@@ -26,7 +26,7 @@ from clfew.data.decode import BadImage, decode, load_square, read_bytes, to_squa
 from clfew.data.image_files import walk_images
 from clfew.errors import UserError
 from clfew.models.artifacts import load_classifier, load_encoder
-from clfew.models.features import apply_to_store
+from clfew.models.features import apply_to_cache
 from clfew.runs.files import unguarded
 
 # As clfew has it: what Pillow warns of is harmless or refused.
@@ -193,11 +193,13 @@ def test_memory_is_bounded_by_the_pixels(tmp_path):
         "progressive JPEG": oriented(6, "JPEG", STORED_AS[6](pixels), progressive=True),
         "CMYK JPEG": saved(pixels, "JPEG", "CMYK", progressive=True),
         "RGBA PNG": saved(alpha, "PNG", "RGBA", compress_level=1),
-        "palette PNG": coloured.getvalue(), "32-bit TIFF": wide.getvalue(),
-        "16-bit PNG": png(x[..., None], 16, GREY), "grey PNG": saved(pixels, "PNG", "LA"),
+        "palette PNG": coloured.getvalue(),
+        "32-bit TIFF": wide.getvalue(),
+        "16-bit PNG": png(x[..., None], 16, GREY),
+        "grey PNG": saved(pixels, "PNG", "LA"),
         "WebP": saved(alpha, "WEBP", "RGBA", quality=20, method=0),
         "LZW TIFF": saved(pixels, "TIFF", compression="tiff_lzw"),
-    }  # fmt: skip
+    }
     taken = memory_of(tmp_path, list(kinds.values()))
     per_pixel = {kind: 1024 * kib / side**2 for kind, kib in zip(kinds, taken, strict=True)}
     assert {kind: taken for kind, taken in per_pixel.items() if not 1 < taken < 20} == {}, per_pixel
@@ -263,27 +265,27 @@ def test_commands_read_a_good_file_to_identical_pixels(worked):
     folder, good, bad, _, said = worked
     names = sorted(good | bad)
     rows = np.array([i for i, name in enumerate(names) if name in good])
-    encoder, _, about, _ = load_encoder(folder / "runs/pretrain-1/encoder.safetensors")
+    encoder, _, metadata, _ = load_encoder(folder / "runs/pretrain-1/encoder.safetensors")
     contents = [read_bytes(folder / "photos" / names[i]) for i in rows]
-    squares = [load_square(content, about.side) for content in contents]
+    squares = [load_square(content, metadata.side) for content in contents]
     pixels, aspects = (np.array(values) for values in zip(*squares, strict=True))
-    stores = list((folder / "cache").glob("*/pixels.safetensors"))
-    assert len(stores) == 3
-    for store in stores:
-        arrays = safetensors.numpy.load_file(store)
+    caches = list((folder / "cache").glob("*/pixels.safetensors"))
+    assert len(caches) == 3
+    for cache in caches:
+        arrays = safetensors.numpy.load_file(cache)
         assert np.array_equal(arrays["pixels"][rows], pixels)
         assert np.array_equal(arrays["aspects"][rows], aspects.astype(np.float32))
 
     def network_says(network):
         everything = (pixels, aspects.astype(np.float32), np.arange(len(pixels)))
-        return apply_to_store(network, about.size, *everything, torch.device("cpu"))
+        return apply_to_cache(network, metadata.size, *everything, torch.device("cpu"))
 
     embedded = safetensors.numpy.load_file(folder / "runs/embed-1/features.safetensors")["features"]
     listed = [row["path"] for row in read_csv(folder / "runs/embed-1/paths.csv")]
     assert listed == [names[i] for i in rows]
     assert np.allclose(embedded, network_says(encoder), atol=1e-5)
-    classifier, about, *_ = load_classifier(folder / "runs/finetune-1/classifier.safetensors")
+    classifier, metadata, *_ = load_classifier(folder / "runs/finetune-1/classifier.safetensors")
     expected = torch.softmax(torch.from_numpy(network_says(classifier)), 1).numpy()
     predicted = [dict(row["top"]) for row in said["predict"].rows() if "error" not in row]
-    shares = np.array([[top[name] for name in about.classes] for top in predicted])
+    shares = np.array([[top[name] for name in metadata.classes] for top in predicted])
     assert np.allclose(shares, expected, atol=1e-5)

@@ -18,9 +18,9 @@ import pytest
 from fuzzing import THOROUGH
 
 from clfew.data import splits
-from clfew.data.image_cache import open_store
+from clfew.data.image_cache import open_image_cache
 from clfew.data.image_files import expand
-from clfew.data.labels import apply_label_csv, draw_labels, parse_labels
+from clfew.data.labels import apply_label_csv, parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import require_testable
@@ -102,12 +102,18 @@ def test_a_class_of_100_000_images_beside_one_of_2():
     held_out = splits.test_indices(source, 0)
     assert counts_of(source, held_out) == [20_000, 1]
     pool = np.setdiff1d(np.arange(len(source)), held_out)
-    expected = {"1%": [800, 1], "1/class": [1, 1], "2": [1, 1], "10": [9, 1], "50000": [49_999, 1],
-                "all": [80_000, 1]}  # fmt: skip
+    expected = {
+        "1%": [800, 1],
+        "1/class": [1, 1],
+        "2": [1, 1],
+        "10": [9, 1],
+        "50000": [49_999, 1],
+        "all": [80_000, 1],
+    }
     for spec, counts in expected.items():
-        assert counts_of(source, draw_labels(source, pool, parse_labels(spec), 0)) == counts, spec
+        assert counts_of(source, sample_labels(source, pool, parse_labels(spec), 0)) == counts, spec
     with pytest.raises(UserError, match="'c1' has outside the test split"):
-        draw_labels(source, pool, parse_labels("2/class"), 0)
+        sample_labels(source, pool, parse_labels("2/class"), 0)
 
 
 def test_labels_of_2000_classes_beside_a_large_one():
@@ -117,7 +123,7 @@ def test_labels_of_2000_classes_beside_a_large_one():
     assert counts_of(source, held_out) == [20_000] + [1] * 1_999
     pool = np.setdiff1d(np.arange(len(source)), held_out)
     for spec, large, small in [("1%", 800, 1), ("1/class", 1, 1), ("4000", 2, 2), ("60000", 54_003, 3)]:
-        counts = counts_of(source, draw_labels(source, pool, parse_labels(spec), 0))
+        counts = counts_of(source, sample_labels(source, pool, parse_labels(spec), 0))
         assert sum(counts) == large + 1_999 * small and counts[0] == large, spec
         assert set(counts[1:]) == {small}, spec
     if THOROUGH:
@@ -134,7 +140,7 @@ def test_2000_class_folders_are_2000_classes(tmp_path):
     assert len(source.classes) == count and counts_of(source, np.arange(3 * count)) == [3] * count
     held_out = splits.test_indices(source, 0)
     pool = np.setdiff1d(np.arange(3 * count), held_out)
-    drawn = draw_labels(source, pool, parse_labels("1/class"), 0)
+    drawn = sample_labels(source, pool, parse_labels("1/class"), 0)
     assert counts_of(source, held_out) == counts_of(source, drawn) == [1] * count
     file = tmp_path / "labels.csv"
     rows = [(source.identities[i], source.classes[source.labels[i]]) for i in drawn]
@@ -158,7 +164,7 @@ def test_names_of_255_bytes_are_read_everywhere(long_names, monkeypatch):
     name = f"{LONG_CLASS}/{LONG_FILE}"
     index = source.identities.index(name)
     assert source.content(index) == (long_names / name).read_bytes()
-    assert open_store(source, 16).good.tolist() == [0, 1, 2, 3]
+    assert open_image_cache(source, 16).good.tolist() == [0, 1, 2, 3]
     monkeypatch.chdir(long_names)
     for arguments in (["."], [name], [f"{LONG_CLASS}/*"], ["**/*.png"]):
         assert os.path.normpath(name) in map(os.path.normpath, expand(arguments)), arguments

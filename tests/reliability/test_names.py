@@ -30,8 +30,14 @@ CLASSES = [
     "=1+1", "+1", "-1", "@SUM(A1)", "\tindented", "\rreturned", "'=1", "''-1", " spaces ",
     os.fsdecode(b"caf\xe9"), "\u202etfel", ":cat: [bold]猫🐈", "{{ 7 * 7 }}", "$\\frac{1}{0}$",
 ]  # fmt: skip
-FILES = ["<img src=x onerror=alert(1)>.png", "it's \"one\".png", "\x1b]0;title\x07.png", "=1.png",
-         "-rf\n.png", os.fsdecode(b"\xff.png")]  # fmt: skip
+FILES = [
+    "<img src=x onerror=alert(1)>.png",
+    'it\'s "one".png',
+    "\x1b]0;title\x07.png",
+    "=1.png",
+    "-rf\n.png",
+    os.fsdecode(b"\xff.png"),
+]
 WITHOUT_CLASS = ["=1+1.png", "+1.png", "-rf.png", "@a.png", "\ttab.png", "\rreturn.png", "'=1.png"]
 BAD = ["=bad.png", "-bad\r\n.png", "\x1b[2Jbad.png", "<script>bad.png", os.fsdecode(b"bad\xe9.png")]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -137,9 +143,15 @@ def read_all(descriptor):
 def test_csv_on_a_terminal_steers_it_as_little(clfew, worked):
     ours, theirs = pty.openpty()
     process = clfew.popen(
-        "predict", "photos", "--format", "csv", cwd=worked[0], stdout=theirs, stderr=theirs,
+        "predict",
+        "photos",
+        "--format",
+        "csv",
+        cwd=worked[0],
+        stdout=theirs,
+        stderr=theirs,
         env={"TERM": "xterm-256color", "NO_COLOR": "1"},
-    )  # fmt: skip
+    )
     os.close(theirs)
     text = read_all(ours)
     os.close(ours)
@@ -173,7 +185,7 @@ def test_labels_given_back_reproduce_the_draw(worked):
     first, again = (folder / f"runs/finetune-{number}/labels.csv" for number in (1, 2))
     assert first.read_bytes() == again.read_bytes()
     models = [load_classifier(file.with_name("classifier.safetensors")) for file in (first, again)]
-    assert [about.classes for _, about, _ in models] == [sorted(CLASSES)] * 2
+    assert [metadata.classes for _, metadata, _ in models] == [sorted(CLASSES)] * 2
     weights = [model.state_dict() for model, _, _ in models]
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 

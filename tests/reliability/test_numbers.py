@@ -12,7 +12,7 @@ from faults import signal_at
 from torch import nn
 
 from clfew.errors import UserError
-from clfew.methods.collapse import collapse_told
+from clfew.methods.collapse import collapse_summary
 from clfew.training import loop
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.loop import seconds_per_step, train
@@ -20,8 +20,20 @@ from clfew.training.plan import Plan
 from clfew.training.saving import DIVERGED, Saving
 
 CPU = torch.device("cpu")
-TINY = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "6",
-        "--init", "scratch", "--out", "run")  # fmt: skip
+TINY = (
+    "pretrain",
+    "unlabeled",
+    "--encoder",
+    "resnet8-w8",
+    "--batch",
+    "16",
+    "--epochs",
+    "6",
+    "--init",
+    "scratch",
+    "--out",
+    "run",
+)
 
 BAD_LOSS = """
 from clfew.methods import simclr
@@ -143,9 +155,9 @@ def test_a_collapse_is_told_while_it_happens_and_in_the_report(clfew, images, tm
 
 def test_a_collapse_that_passes_is_told_too():
     rows = [{"step": step, "spread": 0.01 if step in (3, 4) else 0.5} for step in range(1, 9)]
-    said = collapse_told(rows)
+    said = collapse_summary(rows)
     assert "from step 3 to step 4" in said and "over before the end" in said
-    assert collapse_told(rows[4:]) == ""
+    assert collapse_summary(rows[4:]) == ""
 
 
 class Hungry(nn.Module):

@@ -11,7 +11,7 @@ from faults import CALLS, COUNT_STEPS, artifact, in_write, save_every, signal_at
 from fuzzing import THOROUGH
 from resuming import ENDS, METHODS, STEPS, assert_went_on, command, steps_of
 
-from clfew.runs.checksum import seal
+from clfew.runs.checksum import add_checksum
 
 # Each method with each signal takes minutes: else SimCLR with all of them, each other with one.
 ENDED = [
@@ -94,9 +94,11 @@ def test_a_run_stopped_again_and_again_ends_the_same(clfew, folder, whole):
     run, begin = folder / "again", command("simclr")
     for step in (3, 4, 9):
         ended = clfew(
-            *begin, *(() if run.exists() else ("--out", run.name)), cwd=folder,
+            *begin,
+            *(() if run.exists() else ("--out", run.name)),
+            cwd=folder,
             faults=signal_at(step, signal.SIGTERM),
-        )  # fmt: skip
+        )
         assert ended.rc == 143
         begin = ("pretrain", "--resume", run.name)
     clfew.ok(*begin, cwd=folder)
@@ -145,7 +147,7 @@ def signal_in(name):
     """A signal in a function that pretraining calls outside its steps."""
     return f"""
 import signal
-from clfew import pretrain
+from clfew.commands import pretrain
 original = pretrain.{name}
 def interrupted(*arguments):
     signal.raise_signal(signal.SIGTERM)
@@ -160,7 +162,9 @@ def test_a_signal_before_or_after_the_steps_loses_none(clfew, folder, whole):
     ended = clfew(*command("simclr"), "--out", run.name, cwd=folder, faults=faults)
     for _ in range(2):
         assert (ended.rc, ended.next) == (143, ["clfew pretrain --resume around"])
-        ended = clfew(*resume, cwd=folder, faults=signal_in("stored"))  # While images are decoded.
+        ended = clfew(
+            *resume, cwd=folder, faults=signal_in("cached_images")
+        )  # While images are decoded.
     resumed = clfew.ok(*resume, cwd=folder, faults=COUNT_STEPS)
     reference = whole("simclr", *command("simclr"))
     assert artifact(run) == artifact(reference)
@@ -201,7 +205,7 @@ def test_minutes_already_used_are_not_given_again(clfew, folder):
     position = json.loads(metadata["position"])
     assert 0 < position["seconds"] < used
     metadata["position"] = json.dumps(position | {"seconds": used})
-    path.write_bytes(seal(safetensors.torch.save(safetensors.torch.load_file(path), metadata)))
+    path.write_bytes(add_checksum(safetensors.torch.save(safetensors.torch.load_file(path), metadata)))
     clfew.ok("pretrain", "--resume", run.name, cwd=folder)
     config = json.loads((run / "config.json").read_text())
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -24,8 +24,18 @@ from clfew.training.state import load_state, save_state, saved_step
 POINTS = [(call, after) for call in CALLS for after in (False, True)]
 DATA = "a digest of images and labels"
 PLAN = Plan(9, 4, "sgd", 0.1, 0.0, 1, 0, "fp32")
-TINY = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "6",
-        "--init", "scratch")  # fmt: skip
+TINY = (
+    "pretrain",
+    "unlabeled",
+    "--encoder",
+    "resnet8-w8",
+    "--batch",
+    "16",
+    "--epochs",
+    "6",
+    "--init",
+    "scratch",
+)
 
 
 def network(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -229,9 +239,12 @@ def test_what_must_not_change_is_named(clfew, images, tmp_path):
     clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     resume = ("pretrain", "--resume", "run")
     for option, was in (
-        (("--method", "byol"), "simclr"), (("--encoder", "resnet8-w16"), "resnet8-w8"),
-        (("other",), "unlabeled"), (("--batch", "8"), "16"), (("--seed", "1"), "0"),
-    ):  # fmt: skip
+        (("--method", "byol"), "simclr"),
+        (("--encoder", "resnet8-w16"), "resnet8-w8"),
+        (("other",), "unlabeled"),
+        (("--batch", "8"), "16"),
+        (("--seed", "1"), "0"),
+    ):
         said = clfew.refused(*resume, *option, rc=2, cwd=tmp_path)
         assert option[-1] in said and was in said
     (tmp_path / "unlabeled/003.png").unlink()

@@ -13,7 +13,8 @@ from PIL import Image
 
 from clfew.finetuning.metrics import classification_report
 from clfew.report import figures
-from clfew.report.page import ReportDetails, flatten, percent, verdict, write_report
+from clfew.report.page import ReportDetails, percent, verdict, write_report
+from clfew.report.text import flatten
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -63,11 +64,16 @@ def example(
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     report = classification_report(probabilities.astype(np.float32), labels, classes)
     report |= {
-        "temperature": 1.0, "ece_uncalibrated": report["ece"], "seen_in_pretraining": 0,
-        "seen_in_finetuning": 0, "source": "photos", "mode": "full",
-        "split": "its own test split", "artifact": "runs/finetune-1/classifier.safetensors",
+        "temperature": 1.0,
+        "ece_uncalibrated": report["ece"],
+        "seen_in_pretraining": 0,
+        "seen_in_finetuning": 0,
+        "source": "photos",
+        "mode": "full",
+        "split": "its own test split",
+        "artifact": "runs/finetune-1/classifier.safetensors",
         "labels": changes.pop("labels_used", 40),
-    }  # fmt: skip
+    }
     details = {
         "probabilities": probabilities.astype(np.float32),
         "labels": labels,
@@ -140,10 +146,20 @@ def test_a_page_shows_every_part(tmp_path: Path) -> None:
     page = write(tmp_path, ["cat", "dog", "eel"], 60, seen_in_pretraining=60)
     text = " ".join(Tags(page).text.split())
     for part in (
-        "of 60 test images classified right", "95 % interval", "Most confused", "taken for",
-        "Most confident mistakes", "Sample predictions", "transductive", "Training", "Class by class",
-        "clfew finetune --labels 40", "plan.lr", "its own test split", "59 steps, 29.5 epochs",
-    ):  # fmt: skip
+        "of 60 test images classified right",
+        "95 % interval",
+        "Most confused",
+        "taken for",
+        "Most confident mistakes",
+        "Sample predictions",
+        "transductive",
+        "Training",
+        "Class by class",
+        "clfew finetune --labels 40",
+        "plan.lr",
+        "its own test split",
+        "59 steps, 29.5 epochs",
+    ):
         assert part in text
     assert "too optimistic" not in text
     order = [page.index(f'<section id="{name}"') for name in re.findall(r'<section id="(\w+)"', page)]
@@ -195,10 +211,16 @@ def test_unusual_values_do_not_stop_it(tmp_path: Path) -> None:
     broken = np.zeros((12, 3), np.float32)
     broken[0] = np.nan
     write(
-        tmp_path, ["a", "b"], 12, features=broken, aspects=np.array([0, np.nan, np.inf, 1e-9] * 3),
+        tmp_path,
+        ["a", "b"],
+        12,
+        features=broken,
+        aspects=np.array([0, np.nan, np.inf, 1e-9] * 3),
         curves={"pretrain": [{"step": 1, "loss": 2.0}], "finetune": [], "other": [{"step": 1}]},
-        settings={}, commands=[], labels=np.zeros(12, np.int64),
-    )  # fmt: skip
+        settings={},
+        commands=[],
+        labels=np.zeros(12, np.int64),
+    )
 
 
 def test_only_the_images_shown_are_read(tmp_path: Path) -> None:

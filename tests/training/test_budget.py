@@ -15,10 +15,17 @@ DATA = TrainingData(np.empty(0), np.empty(0), np.arange(100))
 
 def plan(epochs=None, minutes=None):
     return plan_within(
-        Budget(epochs, minutes, 20, 10), nn.Identity(), DATA, torch.device("cpu"), batch=10,
-        choose_optimizer=lambda steps: gentle_pretraining(), lr=None, seed=0, precision="fp32",
+        Budget(epochs, minutes, 20, 10),
+        nn.Identity(),
+        DATA,
+        torch.device("cpu"),
+        batch=10,
+        choose_optimizer=lambda steps: gentle_pretraining(),
+        lr=None,
+        seed=0,
+        precision="fp32",
         compilation="off",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(3, 30), (2.55, 26), (1e-9, 1), (1e13, 10**14)])

@@ -1,6 +1,10 @@
 """The weight gradients against PyTorch's own, in float64 where both are exact enough to compare."""
 
 import copy
+import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -8,7 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from clfew.training import convolution
-from clfew.training.convolution import MatrixWeightGradients, depthwise_weight_gradient, weight_gradient
+from clfew.training.convolution import (
+    TrainingConvolutions,
+    depthwise_weight_gradient,
+    is_unsafe,
+    weight_gradient,
+)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,7 @@ def test_a_depthwise_network_has_the_same_gradients_inside_the_context(monkeypat
     original = convolution.depthwise_weight_gradient
     counted = lambda *args: calls.append(1) or original(*args)  # noqa: E731
     monkeypatch.setattr(convolution, "depthwise_weight_gradient", counted)
-    with MatrixWeightGradients():
+    with TrainingConvolutions():
         result = gradients(module, images)
     assert len(calls) == 1
     for got, wanted in zip(result, expected, strict=True):
@@ -97,7 +106,7 @@ def test_networks_have_the_same_gradients_inside_the_context(monkeypatch, channe
     calls = []
     original = convolution.weight_gradient
     monkeypatch.setattr(convolution, "weight_gradient", lambda *args: calls.append(1) or original(*args))
-    with MatrixWeightGradients():
+    with TrainingConvolutions():
         result = gradients(module, images)
     assert len(calls) == (channels == convolution.FEWEST_CHANNELS)
     for got, wanted in zip(result, expected, strict=True):
@@ -110,7 +119,7 @@ def test_what_is_not_float32_channels_last_without_groups_is_left_alone(monkeypa
     many = convolution.FEWEST_CHANNELS
     images = torch.randn(2, many, 6, 6)
     last = images.contiguous(memory_format=torch.channels_last)
-    with MatrixWeightGradients():
+    with TrainingConvolutions():
         gradients(nn.Conv2d(many, 8, 3), images)
         gradients(nn.Conv2d(many, many, 3, groups=many), last)
         gradients(nn.Conv2d(many, many, 5, groups=many // 2), last)
@@ -121,3 +130,95 @@ def test_what_is_not_float32_channels_last_without_groups_is_left_alone(monkeypa
             gradients(nn.Conv2d(many, 8, 3), last)
         frozen = nn.Conv2d(many, 8, 3).requires_grad_(False)
         frozen(last.clone().requires_grad_()).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "is_changed"),
+    [
+        (2, 0, True),
+        ((2, 2), (0, 0), True),
+        ((1, 3), "valid", True),
+        ([2, 1], [0, 0], True),
+        ((1, 1), (0, 0), False),
+        (2, 1, False),
+    ],
+)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_strided_pointwise_convolution_of_few_channels_has_the_same_numbers(
+    stride, padding, is_changed, has_bias
+):
+    generator = torch.Generator().manual_seed(0)
+    images, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 5, 9, 8), (6, 5, 1, 1), (6,))
+    )
+    inputs = [images, weight, bias] if has_bias else [images, weight]
+    arguments = (images, weight, bias if has_bias else None, stride, padding)
+    expected = F.conv2d(*arguments)
+    arrived = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    wanted = [expected, *torch.autograd.grad(expected, inputs, arrived)]
+    assert is_unsafe(weight, stride, padding, groups=1) == is_changed
+    with TrainingConvolutions():
+        output = F.conv2d(*arguments)
+    for got, want in zip([output, *torch.autograd.grad(output, inputs, arrived)], wanted, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [4, 8, 15])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_number_of_threads_crashes_the_backward_pass(channels, precision):
+    # In a process of its own: what is tested for would end this one.
+    program = textwrap.dedent(f"""
+        import torch
+        from torch import nn
+        from clfew.training.convolution import TrainingConvolutions
+        module = nn.Conv2d({channels}, 2 * {channels}, 1, stride=2).to(memory_format=torch.channels_last)
+        for threads in (1, 2, 3, 5, 6, 7, 12, 16):
+            torch.set_num_threads(threads)
+            for batch in (7, 64, 256):
+                images = torch.randn(batch, {channels}, 32, 32).to(memory_format=torch.channels_last)
+                bf16 = torch.autocast("cpu", torch.bfloat16, enabled={precision == "bf16"})
+                with bf16, TrainingConvolutions():
+                    module(images.requires_grad_()).sum().backward()
+    """)
+    # glibc finds what was written beyond a block of memory when that is freed.
+    checked = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | checked,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def test_a_compiled_network_is_as_safe():
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(nn.Conv2d(8, 16, 1, stride=2), backend=keep)
+    with TrainingConvolutions(own_gradients=False):
+        assert compiled(torch.randn(2, 8, 6, 6)).shape == (2, 16, 3, 3)
+    (graph,) = graphs
+    convolutions = [node for node in graph.graph.nodes if node.target is torch.conv2d]
+    assert len(convolutions) == 1
+    assert (2, 2) not in convolutions[0].args
+
+
+def test_the_smallest_network_trains_with_three_threads(tmp_path, image_folder):
+    # Where 8 channels become 16 its gradients used to end the process.
+    folder = image_folder({"a": 40, "b": 40}, side=32)
+    done = subprocess.run(
+        f"{sys.executable} -m clfew pretrain {folder} --encoder resnet8-w8 --size 32 --epochs 1 --batch 32 "
+        "--threads 3 --init scratch",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr)

@@ -1,0 +1,23 @@
+"""Numbers and settings as text, for pages and for the terminal."""
+
+from typing import Any
+
+from clfew.console import printable
+
+
+def percent(fraction: float | None, digits: int = 1, space: str = " ") -> str:
+    """0.803 as "80.3 %"; "–" for None."""
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}{space}%"
+
+
+def flatten(values: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows: {"a": {"b": [1, 2]}} gives [("a.b", "1, 2")]."""
+    if isinstance(values, dict):
+        items = list(values.items())
+    elif isinstance(values, list | tuple) and any(isinstance(v, dict | list | tuple) for v in values):
+        items = list(enumerate(values))
+    else:
+        text = ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values)
+        return [(prefix, "–" if values is None else printable(text))]
+    dot = "." if prefix else ""
+    return [row for key, value in items for row in flatten(value, f"{prefix}{dot}{printable(str(key))}")]
