@@ -1,0 +1,9 @@
+"""One command a file, each a function: resolve the settings, prepare, do, save.
+
+The command line calls these functions, and so does `from clfew import pretrain, …`. `comparison.py`
+is what `compare.py` measures; `demo_data/` holds the images of the demo.
+
+It imports `console`, `data`, `distillation`, `errors`, `finetuning`, `methods`, `models`,
+`report`, `runs`, `training` and `version`.
+Open first: `pretrain.py`.
+"""

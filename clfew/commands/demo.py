@@ -48,7 +48,9 @@ def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -
     choose_device(device)  # Before anything is unpacked: it may not be there.
     folder = new_run("demo", out).folder
     images = folder / "images"
-    with resources.files("clfew.demo_data").joinpath("fashion-mnist-6k.zip").open("rb") as packed:
+    with (
+        resources.files("clfew.commands.demo_data").joinpath("fashion-mnist-6k.zip").open("rb") as packed
+    ):
         zipfile.ZipFile(packed).extractall(images)
     console.say(f"1 of 4     pretrain: SimCLR on 5,000 images without their labels, {minutes:g} minutes")
     common: dict[str, Any] = {"device": device, "threads": threads}

@@ -1,4 +1,12 @@
-"""The pretraining methods, by the name that --method takes."""
+"""The nine pretraining methods, one file each, by the name that --method takes.
+
+Here are also what they share (`base.py`, `patches.py`), SimCLR for pretrained weights
+(`adapter.py`), the signs of a collapse (`collapse.py`), and the way from options to what is trained
+(`setup.py`). A new method is a file, a line below and a test.
+
+It imports `console`, `data`, `errors`, `models`, `training` and `version`.
+Open first: `simclr.py`, then `base.py`.
+"""
 
 from clfew.methods.base import METHODS
 from clfew.methods.byol import BYOL

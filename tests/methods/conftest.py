@@ -39,7 +39,9 @@ def textured(count, side=24, classes=4, seed=0):
 def tinted_clothes(each):
     """`each` of the demo's images of every class, in colours that depend on place and brightness and not
     on the class: uint8 (N, 28, 28, 3), and the classes."""
-    with resources.files("clfew.demo_data").joinpath("fashion-mnist-6k.zip").open("rb") as packed:
+    with (
+        resources.files("clfew.commands.demo_data").joinpath("fashion-mnist-6k.zip").open("rb") as packed
+    ):
         archive = zipfile.ZipFile(packed)
         names = sorted(n for n in archive.namelist() if n.startswith("train/") and n.endswith(".png"))
         classes = sorted({n.split("/")[1] for n in names})
