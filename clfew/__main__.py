@@ -1,6 +1,6 @@
-"""The `clfew` command, also as `python -m clfew`, and how it ends: its exit code, and one sentence with
-a
-hint for what the user can mend.
+"""The `clfew` command, also run as `python -m clfew`.
+
+It ends with an exit code. An error that the user can fix is printed as one sentence and a hint.
 """
 
 import errno
@@ -16,19 +16,23 @@ from clfew.errors import Stopped, UserError, is_out_of_memory
 
 
 def _share_the_cores() -> None:
-    """Shortens how long OpenMP's threads spin while they wait; read when torch is imported.
+    """Shortens the time that OpenMP's threads spin while they wait. torch reads it on import.
 
-    By default they hold their core for milliseconds, so that two processes on the same cores, or one
-    beside anything busy, mostly wait for threads that do nothing. 5,000 rounds cost nothing alone and
-    make training beside another process 1.4 times as fast. The user's own settings go first.
+    By default a waiting thread holds its core for milliseconds. If two processes share the cores, each
+    then mostly waits for threads that do nothing. 5,000 rounds of spinning cost nothing if clfew runs
+    alone, and make training beside another process 1.4 times as fast. The user's own settings have
+    priority.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def run_and_exit(app: Callable[[], object]) -> NoReturn:
-    """Runs a command and ends the process with its exit code: 0 done, 1 the user can mend it, 2 wrong
-    usage, 128 + signal."""
+    """Runs a command and ends the process with its exit code.
+
+    The code is 0 for success, 1 for an error that the user can fix, 2 for wrong usage, and 128 + the
+    signal's number after a signal.
+    """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     _share_the_cores()
     try:
@@ -38,7 +42,7 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
         sys.exit(error.exit_code)
     except Stopped as stopped:
         if stopped.resume:
-            console.say("stopped; the state is saved. To go on:")
+            console.say("stopped; the run's state was saved. To resume:")
             console.next_command(stopped.resume)
         else:
             console.say("stopped; nothing was saved")
@@ -55,7 +59,7 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
             console.show_error(
                 UserError(
                     "There is not enough memory for this.",
-                    "end other programs, or take a smaller --size, --encoder or --batch.",
+                    "end other programs, or use a smaller --size, --encoder or --batch.",
                 )
             )
             sys.exit(1)
@@ -63,7 +67,7 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
         if not is_mismatch or "torchvision" not in str(error):
             raise
         mismatch = UserError(
-            f"torch and torchvision do not fit together ({str(error).splitlines()[0]}).",
+            f"torch and torchvision do not match ({str(error).splitlines()[0]}).",
             "install both from the same place: pip install --force-reinstall torch torchvision",
         )
         console.show_error(mismatch)
@@ -72,7 +76,7 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
 
 
 def main() -> NoReturn:
-    """The `clfew` command."""
+    """Runs the `clfew` command."""
     run_and_exit(lambda: app(prog_name="clfew"))
 
 

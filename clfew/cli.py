@@ -1,4 +1,6 @@
-"""The commands: parse, call, print. Nothing here imports torch before a command needs it."""
+"""The command line. Each command parses its options, calls a function of `clfew.commands` and prints the
+result. torch is imported only when a command needs it.
+"""
 
 import shlex
 from typing import Annotated
@@ -84,7 +86,7 @@ def pretrain(
         resume_run(resume, device, threads)
         return
     if source is None:
-        raise UsageError("Which images? No SOURCE was named.", "for example: clfew pretrain ./unlabeled")
+        raise UsageError("No SOURCE of images was named.", "for example: clfew pretrain ./unlabeled")
     from clfew.commands.pretrain import pretrain as run
 
     options = {
@@ -157,7 +159,7 @@ def finetune(
     else:
         if labels is None:
             raise UsageError(
-                "How many labels? --labels was not given.", "for example: clfew finetune --labels 1%"
+                "The option --labels was not given.", "for example: clfew finetune --labels 1%"
             )
         from clfew.commands.finetune import finetune as run
 
@@ -211,9 +213,10 @@ def distill(
     threads: opt.Threads = None,
     out: opt.Out = None,
 ) -> None:
-    """Let the newest classifier teach a student on the unlabelled images, kept where it is better.
+    """Train a student on unlabelled images with the newest classifier as its teacher.
 
-    --student NAME --keep makes a small network of a large one.
+    The student is kept if it is better than the teacher.
+    --student NAME --keep distils a large network into a small one.
     """
     if resume is not None:
         opt.check_resumed(context, "distill", resume, {"device", "threads", "output"})
@@ -259,7 +262,7 @@ def evaluate(
     threads: opt.Threads = None,
     out: opt.Out = None,
 ) -> None:
-    """Test a classifier: accuracy with its interval, per class, calibration, and report.html."""
+    """Test a classifier: accuracy with its interval, results per class, calibration, report.html."""
     from clfew.commands.evaluate import evaluate as run
 
     _, report = run(source, origin=origin, device=device, precision=precision, threads=threads, out=out)
@@ -280,7 +283,7 @@ def predict(
     threads: opt.Threads = None,
 ) -> None:
     """Label images with the newest classifier."""
-    # Before torch is imported: the commonest mistakes are answered at once.
+    # Checked before torch is imported, so that the commonest mistakes are reported at once.
     artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
     paths = expand(images)
     from clfew.commands.predict import predict as run
@@ -288,7 +291,7 @@ def predict(
     rows = run(paths, artifact, top=top, device=device, precision=precision, threads=threads)
     failed = print_predictions(rows, output.value)
     if failed:
-        raise UserError(f"{failed} of the images could not be read.", "their rows say why.")
+        raise UserError(f"{failed} of the images could not be read.", "their rows give the reasons.")
 
 
 @app.command(epilog="Example:  clfew embed ./photos --out features")
@@ -304,7 +307,7 @@ def embed(
     threads: opt.Threads = None,
     out: opt.Out = None,
 ) -> None:
-    """Write the features of every image, with their paths."""
+    """Write the features and the path of every image."""
     from clfew.commands.embed import embed as run
 
     folder, count, dim = run(
@@ -320,7 +323,7 @@ def embed(
         out=out,
     )
     console.write_out(f"{folder / 'features.safetensors'}  {count:,} × {dim} float32\n")
-    console.write_out(f"{folder / 'paths.csv'}  the images in the same order\n")
+    console.write_out(f"{folder / 'paths.csv'}  the paths of the images in the same order\n")
 
 
 @app.command(epilog="Example:  clfew compare ./photos --minutes 5")
@@ -347,7 +350,7 @@ def compare(
 ) -> None:
     """Compare pretraining methods on your images: same network, budget and labels for all.
 
-    Always beside them: raw pixels, a random encoder, and the same network from scratch.
+    Three baselines are always included: raw pixels, a random encoder, and the same network from scratch.
     """
     if resume is not None:
         opt.check_resumed(context, "compare", resume, {"output"})
@@ -356,7 +359,7 @@ def compare(
         folder, result = resume_run(resume)
     else:
         if source is None:
-            raise UsageError("Which images? No SOURCE was named.", "for example: clfew compare ./photos")
+            raise UsageError("No SOURCE of images was named.", "for example: clfew compare ./photos")
         from clfew.commands.compare import compare as run
 
         folder, result = run(
@@ -386,7 +389,7 @@ def compare(
     if failed := result["failed"]:
         raise UserError(
             f"{' and '.join(failed)} could not be trained: {next(iter(failed.values()))}",
-            f"all others are compared. To try again: clfew compare --resume {shlex.quote(str(folder))}",
+            f"the others were compared. To try again: clfew compare --resume {shlex.quote(str(folder))}",
         )
 
 
@@ -395,7 +398,7 @@ def info(
     artifact: Annotated[str, typer.Argument(help="An artifact or a run folder.", metavar="FILE|RUN")],
     output: opt.Output = opt.Format.table,
 ) -> None:
-    """Say what an artifact is, without loading its weights."""
+    """Show the metadata of an artifact, without loading its weights."""
     description = describe_artifact(artifact)
     if output is opt.Format.json:
         print_json(description)
@@ -405,9 +408,9 @@ def info(
 
 @app.command(epilog="Example:  clfew cache --clear")
 def cache(
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all of them.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all image caches.")] = False,
 ) -> None:
-    """List, size and clear the stores of decoded images."""
+    """List the image caches (decoded images) with their sizes, or remove them."""
     from clfew.data.cache_listing import clear_image_caches, list_image_caches
 
     caches = list_image_caches()
@@ -415,21 +418,21 @@ def cache(
     if clear:
         if left := clear_image_caches():
             raise UserError(
-                f"{left[0]} cannot be removed, nor can {len(left) - 1} other stores."
+                f"{left[0]} cannot be removed, nor can {len(left) - 1} other image caches."
                 if len(left) > 1
                 else f"{left[0]} cannot be removed.",
                 "check who owns it, or set CLFEW_CACHE to a folder of your own.",
             )
-        console.write_out(f"removed {len(caches)} stores, {total}\n")
+        console.write_out(f"removed {len(caches)} image caches, {total}\n")
         return
     print_caches(caches)
-    console.write_out(f"{len(caches)} stores, {total}\n")
+    console.write_out(f"{len(caches)} image caches, {total}\n")
 
 
 @app.command(epilog="Example:  clfew demo --out demo")
 def demo(
     out: opt.Out = None,
-    minutes: Annotated[float, typer.Option(min=0.01, help="Time to pretrain for.")] = 1.25,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of pretraining.")] = 1.25,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
 ) -> None:

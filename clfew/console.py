@@ -1,4 +1,4 @@
-"""What clfew says: results on stdout, everything else on stderr."""
+"""What clfew prints: results on stdout, everything else on stderr."""
 
 import os
 import signal
@@ -25,14 +25,14 @@ _shows_next_command = ContextVar("shows_next_command", default=True)
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    # Of Text, as nothing in it is markup and no :name: an emoji.
+    """Prints a line on stderr."""
+    # As Text, because rich would take [name] in a str for markup and :name: for an emoji.
     log_console.print(Text(printable(text)), soft_wrap=True)
 
 
 @contextmanager
 def without_next_command() -> Iterator[None]:
-    """For parts of a command, after which there is nothing to type."""
+    """Turns off `next_command` for a part of a command, after which the user has nothing to type."""
     token = _shows_next_command.set(False)
     try:
         yield
@@ -41,23 +41,24 @@ def without_next_command() -> Iterator[None]:
 
 
 def next_command(command: str) -> None:
-    """The command to type next, on stderr."""
+    """Prints the command to type next on stderr."""
     if _shows_next_command.get():
         log_console.print(Text.assemble("next: ", (printable(command), "bold cyan")), soft_wrap=True)
 
 
 def show_error(error: UserError) -> None:
+    """Prints an error and its hint on stderr."""
     log_console.print(Text.assemble(("error: ", "bold red"), printable(error.message)), soft_wrap=True)
     log_console.print(Text.assemble(("hint: ", "bold cyan"), printable(error.hint)), soft_wrap=True)
 
 
 def printable(text: str) -> str:
-    """`text` with control characters spelled out: a file name must not steer the terminal."""
+    """Returns `text` with control characters spelled out: a file name must not control the terminal."""
     return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right_align: bool = True) -> None:
-    """A table on stdout; columns after the first are right-aligned unless asked otherwise."""
+    """Prints a table on stdout. Columns after the first are right-aligned if `right_align` is set."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
         table.add_column(name, justify="right" if index and right_align else "left", overflow="fold")
@@ -93,21 +94,23 @@ def _plain_progress(description: str) -> Callable[..., None]:
         now = time.monotonic()
         if now - last >= _PLAIN_SECONDS or (done >= total and now - started >= _PLAIN_SECONDS):
             left = (now - started) / max(done, 1e-9) * (total - done)
-            share = 100 * done / max(total, 1)
-            say(f"{description} {share:.0f} %, {left:.0f} s left {note}".rstrip())
+            percent = 100 * done / max(total, 1)
+            say(f"{description} {percent:.0f} %, {left:.0f} s left {note}".rstrip())
             last = now
 
     return update
 
 
 def write_out(text: str) -> None:
-    """Text on stdout, exactly as it is unless that is a terminal, which names in it must not steer.
-    Where whoever read it has gone, as in `clfew predict … | head`, ends the process quietly, as SIGPIPE
-    would."""
+    """Writes text to stdout: exactly as it is, or `printable` if stdout is a terminal.
+
+    If the reader has gone, as in `clfew predict … | head`, it ends the process quietly, as SIGPIPE
+    would.
+    """
     if sys.stdout.isatty():
         text = "\n".join(map(printable, text.split("\n")))
     try:
-        # A name that is not UTF-8 holds lone surrogates, which no stream encodes.
+        # A name that is not UTF-8 holds lone surrogates, which a stream cannot encode.
         sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
         sys.stdout.flush()
     except BrokenPipeError:

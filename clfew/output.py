@@ -1,4 +1,4 @@
-"""Results on stdout, in the format asked for."""
+"""Prints results on stdout, in the requested format."""
 
 import json
 from collections.abc import Iterable
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def print_predictions(predictions: "Iterable[Prediction]", output: str) -> int:
-    """Prints rows as they come ("table", "json", "jsonl" or "csv"); returns how many have an error."""
+    """Prints each row as soon as it is predicted and returns how many rows have an error.
+
+    output: "table", "json", "jsonl" or "csv".
+    """
     write = {"table": _lines, "json": _json_array, "jsonl": _json_lines, "csv": _csv}[output]
     failed = 0
 
@@ -34,17 +37,19 @@ def print_predictions(predictions: "Iterable[Prediction]", output: str) -> int:
 
 
 def _lines(predictions: "Iterable[Prediction]") -> None:
-    """One line an image. A table that fits its columns would have to wait for the last row."""
+    """Prints one line per image. A table with fitted columns would have to wait for the last row."""
     for prediction in predictions:
         if prediction.error is not None:
             text = f"cannot be read: {prediction.error}"
         else:
-            text = "   ".join(f"{label} {100 * share:.1f} %" for label, share in prediction.top)
+            text = "   ".join(
+                f"{label} {100 * probability:.1f} %" for label, probability in prediction.top
+            )
         console.write_out(f"{console.printable(prediction.path)}  {console.printable(text)}\n")
 
 
 def _dumps(prediction: "Prediction") -> str:
-    # Names that are not UTF-8 come as lone surrogates, which only an escape can carry.
+    # A name that is not UTF-8 contains lone surrogates, which can only be written as escapes.
     return json.dumps(prediction.as_row(), ensure_ascii=True)
 
 
@@ -71,7 +76,7 @@ def _csv(predictions: "Iterable[Prediction]") -> None:
 
 
 def describe_artifact(named: str) -> dict[str, Any]:
-    """What `clfew info` says of an artifact, or of a run folder. Raises UserError."""
+    """Returns what `clfew info` prints for an artifact or a run folder. Raises UserError for others."""
     path = Path(named)
     if not path.is_dir():
         metadata, shapes = read_metadata(path)
@@ -89,7 +94,7 @@ def describe_artifact(named: str) -> dict[str, Any]:
         state = "can be resumed" if (path / "state").exists() else "has no artifact"
         return {"run": str(path), "state": state, **config}
     raise UserError(
-        f"{path} is no run of clfew.", "name a run folder such as runs/pretrain-1, or a file."
+        f"{path} is not a run folder of clfew.", "name a run folder such as runs/pretrain-1, or a file."
     )
 
 
@@ -101,10 +106,10 @@ def _count(shape: tuple[int, ...]) -> int:
 
 
 def print_caches(caches: "list[CacheListing]") -> None:
-    """The table of `clfew cache`."""
+    """Prints the table of `clfew cache`."""
     rows = [
-        (s.source, f"{s.images:,}", f"{s.side} px", f"{s.bytes / 2**20:,.1f} MiB", s.used)
-        for s in caches
+        (c.source, f"{c.images:,}", f"{c.side} px", f"{c.bytes / 2**20:,.1f} MiB", c.used)
+        for c in caches
     ]
     console.print_table(("source", "images", "side", "size", "last used"), rows)
 
@@ -114,28 +119,29 @@ def print_json(value: Any) -> None:
 
 
 def print_settings(settings: dict[str, Any]) -> None:
-    """Nested settings as a table of dotted names and values."""
+    """Prints nested settings as a table of dotted names and values."""
     console.print_table(("field", "value"), flatten(settings), right_align=False)
 
 
 def print_finetuning(result: dict[str, Any]) -> None:
-    """The table of the draws and one line with their mean and interval."""
-    draws = result["draws"]
-    rows = [(f"seed {d['seed']}", d["labels"], d["mode"], percent(d["accuracy"])) for d in draws]
-    console.print_table(("draw", "labels", "mode", "accuracy"), rows)
+    """Prints the table of the label samples, and a line with their mean accuracy and its interval."""
+    samples = result["draws"]
+    rows = [(f"seed {s['seed']}", s["labels"], s["mode"], percent(s["accuracy"])) for s in samples]
+    console.print_table(("label sample", "labels", "mode", "accuracy"), rows)
     if "mean" not in result:
         console.write_out("no labelled images were left to test on\n")
         return
     low, high = result["ci95"]
-    spread = f" ± {100 * result['std']:.1f} over {len(draws)} draws" if len(draws) > 1 else ""
+    count = len(samples)
+    std = f" ± {100 * result['std']:.1f} over {count} label samples" if count > 1 else ""
     console.write_out(
-        f"accuracy {percent(result['mean'])}{spread}, 95 % interval {percent(low)} to "
+        f"accuracy {percent(result['mean'])}{std}, 95 % interval {percent(low)} to "
         f"{percent(high)}, on {result['test_images']:,} test images\n"
     )
 
 
 def print_distillation(result: dict[str, Any]) -> None:
-    """Teacher and student beside each other, and which one stays."""
+    """Prints teacher and student in one table, and whether the student is kept."""
     verdict = result["verdict"]
     total = verdict["held_out"]
     rows = [
@@ -153,7 +159,7 @@ def print_distillation(result: dict[str, Any]) -> None:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """What `clfew eval` found, on a screen."""
+    """Prints the report of `clfew eval` as tables and sentences."""
     low, high = report["ci95"]
     rows = [
         (c["class"], c["n"], percent(c["precision"]), percent(c["recall"])) for c in report["per_class"]
@@ -166,22 +172,22 @@ def print_report(report: dict[str, Any]) -> None:
         f"accuracy {percent(report['accuracy'])}, 95 % interval {percent(low)} to {percent(high)}, "
         f"on {report['n']:,} images\n"
         f"balanced accuracy {percent(report['balanced_accuracy'])}, "
-        f"expected calibration error {percent(report['ece'])}{_before(report)}\n"
+        f"expected calibration error {percent(report['ece'])}{_uncalibrated(report)}\n"
     )
     for step in ("pretraining", "finetuning"):
         if report[f"seen_in_{step}"]:
             console.write_out(f"{report[f'seen_in_{step}']:,} of these images were seen in {step}\n")
 
 
-def _before(report: dict[str, Any]) -> str:
-    """The calibration error without the temperature, where there is one."""
+def _uncalibrated(report: dict[str, Any]) -> str:
+    """Returns the words for the calibration error before temperature scaling, "" if it was not used."""
     if report["temperature"] == 1:
         return ""
     return f", {percent(report['ece_uncalibrated'])} before calibration"
 
 
 def print_rows(rows: list[dict[str, Any]], output: str) -> None:
-    """Rows with the same fields as lines of JSON ("jsonl") or as CSV; lists become JSON there."""
+    """Prints rows that have the same fields as lines of JSON ("jsonl") or as CSV, with lists as JSON."""
     if output == "jsonl":
         for row in rows:
             console.write_out(json.dumps(row) + "\n")
@@ -192,7 +198,7 @@ def print_rows(rows: list[dict[str, Any]], output: str) -> None:
 
 
 def print_comparison(result: dict[str, Any]) -> None:
-    """The table on stdout, and what each method took."""
+    """Prints the table of accuracies, a table of the pretraining runs, and the methods that failed."""
     from clfew.report.comparison import header, lines
 
     console.print_table(header(result), lines(result))

@@ -1,9 +1,10 @@
-"""Pretrain and fine-tune a network of one's own.
+"""Pretrain and fine-tune a network of your own.
 
     python examples/custom_encoder.py FOLDER
 
-An encoder is any `nn.Module` from normalised images (N, 3, size, size) to features (N, dim). Give it
-a name, and every step that has registered it can use it by that name.
+An encoder is any `nn.Module` from normalised images (N, 3, size, size) to features (N, dim). Register
+a function that builds it under a name, and every function of clfew takes the encoder by that name.
+FOLDER holds a subfolder of images for each class.
 """
 
 import sys
@@ -11,13 +12,11 @@ from pathlib import Path
 
 from torch import nn
 
-from clfew.commands.finetune import finetune
-from clfew.commands.pretrain import pretrain
-from clfew.models.backbones import register_encoder
+from clfew import finetune, pretrain, register_encoder
 
 
 def patch_mixer(size: int) -> nn.Module:
-    """Patches of 4 pixels, four depthwise-separable blocks, global average: 128 features."""
+    """Patches of 4 pixels, four depthwise-separable blocks and global average pooling: 128 features."""
 
     def block(width: int) -> nn.Sequential:
         return nn.Sequential(
@@ -36,11 +35,11 @@ def patch_mixer(size: int) -> nn.Module:
     )
 
 
-def main(folder: str) -> None:
+def main(folder: str, minutes: float = 1.0) -> None:
     register_encoder("patch-mixer", patch_mixer)
-    encoder = pretrain(folder, encoder="patch-mixer", minutes=1)
+    encoder = pretrain(folder, encoder="patch-mixer", minutes=minutes)
     _, result = finetune(folder, labels="5%", origin=str(encoder), repeat=3)
-    print(f"accuracy {result['mean']:.3f} ± {result['std']:.3f} over 3 draws of the labels")
+    print(f"accuracy {result['mean']:.3f} ± {result['std']:.3f} over 3 label samples")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,117 @@
-"""Pretrain, fine-tune, test and predict from Python instead of the command line.
+"""All seven commands of clfew as Python functions.
 
     python examples/python_api.py FOLDER IMAGE
 
-FOLDER holds a subfolder of images for each class; of their labels one in twenty is used.
+FOLDER holds a subfolder of images for each class, IMAGE is an image to classify. Labels are used for
+one image in twenty. Each function below calls one function of clfew with its most useful keywords;
+`help(clfew.pretrain)` lists all of them. These keywords are the same for every function of clfew:
+
+    out: Path | None        the folder to write, by default runs/pretrain-1 and so on (not for predict)
+    device: str             "auto", "cpu", "cuda" or "mps"
+    precision: str          "auto", "fp32" or "bf16"
+    threads: int | None     the number of CPU threads, None for PyTorch's choice
+
+Functions that write a run return its folder. Expected failures raise `clfew.errors.UserError`.
 """
 
 import sys
 from pathlib import Path
 
-from clfew.commands.evaluate import evaluate
-from clfew.commands.finetune import finetune
-from clfew.commands.predict import predict
-from clfew.commands.pretrain import pretrain
+from clfew import compare, distill, embed, evaluate, finetune, predict, pretrain
 
 
-def main(folder: str, image: str) -> None:
-    encoder = pretrain(folder, minutes=1)
-    classifier, result = finetune(folder, labels="5%", origin=str(encoder), repeat=3)
-    print(f"accuracy {result['mean']:.3f} ± {result['std']:.3f} over 3 draws of the labels")
+def pretrain_encoder(folder: str, minutes: float) -> Path:
+    """Trains an encoder on images without labels. The run folder holds encoder.safetensors."""
+    return pretrain(
+        folder,  # str: a folder of images, a CSV file, or hf:NAME for a data set of the Hugging Face Hub
+        minutes=minutes,  # float | None: the training time; or give epochs, passes over the images
+        method="simclr",  # str: a name that `clfew pretrain --help` lists or that you have registered
+        encoder="auto",  # str: such as "resnet8-w32", "resnet18" or "timm:NAME"
+        init="auto",  # str: the weights to start from, "scratch" for random ones
+        size=None,  # int | None: the side in pixels of the encoder's input, None chooses it
+        seed=0,  # int: everything random follows from it
+    )
 
-    report_folder, report = evaluate(origin=str(classifier))
-    print(f"of the classifier that was kept: {report['accuracy']:.3f}; see {report_folder}/report.html")
 
-    for prediction in predict([image], classifier / "classifier.safetensors", top=2):
-        print(prediction.path, prediction.top or prediction.error)
+def make_classifier(folder: str, encoder: Path) -> Path:
+    """Trains a classifier on few labels. The run folder holds classifier.safetensors."""
+    classifier, result = finetune(
+        folder,  # str | None: the labelled images, None for ./labeled or the images of pretraining
+        labels="5%",  # str: or "40" in all, "4/class", "all", or a CSV file of path,label
+        origin=str(encoder),  # str | None: a run or artifact, None for the newest encoder
+        mode="auto",  # str: "full" trains the whole network, "linear", "knn" and "propagate" only a head
+        repeat=3,  # int: the number of label samples; the classifier of the first is saved
+    )
+    print(f"finetune   accuracy {result['mean']:.3f} ± {result['std']:.3f} over 3 label samples")
+    return classifier
+
+
+def evaluate_classifier(classifier: Path) -> None:
+    """Tests a classifier on images it was not trained on and writes report.html."""
+    report_folder, report = evaluate(
+        None,  # str | None: the images to test on, None for the test split of the fine-tuning images
+        origin=str(classifier),  # str | None: a run or artifact, None for the newest classifier
+    )
+    print(f"evaluate   accuracy {report['accuracy']:.3f} of the saved one, {report_folder}/report.html")
+
+
+def classify(images: list[str], classifier: Path) -> None:
+    """Predicts the class of image files, one after another, so that any number of files is possible."""
+    predictions = predict(
+        images,  # Iterable[str]: paths of image files
+        str(classifier),  # str | None: a run or artifact, None for the newest classifier
+        top=2,  # int: the number of likeliest classes in each prediction
+    )
+    for prediction in predictions:
+        # top: (class, probability) of the likeliest classes; empty if `error` says what is wrong.
+        print(f"predict    {prediction.path} {prediction.top or prediction.error}")
+
+
+def save_features(folder: str, encoder: Path) -> None:
+    """Writes the encoder's features of all images to features.safetensors and their paths.csv."""
+    features_folder, images, width = embed(
+        folder,  # str: the images
+        origin=str(encoder),  # str | None: a run or artifact, None for the newest encoder
+        stage=0,  # int: 0 for the encoder's output, or the number of a stage, counted from 1
+    )
+    print(f"embed      {images} × {width} features, {features_folder}/features.safetensors")
+
+
+def distill_classifier(classifier: Path, minutes: float) -> None:
+    """Trains a student on the classifier's predictions for unlabelled images."""
+    student, result = distill(
+        None,  # str | None: the unlabelled images, None for those of pretraining
+        origin=str(classifier),  # str | None: the teacher, None for the newest classifier
+        student="same",  # str: the student's encoder, "same" for the teacher's
+        minutes=minutes,  # float | None: the training time; or give epochs
+        keep=False,  # bool: True saves the student even if it is not better than the teacher
+    )
+    kept = "kept" if result["kept"] else "not kept"
+    print(f"distill    {result['teacher']:.3f} → {result['student']:.3f}, student {kept}, {student}")
+
+
+def compare_methods(folder: str, minutes: float) -> None:
+    """Compares pretraining methods by the accuracy of classifiers on their encoders."""
+    comparison, result = compare(
+        folder,  # str: a folder, CSV file or hf:NAME with labels
+        methods="simclr,denoising",  # str: names with commas between them, or "all"
+        labels="5%",  # str: label budgets with commas between them
+        draws=3,  # int: label samples of each budget, the same for all methods
+        minutes=minutes,  # float | None: pretraining time of each method; or give epochs
+    )
+    for row in result["rows"]:
+        print(f"compare    {row['method']}, {row['budget']} of the labels: {row['mean']:.3f}")
+    print(f"compare    {comparison}/compare.html")
+
+
+def main(folder: str, image: str, minutes: float = 1.0) -> None:
+    encoder = pretrain_encoder(folder, minutes)
+    classifier = make_classifier(folder, encoder)
+    evaluate_classifier(classifier)
+    classify([image], classifier)
+    save_features(folder, encoder)
+    distill_classifier(classifier, minutes)
+    compare_methods(folder, minutes)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Read a classifier without clfew: only safetensors, torch and torchvision.
+"""Read a classifier without clfew, with only safetensors, torch and torchvision.
 
     clfew pretrain ./unlabeled --encoder resnet18 --size 96 --init scratch
     clfew finetune --labels 1% --mode linear
     python examples/read_artifact.py runs/finetune-1/classifier.safetensors image.jpg
 
-Prints what the file says of itself and classifies the image. For images of more than 64 pixels the
-network is torchvision's own; up to 64 its stem is a 3×3 convolution without max-pool.
+Prints the most useful fields of the file's metadata and classifies the image. For an input of more than
+64 pixels the network is torchvision's own; up to 64 pixels its first layer is a 3×3 convolution and the
+max-pooling after it is left out.
 """
 
 import json
@@ -25,7 +26,8 @@ def main(artifact: str, image_file: str) -> None:
     for field in ("kind", "encoder", "size", "side", "mean", "std", "mode", "classes"):
         print(f"{field:<8} {metadata[field]}")
 
-    name = metadata["encoder"].removeprefix("torchvision:")  # With the prefix: the stem as published.
+    # An encoder named torchvision:… keeps torchvision's first layers at any size.
+    name = metadata["encoder"].removeprefix("torchvision:")
     network = torchvision.models.get_model(name)
     network.fc = torch.nn.Identity()
     if metadata["size"] <= 64 and name == metadata["encoder"]:
@@ -36,8 +38,8 @@ def main(artifact: str, image_file: str) -> None:
     network.load_state_dict(weights)
     network.eval()
 
-    # As clfew stores and views images: squeezed to a square, then resized with antialiasing. (Of
-    # images longer than 4:3 clfew also cuts the ends off.)
+    # clfew caches an image squeezed to a square of `side` pixels and resizes it to `size` with
+    # antialiasing. (It also cuts off the ends of images that are longer than 4:3.)
     image = (
         Image.open(image_file).convert("RGB").resize((metadata["side"],) * 2, Image.Resampling.BICUBIC)
     )
@@ -49,12 +51,12 @@ def main(artifact: str, image_file: str) -> None:
         if metadata["adapter"]:
             layer = "classifier.encoder.adapter"
             features = features @ tensors[f"{layer}.weight"].T + tensors[f"{layer}.bias"]
-        if "classifier.head.centre" in tensors:  # A head on directions.
+        if "classifier.head.centre" in tensors:  # This head takes centred features of length 1.
             features = torch.nn.functional.normalize(features - tensors["classifier.head.centre"])
         logits = features @ tensors["classifier.head.weight"].T + tensors["classifier.head.bias"]
         logits /= metadata["temperature"]
-    for name, share in zip(metadata["classes"], logits.softmax(1)[0].tolist(), strict=True):
-        print(f"{share:6.1%}  {name}")
+    for name, probability in zip(metadata["classes"], logits.softmax(1)[0].tolist(), strict=True):
+        print(f"{probability:6.1%}  {name}")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def test_the_stage_is_chosen_on_the_labels_and_not_on_the_test_images():
     labels = np.arange(40) % 2
     images = images_of(labels, range(30), range(30, 40))
     good, bad = features(labels, 1.0), features(labels, 0.0, seed=1)
-    bad[30:] = features(labels, 5.0)[30:]  # The test images alone would say otherwise.
-    drawn = np.arange(12)
-    assert _best_stage([bad, good, bad], images, drawn, 0) == 1
-    found = accuracy_of([bad, good, bad], images, drawn, "linear", 0)
+    bad[30:] = features(labels, 5.0)[30:]  # The test images alone would choose the other stage.
+    labelled = np.arange(12)
+    assert _best_stage([bad, good, bad], images, labelled, 0) == 1
+    found = accuracy_of([bad, good, bad], images, labelled, "linear", 0)
     assert found["stage"] == 2 and found["accuracy"] == 1.0
 
 
@@ -48,7 +48,7 @@ def test_with_one_label_in_some_class_the_last_stage_is_read():
     )
 
 
-def test_hits_are_counted_on_labels_that_were_held_out():
+def test_correct_predictions_are_counted_on_labels_that_were_held_out():
     labels = np.arange(40) % 2
     splits = folds(labels[:20], 0)
     rows = np.arange(20)
@@ -74,11 +74,11 @@ def test_cells_are_kept_as_they_come_and_not_measured_again(tmp_path):
     plan = [("1%", 0, np.array([1])), ("1%", 1, np.array([2])), ("5%", 0, np.array([1, 2]))]
     settings = []
 
-    def measure(draw, drawn):
-        settings.append((draw, drawn.tolist()))
+    def measure(number, sample):
+        settings.append((number, sample.tolist()))
         if len(settings) == 3:
             raise KeyboardInterrupt
-        return {"accuracy": draw / 2}
+        return {"accuracy": number / 2}
 
     with pytest.raises(KeyboardInterrupt):
         Cells(tmp_path / "cells.json").fill("simclr/0", plan, measure)
@@ -89,14 +89,14 @@ def test_cells_are_kept_as_they_come_and_not_measured_again(tmp_path):
     assert json.loads((tmp_path / "cells.json").read_text())["simclr/0/1%/1"] == {"accuracy": 0.5}
 
 
-def test_rows_hold_mean_spread_and_interval_over_draws_and_seeds(tmp_path):
+def test_rows_hold_mean_std_and_interval_over_label_samples_and_seeds(tmp_path):
     cells = Cells(tmp_path / "cells.json")
-    drawn = {"1%": [np.arange(4), np.arange(4)]}
-    plan = [("1%", draw, d) for draw, d in enumerate(drawn["1%"])]
+    label_samples = {"1%": [np.arange(4), np.arange(4)]}
+    plan = [("1%", number, sample) for number, sample in enumerate(label_samples["1%"])]
     for name, base in (("raw-pixels/0", 0.1), ("byol/0", 0.2), ("byol/1", 0.6)):
-        cells.fill(name, plan, lambda draw, _, b=base: {"accuracy": b + 0.1 * draw, "stage": 2})
+        cells.fill(name, plan, lambda number, _, b=base: {"accuracy": b + 0.1 * number, "stage": 2})
     settings = SimpleNamespace(seeds=2, draws=2)
-    raw, byol = rows_of(cells, ["raw-pixels", "byol"], drawn, settings)
+    raw, byol = rows_of(cells, ["raw-pixels", "byol"], label_samples, settings)
     assert raw["draws"] == pytest.approx([0.1, 0.2]) and raw["mean"] == pytest.approx(0.15)
     assert byol["draws"] == pytest.approx([0.2, 0.3, 0.6, 0.7]) and byol["labels"] == 4
     assert byol["std"] == pytest.approx(np.std([0.2, 0.3, 0.6, 0.7], ddof=1))

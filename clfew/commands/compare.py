@@ -1,4 +1,4 @@
-"""`clfew compare`: several pretraining methods under one budget and on the same labels."""
+"""`clfew compare`: compares pretraining methods with the same budget and the same labels."""
 
 import copy
 import shlex
@@ -45,7 +45,7 @@ BASELINES = {
 }
 MODES = ("linear", "knn", "propagate", "full")
 _SECONDS_A_CELL = 4.0
-"""Of evaluation, roughly: what the estimate before the start counts for each."""
+"""How long a classifier takes to fit and test, roughly; used to estimate the time that is left."""
 
 
 def compare(
@@ -67,14 +67,15 @@ def compare(
     threads: int | None = None,
     out: Path | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Pretrains with each method and tests a classifier on each for each budget and draw of the labels.
+    """Pretrains with each method and tests classifiers on them, one for each budget and label sample.
 
-    methods: names with commas between them, or "all". labels: budgets, see `parse_labels`. draws: of the
-    labels, the same for all. seeds: of pretraining. minutes or epochs: of pretraining, for each. mode:
-    how a classifier is made, "linear", "knn" and "propagate" on frozen features of the stage that
-    cross-validation on the labels chooses, "full" with the whole network. Returns the folder and the
-    result: `rows`, one for each method and budget, and `pretraining`, one for each method and seed.
-    Raises UserError; Stopped after a signal.
+    methods: names separated by commas, or "all". labels: budgets, see `parse_labels`. draws: number of
+    label samples per budget, the same samples for all methods. seeds: number of pretraining runs per
+    method. minutes or epochs: the budget of each pretraining run. mode: how a classifier is trained:
+    "linear", "knn" and "propagate" on frozen features of the stage that cross-validation on the labels
+    chooses, "full" with the whole network. Returns the folder and the result: `rows`, one for each
+    method and budget, and `pretraining`, one for each method and seed. Raises UserError; raises Stopped
+    after a signal.
     """
     arguments = {
         "source": source,
@@ -115,7 +116,7 @@ def compare(
     )
     _check(settings)
     set_threads(threads)
-    images, encoder_name = open_images(settings)  # Before a folder is made: it may not be there.
+    images, encoder_name = open_images(settings)  # Before a folder is made: this may raise.
     for method in settings.methods:
         objective_of(method, encoder_name, images)
     settings = replace(
@@ -137,7 +138,7 @@ def compare(
 
 
 def resume(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Goes on with a comparison that was stopped. Raises UserError."""
+    """Resumes a comparison that was stopped. Raises UserError."""
     with resumed_run(folder, "compare") as config:
         settings = Settings(**config["settings"])
         _check(settings)
@@ -159,7 +160,7 @@ def _check(settings: Settings) -> None:
     for method in settings.methods:
         if method not in METHODS:
             raise UsageError(
-                f"--methods {method} is not known.", f"choose all, or of {', '.join(METHODS)}."
+                f"--methods {method} is not known.", f"choose all, or some of {', '.join(METHODS)}."
             )
     if not settings.methods or not settings.labels:
         raise UsageError(
@@ -191,7 +192,7 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
                     check()
                     try:
                         _pretrain(run, settings, images, encoder, method, number)
-                    except UserError as error:  # The others can be compared all the same.
+                    except UserError as error:  # The other methods can still be compared.
                         failed[method] = error
                         if len(failed) == len(settings.methods):
                             raise
@@ -205,7 +206,7 @@ def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Pa
                         _folder(run, method, number) / "encoder.safetensors", None
                     )
                     _evaluate(f"{method}/{number}", start, settings.mode, settings, images, cells)
-        except Stopped as stopped:  # Of one training: the comparison is what is gone on with.
+        except Stopped as stopped:  # It names one training, but the whole comparison is resumed.
             raise Stopped(stopped.signal, command) from None
     messages = {method: error.message for method, error in failed.items()}
     result = _result(run, settings, images, encoder, cells, messages)
@@ -224,9 +225,9 @@ def _say_plan(run: Run, settings: Settings, images: Images, encoder: str, cells:
         f"plan       {len(runs)} pretraining runs of {encoder} at {images.size} px on "
         f"{images.count:,} images and {total} classifiers, tested on {len(images.test):,} images"
     )
-    there = len(runs) - len(left)
-    if there or cells.done:
-        console.say(f"           {there} runs and {len(cells.done)} classifiers are there already")
+    finished = len(runs) - len(left)
+    if finished or cells.done:
+        console.say(f"           {finished} runs and {len(cells.done)} classifiers are finished already")
     if settings.minutes is not None:
         training = 60 * settings.minutes * len(left)
     else:
@@ -254,7 +255,7 @@ def _pretrain(
     if read_config(folder):
         resume_pretraining(folder, settings.device, settings.threads)
         return
-    shutil.rmtree(folder, ignore_errors=True)  # What was stopped before it had begun.
+    shutil.rmtree(folder, ignore_errors=True)  # A run that was stopped before it could be resumed.
     pretrain(
         settings.source,
         method=method,
@@ -276,11 +277,13 @@ def _pretrain(
 
 
 def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
-    """Rows that are always there; networks from as many seeds as methods are trained with."""
+    """Measures the baselines, which every comparison has, with as many network seeds as the methods."""
     plan = _cells(settings, images)
     if not cells.has("raw-pixels/0", plan):
         pixels = [pixels_of(images)]
-        cells.fill("raw-pixels/0", plan, lambda _, d: accuracy_of(pixels, images, d, "linear", 0))
+        cells.fill(
+            "raw-pixels/0", plan, lambda _, sample: accuracy_of(pixels, images, sample, "linear", 0)
+        )
     for number in range(settings.seeds):
         start = start_from_scratch(
             images.source,
@@ -301,7 +304,7 @@ def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -
 
 
 def _cells(settings: Settings, images: Images) -> list[tuple[str, int, np.ndarray]]:
-    return [(b, i, images.drawn[b][i]) for b in settings.labels for i in range(settings.draws)]
+    return [(b, i, images.label_samples[b][i]) for b in settings.labels for i in range(settings.draws)]
 
 
 def _evaluate(
@@ -312,8 +315,8 @@ def _evaluate(
         return
     stages = [] if mode == "full" else features_by_stage(start.encoder, images)
 
-    def measure(draw: int, drawn: np.ndarray) -> dict[str, Any]:
-        return accuracy_of(stages, images, drawn, mode, settings.seed + draw, start)
+    def measure(number: int, sample: np.ndarray) -> dict[str, Any]:
+        return accuracy_of(stages, images, sample, mode, settings.seed + number, start)
 
     with console.progress_bar(f"test {name.split('/')[0]}") as update:
         cells.fill(name, plan, measure, update)
@@ -341,7 +344,7 @@ def _result(
                 }
             )
     return {
-        "source": read_config(run.folder)["arguments"]["source"],  # As it was named.
+        "source": read_config(run.folder)["arguments"]["source"],  # As the user typed it.
         "images": images.count,
         "test_images": len(images.test),
         "encoder": encoder,
@@ -355,7 +358,7 @@ def _result(
         "threads": torch.get_num_threads(),
         "device": str(images.device),
         "titles": {**{m: m for m in settings.methods}, **BASELINES},
-        "rows": rows_of(cells, [*BASELINES, *methods], images.drawn, settings),
+        "rows": rows_of(cells, [*BASELINES, *methods], images.label_samples, settings),
         "failed": failed,
         "pretraining": pretraining,
     }

@@ -1,4 +1,4 @@
-"""What a comparison measures: classifiers of the same labels on the features of different encoders.
+"""Measures for a comparison: classifiers of the same labels on the features of different encoders.
 
 Shape suffixes: N images of pool and test, D features.
 """
@@ -39,7 +39,7 @@ PIXELS_SIDE = 32
 
 @dataclass(frozen=True)
 class Settings:
-    """What a comparison is asked for; kept in its config.json, so that it can be gone on with."""
+    """The options of a comparison. They are kept in its config.json, so that it can be resumed."""
 
     source: str
     methods: list[str]
@@ -60,23 +60,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class Images:
-    """pool: indices of images outside the test split, of which there are `count`; of very many a part.
-    test: of those to test on. drawn: for each budget, the labelled images of each draw. size: side in
-    pixels that encoders see."""
+    """The images of a comparison.
+
+    count: number of images outside the test split. pool: indices of these images, of a part if they are
+    very many. test: indices of the test images. label_samples: for each budget, the labelled images of
+    each label sample. size: side in pixels of the encoders' input.
+    """
 
     source: Source
     cache: ImageCache
     count: int
     pool: np.ndarray
     test: np.ndarray
-    drawn: dict[str, list[np.ndarray]]
+    label_samples: dict[str, list[np.ndarray]]
     size: int
     device: torch.device
     precision: str
 
 
 def open_images(settings: Settings) -> tuple[Images, str]:
-    """The images, the draws of their labels, and the encoder that all methods train."""
+    """Returns the images with their label samples, and the name of the encoder for all methods."""
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
     source = open_source(settings.source)
@@ -88,21 +91,21 @@ def open_images(settings: Settings) -> tuple[Images, str]:
     pool = np.setdiff1d(cache.good, test)
     name, _ = choose_encoder(settings.encoder, size, len(pool), device)
     known = pool[source.labels[pool] >= 0]
-    drawn = {
+    label_samples = {
         budget: [
             sample_labels(source, known, parse_labels(budget), settings.seed + i)
             for i in range(settings.draws)
         ]
         for budget in settings.labels
     }
-    every = np.unique(np.concatenate([d for draws in drawn.values() for d in draws]))
+    labelled = np.unique(np.concatenate([s for samples in label_samples.values() for s in samples]))
     images = Images(
         source,
         cache,
         len(pool),
-        bounded(pool, every),
+        bounded(pool, labelled),
         test[source.labels[test] >= 0],
-        drawn,
+        label_samples,
         size,
         device,
         precision,
@@ -111,13 +114,13 @@ def open_images(settings: Settings) -> tuple[Images, str]:
 
 
 CellPlan = list[tuple[str, int, np.ndarray]]
-"""Budget, number of the draw, and its labelled images."""
+"""For each cell the budget, the number of the label sample, and its labelled images."""
 
 
 class Cells:
-    """Accuracies by encoder, budget and draw in a JSON file: what is there is not measured again.
+    """Accuracies by encoder, budget and label sample, kept in a JSON file and never measured twice.
 
-    check: called before each is measured; what it raises stops the rest.
+    check: called before each cell is measured; an exception that it raises ends the measurements.
     """
 
     def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
@@ -125,7 +128,7 @@ class Cells:
         self.done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def has(self, name: str, plan: CellPlan) -> bool:
-        return all(f"{name}/{budget}/{draw}" in self.done for budget, draw, _ in plan)
+        return all(f"{name}/{budget}/{number}" in self.done for budget, number, _ in plan)
 
     def fill(
         self,
@@ -134,22 +137,25 @@ class Cells:
         measure: Callable[[int, np.ndarray], dict[str, Any]],
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Measures, by draw and labelled images, what is not there; each is kept at once."""
-        for done, (budget, draw, drawn) in enumerate(plan):
-            key = f"{name}/{budget}/{draw}"
+        """Measures the cells that are missing and writes each to the file at once.
+
+        measure: called with the number of the label sample and its labelled images.
+        """
+        for done, (budget, number, sample) in enumerate(plan):
+            key = f"{name}/{budget}/{number}"
             if key not in self.done:
                 self.check()
-                self.done[key] = measure(draw, drawn)
+                self.done[key] = measure(number, sample)
                 write_json(self.path, self.done)
             progress(done + 1, len(plan))
 
-    def of(self, name: str, budget: str, draws: int, seeds: int) -> list[dict[str, Any]]:
+    def measured(self, name: str, budget: str, draws: int, seeds: int) -> list[dict[str, Any]]:
         keys = [f"{name}/{s}/{budget}/{d}" for s in range(seeds) for d in range(draws)]
         return [self.done[key] for key in keys if key in self.done]
 
 
 class _Stages(nn.Module):
-    """The mean of each stage's maps, then the encoder's own features, side by side."""
+    """Computes the mean of each stage's feature maps, then the encoder's output, side by side."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -163,7 +169,7 @@ class _Stages(nn.Module):
 
 
 def features_by_stage(encoder: Encoder, images: Images) -> list[np.ndarray]:
-    """Features of pool and test, in this order, read at each stage; the last are the encoder's own."""
+    """Returns the features of pool and test, in this order, at each stage; the last are the output."""
     network = _Stages(encoder)
     rows = np.concatenate([images.pool, images.test])
     arrays = (images.cache.pixels, images.cache.aspects, rows)
@@ -172,7 +178,7 @@ def features_by_stage(encoder: Encoder, images: Images) -> list[np.ndarray]:
 
 
 def pixels_of(images: Images) -> np.ndarray:
-    """The pixels of pool and test at no more than 32 a side, as features."""
+    """Returns the pixels of pool and test as features, at a side of at most 32 px."""
     rows = np.concatenate([images.pool, images.test])
     arrays = (images.cache.pixels, images.cache.aspects, rows)
     return apply_to_cache(
@@ -183,19 +189,19 @@ def pixels_of(images: Images) -> np.ndarray:
 def accuracy_of(
     stages: list[np.ndarray],
     images: Images,
-    drawn: np.ndarray,
+    labelled: np.ndarray,
     mode: str,
     seed: int,
     start: Start | None = None,
 ) -> dict[str, Any]:
-    """The test accuracy of a classifier of the labels `drawn`, and the stage it reads, counted from 1.
+    """Returns the test accuracy of a classifier and the stage whose features it uses, counted from 1.
 
-    stages: features of pool and test at each stage; the one that is read is the best in cross-validation
-    on the labels, the last where some class has one label only. mode "full" trains the network of
-    `start`.
+    labelled: indices of the images whose labels the classifier is trained on. stages: features of pool
+    and test at each stage. The stage that is best in cross-validation on the labels is used, or the last
+    one if some class has one label only. mode: "full" trains the network of `start`.
     """
     labels = images.source.labels
-    stage = 0 if mode == "full" else _best_stage(stages, images, drawn, seed)
+    stage = 0 if mode == "full" else _best_stage(stages, images, labelled, seed)
     features = None if mode == "full" else stages[stage][: len(images.pool)]
     task = Task(
         images.cache.pixels,
@@ -209,44 +215,47 @@ def accuracy_of(
     )
     if mode == "full":
         assert start is not None
-        classifier, _ = fit(start, task, drawn, mode, seed)
-        guesses = predict_cached(classifier, task, images.test).argmax(1)
-        return {"accuracy": float((guesses == labels[images.test]).mean())}
-    head, _ = fit_probe(mode, task, drawn, seed)
+        classifier, _ = fit(start, task, labelled, mode, seed)
+        predicted = predict_cached(classifier, task, images.test).argmax(1)
+        return {"accuracy": float((predicted == labels[images.test]).mean())}
+    head, _ = fit_probe(mode, task, labelled, seed)
     with torch.no_grad():
         logits = head(torch.from_numpy(stages[stage][len(images.pool) :]))
     accuracy = float((logits.argmax(1).numpy() == labels[images.test]).mean())
     return {"accuracy": accuracy} | ({"stage": stage + 1} if len(stages) > 1 else {})
 
 
-def _best_stage(stages: list[np.ndarray], images: Images, drawn: np.ndarray, seed: int) -> int:
-    labels, rows = images.source.labels[drawn], np.searchsorted(images.pool, drawn)
+def _best_stage(stages: list[np.ndarray], images: Images, labelled: np.ndarray, seed: int) -> int:
+    labels, rows = images.source.labels[labelled], np.searchsorted(images.pool, labelled)
     splits = folds(labels, seed)
     if not splits or len(stages) == 1:
         return len(stages) - 1
     correct = [few_label_correct(f[: len(images.pool)], rows, labels, splits) for f in stages]
-    return max(range(len(stages)), key=lambda s: (correct[s], s))
+    return max(range(len(stages)), key=lambda s: (correct[s], s))  # On a tie the later stage.
 
 
 def rows_of(
-    cells: Cells, names: list[str], drawn: dict[str, list[np.ndarray]], settings: Settings
+    cells: Cells, names: list[str], label_samples: dict[str, list[np.ndarray]], settings: Settings
 ) -> list[dict[str, Any]]:
-    """A row for each encoder and budget: mean, spread and 95 % interval over draws and seeds."""
+    """Returns a row for each encoder and budget.
+
+    It has the mean, standard deviation and 95 % interval over label samples and seeds.
+    """
     rows = []
     for name in names:
-        for budget, draws in drawn.items():
+        for budget, samples in label_samples.items():
             seeds = 1 if name == "raw-pixels" else settings.seeds
-            found = cells.of(name, budget, settings.draws, seeds)
-            accuracies = [cell["accuracy"] for cell in found]
-            spread = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
-            stages = Counter(cell["stage"] for cell in found if "stage" in cell)
+            results = cells.measured(name, budget, settings.draws, seeds)
+            accuracies = [cell["accuracy"] for cell in results]
+            std = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
+            stages = Counter(cell["stage"] for cell in results if "stage" in cell)
             rows.append(
                 {
                     "method": name,
                     "budget": budget,
-                    "labels": len(draws[0]),
+                    "labels": len(samples[0]),
                     "mean": float(np.mean(accuracies)),
-                    "std": spread,
+                    "std": std,
                     "ci95": list(mean_interval(accuracies)) if len(accuracies) > 1 else None,
                     "stage": stages.most_common(1)[0][0] if stages else None,
                     "draws": accuracies,
@@ -256,8 +265,10 @@ def rows_of(
 
 
 def objective_of(method: str, encoder: str, images: Images) -> Method:
-    """What a method trains. Raises UserError for an encoder that it cannot train, or that has no stages
-    to read."""
+    """Returns what a method trains.
+
+    Raises UserError if the method cannot train the encoder, or if the encoder has no feature maps.
+    """
     kind = METHODS[method]
     network = Encoder(kind.encoder_name(encoder), images.size, [0.5] * 3, [0.25] * 3, input=kind.input)
     network.map_shapes()
@@ -265,7 +276,7 @@ def objective_of(method: str, encoder: str, images: Images) -> Method:
 
 
 def seconds_of(method: str, encoder: str, images: Images, epochs: float) -> float:
-    """How long a pretraining run will take, by a trial of a few steps."""
+    """Returns how many seconds a pretraining run will take, by a trial of a few steps."""
     objective = objective_of(method, encoder, images)
     data = TrainingData(images.cache.pixels, images.cache.aspects, images.pool)
     some = images.pool[:200]

@@ -1,6 +1,6 @@
-"""`clfew demo`: the whole pipeline on the images that ship with clfew.
+"""`clfew demo`: runs the whole pipeline on the images that come with clfew.
 
-Fashion-MNIST's first 5,000 training and 1,000 test images (Xiao, Rasul, Vollgraf, 2017; MIT).
+These are Fashion-MNIST's first 5,000 training and 1,000 test images (Xiao, Rasul, Vollgraf, 2017; MIT).
 """
 
 import time
@@ -28,7 +28,7 @@ from clfew.runs.files import write_bytes, write_json
 from clfew.runs.folders import new_run
 from clfew.training.device import choose_device, set_threads
 
-DRAWS = 5
+LABEL_SAMPLES = 5
 BUDGETS = ("1/class", "1%")
 METHODS = {
     "scratch": "same network from scratch",
@@ -39,13 +39,13 @@ METHODS = {
 
 @console.without_next_command()
 def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -> Path:
-    """Unpacks the images, pretrains, fine-tunes, tests, predicts; writes demo.json and pictures.
+    """Unpacks the images, pretrains, fine-tunes, tests and predicts; writes demo.json and pictures.
 
-    Returns the folder. Raises UserError where `out` is there already.
+    Returns the folder. Raises UserError if `out` exists already.
     """
     started = time.monotonic()
     set_threads(threads)
-    choose_device(device)  # Before anything is unpacked: it may not be there.
+    choose_device(device)  # Raises, before anything is unpacked, if there is no such device.
     folder = new_run("demo", out).folder
     images = folder / "images"
     with (
@@ -57,14 +57,14 @@ def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -
     pretrained = pretrain(
         str(images), init="scratch", minutes=minutes, out=folder / "pretrain", **common
     )
-    console.say(f"2 of 4     finetune: few labels, {DRAWS} draws of them, beside two baselines")
+    console.say(f"2 of 4     finetune: few labels, {LABEL_SAMPLES} label samples, and two baselines")
     rows = _compare(images, folder, pretrained, common)
-    console.say("3 of 4     eval: on 1,000 images that nothing was learned from")
+    console.say("3 of 4     eval: on 1,000 images that were not used for training")
     classifier = folder / "finetune-1%"
     evaluate(origin=str(classifier), out=folder / "eval", device=device)
     console.say("4 of 4     predict: one image of each class")
     examples = [str(min(d.iterdir())) for d in sorted((images / "test").iterdir())]
-    for row in predict(examples, classifier / "classifier.safetensors", top=1, device=device):
+    for row in predict(examples, classifier, top=1, device=device):
         label, probability = row.top[0]
         console.write_out(f"{row.path}  {label} {100 * probability:.0f} %\n")
     seconds = time.monotonic() - started
@@ -77,12 +77,12 @@ def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -
 def _compare(
     images: Path, folder: Path, pretrained: Path, common: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The table: each label budget with each method, on the same draws."""
+    """Returns a row for each label budget and method, all on the same label samples."""
     metadata, _ = read_metadata(pretrained / "encoder.safetensors")
     rows = []
     for budget in BUDGETS:
         name = budget.replace("/", "-per-")
-        arguments: dict[str, Any] = {"labels": budget, "repeat": DRAWS, **common}
+        arguments: dict[str, Any] = {"labels": budget, "repeat": LABEL_SAMPLES, **common}
         _, scratch = finetune(
             str(images),
             origin="scratch",
@@ -94,9 +94,9 @@ def _compare(
             str(images), origin=str(pretrained), out=folder / f"finetune-{name}", **arguments
         )
         accuracies = {
-            "scratch": [draw["accuracy"] for draw in scratch["draws"]],
+            "scratch": [sample["accuracy"] for sample in scratch["draws"]],
             "raw-pixels": _raw_pixels(images, budget, metadata.side),
-            "clfew": [draw["accuracy"] for draw in few["draws"]],
+            "clfew": [sample["accuracy"] for sample in few["draws"]],
         }
         labels = few["draws"][0]["labels"]
         rows += [_row(labels, method, values) for method, values in accuracies.items()]
@@ -104,17 +104,17 @@ def _compare(
 
 
 def _raw_pixels(images: Path, budget: str, side: int) -> list[float]:
-    """Logistic regression on the pixels, on the draws that `finetune` makes."""
+    """Returns the accuracies of logistic regression on pixels, on the label samples of `finetune`."""
     source = open_source(str(images))
     cache = open_image_cache(source, side)
     test = test_indices(source, 0)
     pool = np.setdiff1d(cache.good, test)
     inputs = cache.pixels.reshape(len(source), -1).astype(np.float32) / 255
     accuracies = []
-    for seed in range(DRAWS):
-        drawn = sample_labels(source, pool, parse_labels(budget), seed)
-        rows, classes = np.searchsorted(pool, drawn), len(source.classes)
-        head, _ = linear_head(inputs[pool], rows, source.labels[drawn], classes, seed)
+    for seed in range(LABEL_SAMPLES):
+        sample = sample_labels(source, pool, parse_labels(budget), seed)
+        rows, classes = np.searchsorted(pool, sample), len(source.classes)
+        head, _ = linear_head(inputs[pool], rows, source.labels[sample], classes, seed)
         with torch.no_grad():
             predicted = head(torch.from_numpy(inputs[test])).argmax(1).numpy()
         accuracies.append(float((predicted == source.labels[test]).mean()))
@@ -138,7 +138,10 @@ def _show(rows: list[dict[str, Any]], folder: Path, seconds: float) -> None:
     for method, title in METHODS.items():
         cells = [by_key[labels, method] for labels in budgets]
         shown.append((title, *(f"{100 * c['mean']:.1f} ± {100 * c['std']:.1f} %" for c in cells)))
-    console.print_table(("accuracy, mean ± spread of 5 draws", *(f"{n} labels" for n in budgets)), shown)
+    console.print_table(
+        (f"accuracy, mean ± std of {LABEL_SAMPLES} label samples", *(f"{n} labels" for n in budgets)),
+        shown,
+    )
     console.write_out(
         f"the run    {folder}  ({seconds:.0f} s)\n"
         f"report     {folder / 'eval' / 'report.html'}\n"

@@ -1,4 +1,4 @@
-"""`clfew distill`: the fine-tuned model teaches a student on the unlabelled images."""
+"""`clfew distill`: trains a student on unlabelled images with a classifier as its teacher."""
 
 import shlex
 from dataclasses import asdict, replace
@@ -70,16 +70,18 @@ def distill(
     threads: int | None = None,
     out: Path | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Teaches a student on unlabelled images; returns the run folder and the result.
+    """Distils a teacher into a student on unlabelled images; returns the run folder and the result.
 
-    source: the unlabelled images; None takes those that were pretrained on. origin: the teacher, a run
-    or artifact, None for the newest classifier. student: an encoder's name, or "same" for the teacher's,
-    from where the teacher started. init, size: of a student with another encoder. epochs or minutes: the
-    budget, for the student and the two that are compared with their teachers. temperature: SimCLRv2's.
-    use_labels: labelled images are shown with their labels. keep: keep the student even where nothing
-    says that it is better. adapt: as in `pretrain`, of a student that goes back to published weights.
-    The result has `kept`, `verdict` (see `students.Verdict`), and the accuracies of `teacher` and
-    `student` on the `test_images`, which decide nothing. Raises UserError; Stopped after a signal.
+    source: the unlabelled images, None for the images of pretraining. origin: the teacher, a run or
+    artifact, None for the newest classifier. student: the name of an encoder, or "same" for the
+    teacher's encoder with the weights that the teacher started from. init, size: weights and input size
+    of a student with another encoder. epochs or minutes: the budget, for the student and for the two
+    students that are compared with their teachers. temperature: the temperature of SimCLRv2's loss.
+    use_labels: whether labelled images have their labels as targets. keep: keep the student even if it
+    is not shown to be better. adapt: as in `pretrain`, for a student that starts from pretrained
+    weights. The result has `kept`, `verdict` (see `clfew.distillation.student.Verdict`), and the
+    accuracies of `teacher` and `student` on the `test_images`, which do not influence `kept`. Raises
+    UserError; raises Stopped after a signal.
     """
     check_new(out)
     if adapt not in (LAYER, NETWORK):
@@ -109,8 +111,10 @@ def distill(
 def resume(
     folder: Path, device: str = "auto", threads: int | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Goes on with a run that was stopped, on the device and threads it was started with unless others
-    are named; returns what `distill` returns. Raises UserError."""
+    """Resumes a run that was stopped and returns what `distill` returns.
+
+    It runs on the device and threads that it was started with unless others are given. Raises UserError.
+    """
     with resumed_run(folder, "distill") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
         settings = Settings(**config["arguments"])
@@ -134,13 +138,13 @@ def _run(
     can_compare = not has_seen_labels and fewest_labels(images) >= 2
     if not can_compare and not settings.keep:
         raise UserError(
-            "Nothing could say whether the student is better than its teacher: "
+            "The student cannot be compared with its teacher: "
             + (
                 "the teacher is a student itself."
                 if has_seen_labels
                 else "some class has one label only."
             ),
-            "label two images of every class, or take the student as it comes with --keep.",
+            "label two images of every class, or keep the student without a comparison with --keep.",
         )
     start, metadata, init = student_start(
         teacher,
@@ -156,15 +160,15 @@ def _run(
     pool, test = usable(images, cache)
     setup = build_setup(settings, teacher, images, base, start, metadata, cache, pool, device, precision)
     console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")
-    learned = f"{len(setup.task.pool):,} to learn from"
-    console.say(f"images     {learned}, {len(test):,} held out for testing")
+    pool_count = len(setup.task.pool)
+    console.say(f"images     {pool_count:,} to learn from, {len(test):,} held out for testing")
     arguments = (settings, setup, teacher, images, metadata, cache, test, can_compare)
     if resumed is not None:
         return resumed.folder, _finish(*arguments, resumed, False)
     run = new_run("distill", out)
     with held(run.folder):
-        where = None if settings.source is None else open_source(settings.source).spec
-        kept = replace(settings, source=where, init=init, origin=str(artifact.resolve()))
+        spec = None if settings.source is None else open_source(settings.source).spec
+        resolved = replace(settings, source=spec, init=init, origin=str(artifact.resolve()))
         run.write_config(
             {
                 "command": "distill",
@@ -175,7 +179,7 @@ def _run(
                 "labels": digest_of(teacher.run / LABELS),
                 "device": str(device),
                 "threads": torch.get_num_threads(),
-                "arguments": asdict(kept),
+                "arguments": asdict(resolved),
             }
         )
         return run.folder, _finish(*arguments, run, True)
@@ -239,7 +243,7 @@ def _finish(
             save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"])
         write_json(run.folder / "result.json", result)
     if not result["kept"]:
-        console.say(f"not kept   {result['reason']}; the teacher stays what it was")
+        console.say(f"not kept   {result['reason']}; the teacher is unchanged")
         console.next_command(f"clfew eval{from_option(artifact, 'finetune')}")
         return result
     console.say(f"kept       {result['reason']}")

@@ -1,4 +1,4 @@
-"""`clfew embed`: the features of every image of a source, with their paths."""
+"""`clfew embed`: writes the features and the path of every image of a source."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +33,10 @@ def embed(
     """Writes features.safetensors (tensor "features", float32, N×D) and paths.csv in the same order.
 
     origin: a run or artifact (an encoder or a classifier), None for the newest pretraining run. init,
-    encoder, size: weights that come from elsewhere (see `clfew.models.init_weights`); "auto" takes those on this
-    machine where there is no run. stage: as in `finetune`. Returns the folder, N and D. Images that
-    cannot be read are left out and listed in bad_images.csv. Raises UserError.
+    encoder, size: weights that come from elsewhere (see `clfew.models.init_weights`); if there is no
+    run, "auto" takes pretrained weights found on this machine. stage: as in `finetune`. Returns the
+    folder, N and D. Images that cannot be read are left out and listed in bad_images.csv. Raises
+    UserError.
     """
     check_new(out)
     set_threads(threads)
@@ -43,7 +44,7 @@ def embed(
     kind, _ = choose_precision(chosen, precision)
     spec = find_start(origin, init, encoder, chosen)
     if spec.is_scratch:
-        # Nobody asks for the newest run's network without its weights.
+        # From scratch, the newest run must not decide which network is embedded with.
         spec = replace(spec, artifact=None)
     opened = open_source(source)
     start = open_start(spec, opened, encoder, size, None, chosen, 0, False, stage)[0]
@@ -55,14 +56,14 @@ def embed(
         network, metadata.size, metadata.side, range(len(opened)), opened.content, chosen, kind
     )
     with console.progress_bar("embed") as update:
-        for indices, errors, found in outputs:
+        for indices, errors, rows in outputs:
             for index, error in zip(indices, errors, strict=True):
                 name = opened.identities[index]
                 if error is None:
                     paths.append((name,))
                 else:
                     bad.append((name, str(error)))
-            features += [found] if len(found) else []
+            features += [rows] if len(rows) else []
             update(len(paths) + len(bad), len(opened))
     if not paths:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`clfew eval`: how good a classifier is, on images it has not learned from."""
+"""`clfew eval`: tests a classifier on images that it was not trained on."""
 
 import shlex
 from pathlib import Path
@@ -35,11 +35,12 @@ def evaluate(
 ) -> tuple[Path, dict[str, Any]]:
     """Tests a classifier; returns the folder with report.html and report.json, and the report.
 
-    source: None or the one fine-tuned on is tested on its test split; another source is tested whole,
-    or on its own test split where it has one. origin: a run or artifact, None for the newest
-    fine-tuning run. The report has the keys of `metrics.classification_report`, the counts
-    `seen_in_pretraining` and `seen_in_finetuning`, and `source`, `split`, `artifact`, `mode`,
-    `labels`. Raises UserError.
+    source: the images to test on, None for those of fine-tuning. The source of fine-tuning is tested on
+    its test split; another source is tested on its own test split if it has one, else on all images.
+    origin: a run or artifact, None for the newest classifier. The report has the keys of
+    `metrics.classification_report`, `temperature` and `ece_uncalibrated`, the counts
+    `seen_in_pretraining` and `seen_in_finetuning` of test images that were used there, and `source`,
+    `split`, `artifact`, `mode` and `labels`. Raises UserError.
     """
     check_new(out)
     set_threads(threads)
@@ -79,7 +80,9 @@ def evaluate(
     details = ReportDetails(
         probabilities=probabilities,
         labels=labels,
-        images=[pixels[i] for i in test],  # Views: of a large test only the images shown are read.
+        images=[
+            pixels[i] for i in test
+        ],  # Views, so that only the images that the report shows are read.
         aspects=cache.aspects[test],
         features=features,
         identities=[opened.identities[i] for i in test],
@@ -93,7 +96,7 @@ def evaluate(
 
 
 def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
-    """The source to test on, with the labels it had when it was learned from."""
+    """Returns the source to test on, with the labels that it had during fine-tuning."""
     learned_from = metadata.data["finetune"]
     opened = open_source(source or learned_from["source"])
     file = Path(learned_from["label_file"] or "")
@@ -103,7 +106,10 @@ def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
 
 
 def _in_classes_of(metadata: ArtifactMetadata, source: Source) -> Source:
-    """The source with labels numbered as the classifier's. Raises UserError for other classes."""
+    """Returns the source with its labels numbered like the classifier's classes.
+
+    Raises UserError if it has no labels, or classes that the classifier does not have.
+    """
     if not source.is_labelled:
         raise UserError(
             f"{source.spec} has no labels to test against.",
@@ -112,25 +118,26 @@ def _in_classes_of(metadata: ArtifactMetadata, source: Source) -> Source:
     unknown = sorted(set(source.classes) - set(metadata.classes))
     if unknown:
         raise UserError(
-            f"The classifier does not know the class '{unknown[0]}' of {source.spec} "
+            f"The classifier does not have the class '{unknown[0]}' of {source.spec} "
             f"({len(unknown)} of {len(source.classes)} classes).",
-            f"it knows {', '.join(metadata.classes[:8])}{', …' if len(metadata.classes) > 8 else ''}.",
+            f"its classes are {', '.join(metadata.classes[:8])}"
+            f"{', …' if len(metadata.classes) > 8 else ''}.",
         )
     index = np.array([metadata.classes.index(name) for name in source.classes])
     return source.relabelled(np.where(source.labels >= 0, index[source.labels], -1), metadata.classes)
 
 
 def _tested(source: Source, cache: ImageCache, metadata: ArtifactMetadata) -> tuple[np.ndarray, str]:
-    """Which images are tested, and a sentence that says so."""
+    """Returns the indices of the images to test on, and words that describe them for the report."""
     learned_from = metadata.data["finetune"]
     own = (source.splits == "test").any() or (source.splits == "val").any()
     if own or source.spec == learned_from["source"]:
         chosen = test_indices(source, learned_from["split_seed"])
         split = "the data's own test split" if own else "20 % of each class, held out from training"
     else:
-        chosen, split = np.arange(len(source)), "all labelled images of a source not learned from"
+        chosen, split = np.arange(len(source)), "all labelled images of a source that was not trained on"
     chosen = np.intersect1d(chosen[source.labels[chosen] >= 0], cache.good)
-    # Where a label CSV held all the labels there were, none of them was kept for testing.
+    # If a label CSV held all labels of the source, none was held out for testing.
     nothing_kept = source.spec == learned_from["source"] and learned_from["test_images"] == 0
     if len(chosen) == 0 or nothing_kept:
         raise UserError(
@@ -140,7 +147,7 @@ def _tested(source: Source, cache: ImageCache, metadata: ArtifactMetadata) -> tu
 
 
 def _curves(artifact: Path, metadata: ArtifactMetadata) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the training logs of the runs behind a classifier, as far as they are still there."""
+    """Returns the metrics of the runs that made a classifier, as far as their folders still exist."""
     curves = {"finetune": Run(artifact.parent).metrics()}
     before = Path(read_config(artifact.parent).get("from", ""))
     if before.is_file():

@@ -1,4 +1,4 @@
-"""`clfew finetune`: a classifier from an encoder and a few labels."""
+"""`clfew finetune`: trains a classifier from an encoder and a few labels."""
 
 import shlex
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ from clfew.errors import UsageError
 from clfew.finetuning.fit import FullSettings, Task
 from clfew.finetuning.label_samples import fit_label_samples
 from clfew.finetuning.labelled_data import (
-    Others,
+    OtherImages,
     bounded,
     check_other_sources,
     find_others,
@@ -63,7 +63,7 @@ from clfew.version import __version__
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for; kept in its config.json, so that it can be gone on with."""
+    """The options of a run. They are kept in its config.json, so that the run can be resumed."""
 
     source: str | None
     labels: str
@@ -84,16 +84,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class Learned:
-    """The images of a run: `pool` to learn from, of which `draws` are labelled, and `test`; and others
-    that were pretrained on."""
+    """The images of a run.
+
+    pool: indices of the images to learn from. label_samples: for each label sample, the indices of its
+    labelled images. test: indices of the test images. others: pretraining images from another source.
+    """
 
     source: Source
     cache: ImageCache
     split_seed: int
     pool: np.ndarray
-    draws: list[np.ndarray]
+    label_samples: list[np.ndarray]
     test: np.ndarray
-    others: Others | None
+    others: OtherImages | None
 
 
 def finetune(
@@ -121,12 +124,13 @@ def finetune(
 
     source: folder, CSV or hf:NAME; None finds one (see `find_source`). labels: see `parse_labels`.
     origin: a run or artifact, "scratch", or None for the newest pretraining run. init: other weights to
-    start from (see `clfew.models.init_weights`); "auto" takes those on this machine where there is no run. stage: of
-    the encoder, whose maps features are read from, counted from 1; 0 for its own features. repeat:
-    number of label draws; the classifier that is kept is the first one's. encoder, size: of a network
-    that does not come from a run. flip: whether mirror images mean the same; None is as in pretraining.
-    The result holds `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and for each of
-    `draws` its accuracy and what was decided. Raises UserError; Stopped after a signal.
+    start from (see `clfew.models.init_weights`); if there is no run, "auto" takes pretrained weights
+    found on this machine. mode: "auto" or one of MODES. stage: the stage of the encoder whose feature
+    maps are the features, counted from 1; 0 for the encoder's output. repeat: number of label samples;
+    the classifier of the first one is kept. encoder, size: the network and its input size if it does not
+    come from a run. flip: whether mirror images mean the same; None is as in pretraining. The result
+    holds `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and `draws` with the
+    accuracy and the decisions for each label sample. Raises UserError; raises Stopped after a signal.
     """
     check_new(out)
     settings = Settings(
@@ -151,40 +155,44 @@ def finetune(
         raise UsageError(f"--mode {mode} is not known.", f"choose auto, {', '.join(MODES)}.")
     set_threads(threads)
     chosen, _ = choose_device(device)
-    found = find_start(origin, init, encoder, chosen)
-    described = read_metadata(found.artifact)[0] if found.artifact else None
-    settings = replace(settings, source=find_source(source, described, parse_labels(labels)))
-    return _run(settings, found, chosen, out, None)
+    start_spec = find_start(origin, init, encoder, chosen)
+    start_metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
+    settings = replace(settings, source=find_source(source, start_metadata, parse_labels(labels)))
+    return _run(settings, start_spec, chosen, out, None)
 
 
 def resume(
     folder: Path, device: str = "auto", threads: int | None = None
 ) -> tuple[Path, dict[str, Any]]:
-    """Goes on with a run that was stopped, on the device and threads it was started with unless others
-    are named; returns what `finetune` returns. Raises UserError."""
+    """Resumes a run that was stopped and returns what `finetune` returns.
+
+    It runs on the device and threads that it was started with unless others are given. Raises UserError.
+    """
     with resumed_run(folder, "finetune") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
         settings = Settings(**config["arguments"])
         if config["label_digest"]:
-            check_same_file(
-                Path(settings.labels), config["label_digest"], "whose labels the run was given"
-            )
+            check_same_file(Path(settings.labels), config["label_digest"], "the run's label file")
         return _run(settings, restore_start_spec(config["start"], chosen), chosen, None, Run(folder))
 
 
 def _run(
-    settings: Settings, found: StartSpec, device: torch.device, out: Path | None, resumed: Run | None
+    settings: Settings,
+    start_spec: StartSpec,
+    device: torch.device,
+    out: Path | None,
+    resumed: Run | None,
 ) -> tuple[Path, dict[str, Any]]:
     spec = parse_labels(settings.labels)
     precision, _ = choose_precision(device, settings.precision)
-    described = read_metadata(found.artifact)[0] if found.artifact else None
+    start_metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
     assert settings.source is not None
-    same_classes = None if found.is_scratch else described
-    opened, named = with_labels(open_source(settings.source), spec, same_classes)
+    same_classes = None if start_spec.is_scratch else start_metadata
+    opened, listed = with_labels(open_source(settings.source), spec, same_classes)
     if resumed is not None:
         check_unchanged(resumed.folder, read_config(resumed.folder), opened.digest())
     starts = open_start(
-        found,
+        start_spec,
         opened,
         settings.encoder,
         settings.size,
@@ -197,24 +205,28 @@ def _run(
     if resumed is not None:
         check_other_sources(resumed.folder, starts, opened)
     split_seed = starts[0].metadata.data.get("pretrain", {}).get("split_seed", settings.seed)
-    if named is None:
+    if listed is None:
         require_testable(opened)
-    held_out = test_indices(opened, split_seed) if named is None else outside(opened, named, split_seed)
+    held_out = (
+        test_indices(opened, split_seed) if listed is None else outside(opened, listed, split_seed)
+    )
     cache = cached_images(opened, starts[0].metadata.side)
     test = np.intersect1d(held_out[opened.labels[held_out] >= 0], cache.good)
     pool = np.setdiff1d(cache.good, held_out)
-    if named is None:
+    if listed is None:
         known = pool[opened.labels[pool] >= 0]
-        draws = [sample_labels(opened, known, spec, settings.seed + i) for i in range(settings.repeat)]
+        label_samples = [
+            sample_labels(opened, known, spec, settings.seed + i) for i in range(settings.repeat)
+        ]
     else:
-        draws = [readable(opened, named, pool, spec)]
+        label_samples = [readable(opened, listed, pool, spec)]
     console.say(
-        f"source     {settings.source}: {len(opened.classes)} classes, {len(draws[0])} labels used of "
-        f"{len(pool):,} images, {len(test):,} more held out for testing"
+        f"source     {settings.source}: {len(opened.classes)} classes, {len(label_samples[0])} labels "
+        f"used of {len(pool):,} images, {len(test):,} more held out for testing"
     )
-    pool = bounded(pool, np.concatenate(draws))
+    pool = bounded(pool, np.concatenate(label_samples))
     others = find_others(starts[0], opened, settings.mode, cache.digests[test])
-    learned = Learned(opened, cache, split_seed, pool, draws, test, others)
+    learned = Learned(opened, cache, split_seed, pool, label_samples, test, others)
     candidates = []
     for each in starts:
         arguments = (each, cache, pool, others, settings.mode, device, precision)
@@ -234,7 +246,7 @@ def _run(
             )
         )
     if resumed is not None:
-        return resumed.folder, _fit(settings, found, learned, candidates, resumed, False)
+        return resumed.folder, _fit(settings, start_spec, learned, candidates, resumed, False)
     run = new_run("finetune", out)
     labels = str(spec.file.resolve()) if spec.file else settings.labels
     with held(run.folder):
@@ -245,7 +257,7 @@ def _run(
                 "source": opened.spec,
                 "labels": settings.labels,
                 "digest": opened.digest(),
-                "start": start_spec_row(found),
+                "start": start_spec_row(start_spec),
                 "pretrained_on": other_sources(starts, opened),
                 "device": str(device),
                 "threads": torch.get_num_threads(),
@@ -253,7 +265,7 @@ def _run(
                 "arguments": asdict(replace(settings, source=opened.spec, labels=labels)),
             }
         )
-        return run.folder, _fit(settings, found, learned, candidates, run, True)
+        return run.folder, _fit(settings, start_spec, learned, candidates, run, True)
 
 
 def _resume_command(folder: Path) -> str:
@@ -262,7 +274,7 @@ def _resume_command(folder: Path) -> str:
 
 def _fit(
     settings: Settings,
-    found: StartSpec,
+    start_spec: StartSpec,
     learned: Learned,
     candidates: list[tuple[Start, Task]],
     run: Run,
@@ -274,7 +286,7 @@ def _fit(
         results, kept = fit_label_samples(
             candidates,
             opened,
-            learned.draws,
+            learned.label_samples,
             test,
             settings.mode,
             settings.seed,
@@ -282,13 +294,13 @@ def _fit(
             run,
             trainings,
         )
-        start, classifier, decided, drawn = kept
+        start, classifier, decided, labelled = kept
         spec = parse_labels(settings.labels)
         used = {
             "source": opened.spec,
             "fingerprint": opened.fingerprint,
             "split_seed": learned.split_seed,
-            "labels": len(drawn),
+            "labels": len(labelled),
             "label_file": str(spec.file.resolve()) if spec.file else None,
             "test_images": len(test),
         }
@@ -305,17 +317,17 @@ def _fit(
             temperature=classifier.temperature,
             clfew_version=__version__,
             training={**start.metadata.training, "finetune": typed | {"seed": settings.seed, **decided}},
-            data={**({} if found.is_scratch else start.metadata.data), "finetune": used},
+            data={**({} if start_spec.is_scratch else start.metadata.data), "finetune": used},
         )
         result = _summary(results, len(test))
         task = candidates[0][1]
         run.write_config(
             config
             | {
-                "from": str(start.artifact.resolve() if start.artifact else found.words),
+                "from": str(start.artifact.resolve() if start.artifact else start_spec.words),
                 "mode": settings.mode,
                 "seed": settings.seed,
-                "repeat": len(learned.draws),
+                "repeat": len(learned.label_samples),
                 **used,
                 "labels": labels,
                 "device": str(task.device),
@@ -327,15 +339,16 @@ def _fit(
         write_csv(
             run.folder / LABELS,
             ["path", "label"],
-            [(opened.identities[i], opened.classes[opened.labels[i]]) for i in drawn],
+            [(opened.identities[i], opened.classes[opened.labels[i]]) for i in labelled],
         )
         run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
         write_json(run.folder / "result.json", result)
         path = run.folder / "classifier.safetensors"
         seen = start.seen
-        if learned.others and decided["mode"] == "propagate":  # Weights as they were have seen none.
+        if learned.others and decided["mode"] == "propagate":
+            # Propagation uses these images even if the start was not trained on them.
             seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
-        save_classifier(path, classifier, metadata, seen, cache.digests[drawn])
+        save_classifier(path, classifier, metadata, seen, cache.digests[labelled])
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
     console.say(f"saved      {path}")
     option = from_option(path, "finetune")
@@ -345,15 +358,18 @@ def _fit(
     return result
 
 
-def _summary(draws: list[dict[str, Any]], tested: int) -> dict[str, Any]:
-    """Mean, spread and 95 % interval of the accuracy over the draws; of one draw, its own interval."""
-    summary: dict[str, Any] = {"test_images": tested, "draws": draws}
+def _summary(samples: list[dict[str, Any]], tested: int) -> dict[str, Any]:
+    """Returns the mean, standard deviation and 95 % interval of the accuracy over the label samples.
+
+    One label sample has the interval of its own accuracy (see `wilson_interval`).
+    """
+    summary: dict[str, Any] = {"test_images": tested, "draws": samples}
     if not tested:
         return summary
-    accuracies = [draw["accuracy"] for draw in draws]
+    accuracies = [sample["accuracy"] for sample in samples]
     mean = float(np.mean(accuracies))
-    if len(draws) == 1:
+    if len(samples) == 1:
         interval = wilson_interval(round(mean * tested), tested)
         return summary | {"mean": mean, "std": 0.0, "ci95": list(interval)}
-    spread = float(np.std(accuracies, ddof=1))
-    return summary | {"mean": mean, "std": spread, "ci95": list(mean_interval(accuracies))}
+    std = float(np.std(accuracies, ddof=1))
+    return summary | {"mean": mean, "std": std, "ci95": list(mean_interval(accuracies))}

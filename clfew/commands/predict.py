@@ -1,4 +1,4 @@
-"""`clfew predict`: files in, labels out, in bounded memory."""
+"""`clfew predict`: labels image files, in bounded memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,21 +9,27 @@ import torch
 
 from clfew.data.decode import read_bytes
 from clfew.models.artifacts import load_classifier
+from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_files
+from clfew.models.metadata import ArtifactMetadata
+from clfew.runs.folders import find_artifact
 from clfew.training.device import choose_device, choose_precision, set_threads
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """path: the image, as found. top: (label, probability) of the likeliest classes, best first, or
-    empty where `error` says why the image cannot be read."""
+    """The prediction for one image.
+
+    path: the image, as it was named or found. top: (label, probability) of the likeliest classes, best
+    first; empty if the image cannot be read. error: why the image cannot be read, None if it can.
+    """
 
     path: str
     top: list[tuple[str, float]]
     error: str | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """The row that --format json and jsonl print."""
+        """Returns the row that --format json and jsonl print."""
         if self.error is not None:
             return {
                 "path": self.path,
@@ -38,34 +44,53 @@ class Prediction:
 
 def predict(
     images: Iterable[str],
-    artifact: Path,
+    origin: str | Path | None = None,
     *,
     top: int = 3,
     device: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
 ) -> Iterator[Prediction]:
-    """Predictions for files, in order, while they are read. Raises UserError for the artifact."""
+    """Loads a classifier and returns an iterator over its predictions for files, in their order.
+
+    images: paths of image files; they are read while the predictions are iterated over. origin: a run
+    folder or an artifact file, None for the newest classifier. top: number of labels per image. Raises
+    UserError at once if there is no such classifier.
+    """
     set_threads(threads)
+    named = None if origin is None else str(origin)
+    artifact = find_artifact(named, "finetune", "make a classifier first: clfew finetune --labels 1%")
     classifier, metadata, _ = load_classifier(artifact)
     chosen, _ = choose_device(device)
     kind, _ = choose_precision(chosen, precision)
+    return _predictions(classifier, metadata, images, top, chosen, kind)
+
+
+def _predictions(
+    classifier: Classifier,
+    metadata: ArtifactMetadata,
+    images: Iterable[str],
+    top: int,
+    device: torch.device,
+    precision: str,
+) -> Iterator[Prediction]:
     outputs = apply_to_files(
         classifier,
         metadata.size,
         metadata.side,
         images,
         lambda path: read_bytes(Path(path)),
-        chosen,
-        kind,
+        device,
+        precision,
     )
-    for paths, results, logits in outputs:
+    for paths, errors, logits in outputs:
         probabilities = torch.softmax(torch.from_numpy(logits), dim=1)
         values, order = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-        answers = iter(zip(order.tolist(), values.tolist(), strict=True))
-        for path, error in zip(paths, results, strict=True):
+        # Files that cannot be read have no row of logits.
+        readable = iter(zip(order.tolist(), values.tolist(), strict=True))
+        for path, error in zip(paths, errors, strict=True):
             if error is not None:
                 yield Prediction(path, [], str(error))
             else:
-                best = zip(*next(answers), strict=True)
+                best = zip(*next(readable), strict=True)
                 yield Prediction(path, [(metadata.classes[c], p) for c, p in best])

@@ -1,4 +1,4 @@
-"""`clfew pretrain`: learn an encoder from images without labels."""
+"""`clfew pretrain`: trains an encoder on images without labels."""
 
 import shlex
 from dataclasses import asdict
@@ -23,13 +23,13 @@ from clfew.methods.setup import (
     Objective,
     build_objective,
     check_settings,
-    describe,
+    encoder_metadata,
     estimate_statistics,
     find_pretraining_start,
-    learned_from,
     options_of,
     pretraining_images,
     pretraining_plan,
+    training_data_of,
 )
 from clfew.models.artifacts import load_encoder, save_encoder
 from clfew.models.classifier import neck_width
@@ -99,13 +99,15 @@ def pretrain(
 ) -> Path:
     """Pretrains on the images of `source` and returns the run folder.
 
-    source: folder, CSV or hf:NAME. encoder: "auto" or a name (see `clfew.models.backbones`). size: side in
-    pixels of what the encoder sees. epochs or minutes: the budget. transductive: learn from the
-    images of the test split too. options: of the method, by name (see its class); None is its default.
-    init: the weights to start from (see `clfew.models.init_weights`); "auto" is "scratch" but for SimCLR. adapt:
-    what pretrained weights learn with, "layer" (see `clfew.methods.adapter`; SimCLR only) or "network".
-    save_samples: write samples.png, what the method makes of a few images. split_seed: of the test
-    split, where the data has none; None is `seed`. Raises UserError; Stopped after a signal.
+    source: folder, CSV or hf:NAME. encoder: "auto" or a name (see `clfew.models.backbones`). size: side
+    in pixels of the encoder's input. epochs or minutes: the budget. transductive: whether to learn from
+    the images of the test split too. options: the method's options by name (see its class); a value of
+    None is the method's default. init: the weights to start from (see `clfew.models.init_weights`);
+    "auto" is "scratch" for every method except SimCLR. adapt: what is trained if the run starts from
+    pretrained weights, "layer" (see `clfew.methods.adapter`; SimCLR only) or "network". save_samples:
+    whether to write samples.png, which shows what the method does with a few images. split_seed: seed
+    of the test split if the data has no split of its own; None is `seed`. Raises UserError; raises
+    Stopped after a signal.
     """
     settings = {
         "source": source,
@@ -151,15 +153,15 @@ def pretrain(
     indices = pretraining_images(opened, cache, transductive, split_seed)
     if len(indices) < FEWEST_IMAGES:
         raise UserError(
-            f"{source} has {len(indices)} images to learn from, and pretraining needs {FEWEST_IMAGES}.",
-            "add images: unlabelled ones will do.",
+            f"{source} has {len(indices)} images to learn from, but pretraining needs {FEWEST_IMAGES}.",
+            "add images, which need no labels.",
         )
     if init_weights is None:
         name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
         name = METHODS[method].encoder_name(name)
         mean, std = normalisation(cache, indices, METHODS[method].input)
     else:
-        name, why_encoder = init_weights.encoder, "whose weights it starts from"
+        name, why_encoder = init_weights.encoder, "the network of these weights"
         mean, std = init_weights.expected.mean, init_weights.expected.std
     recipe, why_recipe = choose_recipe(min(resolved_size, native), cache, indices, flip)
     config: dict[str, Any] = {
@@ -201,12 +203,12 @@ def pretrain(
         load_init_weights(init_weights, start)
     objective = build_objective(config, seed, start)
     views = objective.recipe if isinstance(objective, Method) else recipe
-    colour = (
-        f"colour strength {views.jitter}" if views.jitter else "crops and flips in their own colours"
-    )
-    console.say(f"views      {colour} ({why_recipe if views == recipe else 'as the method has them'})")
+    colour = f"colour strength {views.jitter}" if views.jitter else "crops and flips, colours unchanged"
+    console.say(f"views      {colour} ({why_recipe if views == recipe else 'set by the method'})")
     budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
-    data, left = learned_from(objective, config, cache, indices, chosen_device, chosen_precision, budget)
+    data, left = training_data_of(
+        objective, config, cache, indices, chosen_device, chosen_precision, budget
+    )
     resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)
     console.say(f"batch      {resolved_batch} ({why_batch})")
     plan = pretraining_plan(
@@ -231,18 +233,20 @@ def pretrain(
     }
     run = new_run("pretrain", out)
     with held(run.folder):
-        if start is not None:  # To resume from, and to compare with.
-            metadata = describe(config, start, "", 0)
+        if start is not None:  # Needed to resume the run and to measure the drift.
+            metadata = encoder_metadata(config, start, "", 0)
             save_encoder(run.folder / START, start, nn.Sequential(), metadata, cache.digests[:0])
         run.write_bad_images(cache.bad)
-        run.write_config(config)  # Last: with it, the run can be gone on with.
+        run.write_config(config)  # Last, because a run with a config can be resumed.
         with stoppable(_saving(run).resume_command):
             return _train(run, objective, data, plan, chosen_device, opened, cache, indices)
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
-    """Goes on with an interrupted pretraining run, on the device and threads it was started with unless
-    others are named, and returns its folder. Raises UserError."""
+    """Resumes an interrupted pretraining run and returns its folder.
+
+    It runs on the device and threads that it was started with unless others are given. Raises UserError.
+    """
     with resumed_run(folder, "pretrain") as config, stoppable(_saving(Run(folder)).resume_command):
         chosen_device = set_up_as_started(config, device, threads)
         plan = Plan(**config["plan"])
@@ -253,7 +257,7 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
         indices = pretraining_images(opened, cache, config["transductive"], config["split_seed"])
         start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
         objective = build_objective(config, plan.seed, start)
-        data, _ = learned_from(objective, config, cache, indices, chosen_device, plan.precision)
+        data, _ = training_data_of(objective, config, cache, indices, chosen_device, plan.precision)
         run = Run(folder)
         done = saved_step(_saving(run).file)
         console.say(f"resumed    {folder} " + (f"after step {done:,}" if done else "from its beginning"))
@@ -293,7 +297,7 @@ def _train(
             )
             if wrong := collapse(row):
                 note += "  collapsing"
-                if not collapse(last):  # Now, not when hours have gone by.
+                if not collapse(last):  # Said at once, not after hours of training.
                     console.say(f"alarm      step {row['step']:,}: {wrong}")
             last.update(row)
             update(row["step"], plan.steps, note)
@@ -310,7 +314,8 @@ def _train(
         )
     if wrong := collapse(last):
         console.say(
-            f"alarm      {wrong}: these features say little. Train longer, or with another --lr."
+            f"alarm      {wrong}: the features carry little information. Train longer, or with "
+            "another --lr."
         )
     if isinstance(objective, Method):
         objective.eval()
@@ -319,14 +324,17 @@ def _train(
         if not objective.shows_whole_images and not objective.gentle:
             estimate_statistics(objective.encoder, data, device)
     elif config["samples"]:
-        console.say("samples    none: the layer learned from features, not from images")
+        console.say(
+            "samples    samples.png is not written: the layer was trained on features, not on images"
+        )
     start = run.folder / START
     if config["init"] != SCRATCH:
         arrays = (cache.pixels, cache.aspects, indices)
         config["drift"] = report_drift(start, objective.encoder, *arrays, device, plan.precision)
-    metadata = describe(config, objective.encoder, config["method"], neck_width(objective.projector))
+    neck = neck_width(objective.projector)
+    metadata = encoder_metadata(config, objective.encoder, config["method"], neck)
     artifact = run.folder / "encoder.safetensors"
-    sync(run.folder / "metrics.jsonl")  # What the artifact was made of is there when it is.
+    sync(run.folder / "metrics.jsonl")  # The metrics must be on the disk before the artifact.
     save_encoder(artifact, objective.encoder, objective.projector, metadata, cache.digests[indices])
     saving.discard()
     console.say(f"saved      {artifact}")

@@ -1,4 +1,4 @@
-"""Batched augmentation: parameters are drawn per image, operations run once per batch.
+"""Batched augmentation: parameters are random for each image, operations run once per batch.
 
 Crop, flip, resize and blur are linear in the pixels and separable, so together they are one pair
 of small matrices per image (`resampling_matrix`, `blur_matrix`); brightness, contrast, saturation,
@@ -11,7 +11,8 @@ torchvision's four operations with the same factors, the mean absolute differenc
 and 0.019 with it, where the jitter itself moves values by 0.110
 (examples/benchmarks/augmentation.py, which also shows what that does to accuracy).
 
-Shape suffixes: N images, S side of the stored image, R side of the result, P = R·R pixels.
+Shape suffixes: N images, S side of the cached image, R side of the result, P = R·R pixels. B is the
+number of random views, views·N; K is the number of random numbers for each.
 """
 
 import functools
@@ -26,7 +27,7 @@ from clfew.data.colour import LUMA
 from clfew.data.randomness import ImageRandom
 from clfew.data.to_device import to_device
 
-# RGB to YIQ (NTSC 1953): hue turns the I-Q plane.
+# RGB to YIQ (NTSC 1953): a hue shift rotates the I-Q plane.
 _RGB_TO_YIQ = torch.tensor([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 # Aspect ratios of random crops (SimCLR, appendix A; torchvision's default).
@@ -38,12 +39,12 @@ _CROP_ATTEMPTS = 10
 class Recipe:
     """How random views are made.
 
-    crop_area: smallest share of the image that a crop covers (the largest is 1).
+    crop_area: smallest fraction of the image's area that a crop covers (the largest is 1).
     flip: mirror half of the views.
     jitter: strength s of SimCLR's colour jitter: 0.8 s for brightness, contrast and saturation,
         0.2 s for hue, applied with probability 0.8 (SimCLR, appendix A). 0 turns it off.
-    saturation: the saturation's share of that strength.
-    grey: probability of a view without colour.
+    saturation: the fraction of that strength that is used for saturation.
+    grey: probability that a view is greyscale.
     blur: probability of a Gaussian blur with sigma in [0.1, 2] and a kernel of a tenth of the side.
     solarise: probability of inverting all values of 0.5 and more (BYOL, appendix B).
     """
@@ -66,17 +67,21 @@ def random_views(
     views: int = 2,
     first: int = 0,
 ) -> Tensor:
-    """Random views of uint8 images, in [0, 1], of shape (views·N, 3, size, size): float32, or bf16 in
-    autocast.
-    The first N results are view `first` of each image, the next N the one after it: each number is
-    another draw. `aspects_N` holds each image's width / height before it was stored as a square.
+    """Returns random views of uint8 images, in [0, 1], of shape (views·N, 3, size, size): float32, or
+    bf16 in autocast.
+
+    The first N results are view number `first` of each image, the next N are view number `first + 1`,
+    and so on: each view number has its own random numbers. `aspects_N` holds each image's width / height
+    before it was cached as a square.
     """
     device = images_NxSxSx3.device
     side = images_NxSxSx3.shape[1]
     numbers = range(first, first + views)
-    drawn = np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 12) for view in numbers])
-    draws = to_device(drawn, device)
-    u_crop, u = draws[:, : 2 * _CROP_ATTEMPTS + 2], draws[:, 2 * _CROP_ATTEMPTS + 2 :]
+    uniform = np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 12) for view in numbers])
+    random_BxK = to_device(uniform, device)
+    # The columns of `u`: 0 whether to flip, 1 and 2 the blur's sigma and whether to blur, 3 to 8 the
+    # columns of `colour_matrix`, 9 whether to solarise.
+    u_crop, u = random_BxK[:, : 2 * _CROP_ATTEMPTS + 2], random_BxK[:, 2 * _CROP_ATTEMPTS + 2 :]
 
     box = crop_boxes(u_crop, aspects_N.repeat(views), recipe.crop_area) * side
     rows = resampling_matrix(box[:, 1], box[:, 3], side, size)
@@ -99,10 +104,10 @@ def random_views(
 
 
 def evaluation_view(images_NxSxSx3: Tensor, aspects_N: Tensor, size: int) -> Tensor:
-    """The one view that features and predictions are read from: float32 (N, 3, size, size).
+    """Returns the view from which features and predictions are computed: float32 (N, 3, size, size).
 
-    It is the largest centred crop whose aspect ratio training crops have (3:4 to 4:3), so the whole
-    of an ordinary photo, and no image is squeezed more than the encoder has seen.
+    It is the largest centred crop whose aspect ratio is one that training crops have (3:4 to 4:3). So
+    an ordinary photo is used whole, and no image is squeezed more than in training.
     """
     side = images_NxSxSx3.shape[1]
     width = (CROP_RATIO[1] / aspects_N).clamp(max=1) * side
@@ -119,12 +124,13 @@ def _as_channels_last(pixels_Nx3xP: Tensor, size: int) -> Tensor:
 
 
 def crop_boxes(u: Tensor, aspects_N: Tensor, smallest_area: float) -> Tensor:
-    """Random crops as (x, y, width, height) in shares of the image's sides, shape (N, 4).
+    """Returns random crops as (x, y, width, height) in fractions of the image's sides, shape (N, 4).
 
-    Area is uniform in [smallest_area, 1], log aspect ratio uniform in log(3/4)..log(4/3), both in
-    the image's true geometry; of ten attempts the first that fits is taken, else the largest
-    centred crop with an allowed ratio: torchvision's RandomResizedCrop.get_params without its
-    rounding to whole pixels. `u` holds uniform draws, shape (N, 22).
+    The area is uniform in [smallest_area, 1] and the log aspect ratio uniform in log(3/4)..log(4/3),
+    both in the image's true geometry. The first of ten attempts that fits is taken, else the largest
+    centred crop with an allowed ratio. This is torchvision's RandomResizedCrop.get_params without its
+    rounding to whole pixels. `u` holds uniform random numbers, shape (N, 22): ten for the area, ten for
+    the ratio, one each for x and y.
     """
     tries = _CROP_ATTEMPTS
     area = (smallest_area + (1 - smallest_area) * u[:, :tries]) * aspects_N[:, None]
@@ -145,22 +151,23 @@ def crop_boxes(u: Tensor, aspects_N: Tensor, smallest_area: float) -> Tensor:
 
 
 def resampling_matrix(start_N: Tensor, length_N: Tensor, side: int, size: int) -> Tensor:
-    """Matrices of shape (N, size, side) that cut [start, start + length) out of a line and resize it.
+    """Returns matrices of shape (N, size, side) that cut [start, start + length) out of a line of `side`
+    pixels and resize it to `size`.
 
-    Positions are in pixels. Bilinear with antialiasing: where whole pixels are cut, the same as
-    torchvision's `resized_crop(..., antialias=True)`.
+    Positions are in pixels. The resizing is bilinear with antialiasing. For crops of whole pixels it
+    equals torchvision's `resized_crop(..., antialias=True)`.
     """
     length_N = length_N.clamp(min=1)
     scale = (length_N / size)[:, None, None]
     reach = scale.clamp(min=1)
     start, end = start_N[:, None, None], (start_N + length_N)[:, None, None]
     centre = start + (torch.arange(size, device=start_N.device)[:, None] + 0.5) * scale
-    # No pixel further away has a weight, so only these few are computed, then put into their columns.
+    # Pixels further away have weight 0, so only these few are computed, then put into their columns.
     taps = min(side, math.ceil(2 * max(1, side / size)) + 1)
     first = (centre - reach - 0.5).ceil().clamp(0, side - taps)
     pixel = first + torch.arange(taps, device=start_N.device) + 0.5
     weight = (1 - (pixel - centre).abs() / reach).clamp(min=0)
-    # Pixels outside the crop do not bleed into it. The slack keeps a boundary pixel against rounding.
+    # Pixels outside the crop do not bleed into it. The 1e-3 keeps a boundary pixel despite rounding.
     weight = weight * ((pixel > start - 1e-3) & (pixel < end + 1e-3))
     weight = weight / weight.sum(dim=2, keepdim=True)
     matrix = weight.new_zeros(len(start_N), size, side)
@@ -168,26 +175,27 @@ def resampling_matrix(start_N: Tensor, length_N: Tensor, side: int, size: int) -
 
 
 def blur_matrix(sigma_N: Tensor, size: int, chosen_N: Tensor | None = None) -> Tensor:
-    """Gaussian blur of a line as matrices of shape (N, size, size).
+    """Returns matrices of shape (N, size, size) that apply a Gaussian blur to a line of pixels.
 
-    The kernel is an odd tenth of the side (SimCLR, appendix A), at least 3, edges are reflected:
-    torchvision's `gaussian_blur`, which blurs rows and columns with the same line. Those that are not
-    `chosen` (all are, where it is None) get the matrix that changes nothing.
+    The kernel's size is a tenth of the side (SimCLR, appendix A), odd and at least 3; edges are
+    reflected. This is torchvision's `gaussian_blur`, which blurs rows and columns with the same kernel.
+    Images that are not chosen get the identity matrix; if `chosen_N` is None, all are chosen.
     """
     shifts_KxP = _shifts(size, sigma_N.device)
     distance = torch.arange(len(shifts_KxP), device=sigma_N.device)
     weight_NxK = torch.exp(-0.5 * (distance / sigma_N[:, None]) ** 2)
     if chosen_N is not None:
         weight_NxK = torch.where(chosen_N[:, None], weight_NxK, (distance == 0).float())
-    # Every pixel has two neighbours at each distance, itself excepted.
+    # Each distance but 0 has two neighbours, one on either side.
     total = 2 * weight_NxK.sum(dim=1, keepdim=True) - weight_NxK[:, :1]
     return (weight_NxK / total @ shifts_KxP).view(-1, size, size)
 
 
 @functools.cache
 def _shifts(size: int, device: torch.device) -> Tensor:
-    """For each distance 0, 1, … within the blur's kernel, the matrix (size, size) that adds up the
-    pixels at this distance, reflected at the edges; flattened, shape (K, size·size)."""
+    """Returns, for each distance 0, 1, … within the blur's kernel, the matrix (size, size) that adds up
+    the pixels at this distance, reflected at the edges. They are flattened: shape (K, size·size).
+    """
     i = torch.arange(size)[:, None]
     j = torch.arange(size)[None, :]
     distances = torch.arange(max(size // 20, 1) + 1)[:, None, None]
@@ -200,12 +208,13 @@ def _shifts(size: int, device: torch.device) -> Tensor:
 def resample(images_NxSxSx3: Tensor, rows: Tensor, columns: Tensor, views: int = 1) -> Tensor:
     """Applies (V·N, R, S) matrices to the rows and columns of uint8 images.
 
-    Returns float32 in [0, 1] of shape (V·N, 3, R·R). Colours stand between rows and columns until
-    the rows are done, so that every product is large and what is moved moves in whole lines.
+    Returns float32 in [0, 1] of shape (V·N, 3, R·R). The colours are the middle dimension, between rows
+    and columns, until the rows are resampled: so every matrix product is large and memory is moved in
+    whole lines.
     """
     count, size, side = rows.shape
     lines = images_NxSxSx3.transpose(2, 3).reshape(-1, side, 3 * side).float().mul_(1 / 255)
-    # The views of an image are neighbours here, so that its pixels are not copied for each of them.
+    # An image's views are stacked into one matrix, so that its pixels are not copied for each view.
     by_image = rows.view(views, -1, size, side).transpose(0, 1).reshape(-1, views * size, side)
     lines = torch.bmm(by_image, lines).view(-1, views, size, 3, side)
     lines = lines.permute(1, 0, 3, 2, 4).reshape(count, 3 * size, side)
@@ -213,7 +222,7 @@ def resample(images_NxSxSx3: Tensor, rows: Tensor, columns: Tensor, views: int =
 
 
 def solarise(pixels_Nx3xP: Tensor, chosen_N: Tensor, threshold: float = 0.5) -> Tensor:
-    """Inverts the values of `threshold` and more in the chosen images: torchvision's `solarize`."""
+    """Inverts the values of `threshold` and more in the chosen images, as torchvision's `solarize`."""
     bright = (pixels_Nx3xP >= threshold) & chosen_N[:, None, None]
     return torch.where(bright, 1 - pixels_Nx3xP, pixels_Nx3xP)
 
@@ -221,13 +230,13 @@ def solarise(pixels_Nx3xP: Tensor, chosen_N: Tensor, threshold: float = 0.5) -> 
 def colour_matrix(
     u_Nx6: Tensor, mean_Nx3: Tensor, strength: float, grey: float, saturation: float = 1.0
 ) -> Tensor:
-    """Colour jitter, then greyscale, as one affine map per image: (N, 3, 4).
+    """Returns colour jitter followed by greyscale as one affine map per image: (N, 3, 4).
 
-    The paper draws the order of the four operations. Without clipping in between they commute (none
-    but brightness and contrast changes luma, and those treat all colours alike), so any order is
-    every order. `mean_Nx3` is each image's mean colour, towards whose luma contrast pulls. `u_Nx6`
-    holds uniform draws: factors of brightness, contrast and saturation, hue, whether to jitter at
-    all, and greyscale.
+    SimCLR applies the four operations of the jitter in random order. Without clipping in between they
+    commute (only brightness and contrast change luma, and those treat all colours alike), so one order
+    is enough. `mean_Nx3` is each image's mean colour, towards whose luma contrast pulls. `u_Nx6` holds
+    uniform random numbers for, in this order: the factors of brightness, contrast and saturation, the
+    hue, whether to jitter at all, and whether to make the image grey.
     """
     light_Nx2 = _factors(u_Nx6[:, :2], 0.8 * strength)
     saturation_N = _factors(u_Nx6[:, 2], 0.8 * strength * saturation)
@@ -242,18 +251,19 @@ def colour_matrix(
 
 
 def _factors(u: Tensor, reach: float) -> Tensor:
-    """Uniform draws in [0, 1) to factors in [1 - reach, 1 + reach], not below 0."""
+    """Maps uniform random numbers in [0, 1) to factors in [1 - reach, 1 + reach], but not below 0."""
     low = max(0.0, 1 - reach)
     return low + (1 + reach - low) * u
 
 
 def _compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """The affine map x → outer(inner(x)) of 3×4 matrices."""
+    """Returns the affine map x → outer(inner(x)) of two 3×4 matrices."""
     product = outer[:, :, :3] @ inner
     return torch.cat([product[:, :, :3], product[:, :, 3:] + outer[:, :, 3:]], dim=2)
 
 
 def _with_offset(linear: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Appends a column of offsets, by default 0, to 3×3 matrices: (N, 3, 4)."""
     zero = torch.zeros_like(linear[:, :, :1])
     return torch.cat([linear, zero if offset is None else offset], dim=2)
 
@@ -267,7 +277,8 @@ class _Constants:
 
 @functools.cache
 def _constants(device: torch.device) -> _Constants:
-    """Copied to the device once: a GPU finishes its work before it takes such a copy."""
+    """Returns the constants on a device. They are copied once, as a GPU finishes its work before such a
+    copy."""
     to_yiq = _RGB_TO_YIQ.to(device)
     return _Constants(torch.tensor(LUMA, device=device), to_yiq, torch.linalg.inv(to_yiq))
 
@@ -292,11 +303,11 @@ def saturation_map(factor_N: Tensor) -> Tensor:
 
 
 def hue_map(angle_N: Tensor) -> Tensor:
-    """A turn of the I-Q plane of YIQ by `angle` (radians); luma stays as it is."""
+    """Rotates the I-Q plane of YIQ by `angle` (radians); luma is unchanged."""
     cos, sin = torch.cos(angle_N), torch.sin(angle_N)
-    turn = torch.zeros(len(angle_N), 3, 3, device=angle_N.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = cos
-    turn[:, 1, 2], turn[:, 2, 1] = sin, -sin
+    rotation = torch.zeros(len(angle_N), 3, 3, device=angle_N.device)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1] = rotation[:, 2, 2] = cos
+    rotation[:, 1, 2], rotation[:, 2, 1] = sin, -sin
     constants = _constants(angle_N.device)
-    return _with_offset(constants.to_rgb @ turn @ constants.to_yiq)
+    return _with_offset(constants.to_rgb @ rotation @ constants.to_yiq)

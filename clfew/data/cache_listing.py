@@ -1,4 +1,4 @@
-"""What `clfew cache` shows: the pixel stores there are. Needs neither torch nor the images."""
+"""Lists and clears the image caches on disk, for `clfew cache`. Needs neither torch nor the images."""
 
 import json
 import shutil
@@ -11,8 +11,11 @@ from clfew.data.image_cache import cache_folder
 
 @dataclass(frozen=True)
 class CacheListing:
-    """A store on disk: the source it was made from, its images, their side in pixels, its size in
-    bytes, and the day it was last used."""
+    """An image cache on disk.
+
+    source: the source it was made from. images: how many it was made from. side: of a cached image, in
+    pixels. bytes: its size on disk. used: date and time of its last use.
+    """
 
     folder: Path
     source: str
@@ -23,31 +26,31 @@ class CacheListing:
 
 
 def list_image_caches() -> list[CacheListing]:
-    """All finished stores, the last used first."""
+    """Returns all finished image caches, the last used first."""
     caches = []
     for metadata in cache_folder().glob("*/store.json"):
         try:
             content = json.loads(metadata.read_text(encoding="utf-8"))
             size = sum(file.stat().st_size for file in metadata.parent.iterdir())
             used = metadata.parent.stat().st_mtime
-            named = (str(content["source"]), int(content["images"]), int(content["side"]))
+            fields = (str(content["source"]), int(content["images"]), int(content["side"]))
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # Being removed by another clfew, or damaged.
+            continue  # It is damaged, or another clfew is removing it.
         day = datetime.fromtimestamp(used).strftime("%Y-%m-%d %H:%M")
-        listing = CacheListing(metadata.parent, *named, size, day)
+        listing = CacheListing(metadata.parent, *fields, size, day)
         caches.append((used, listing))
     return [listing for _, listing in sorted(caches, key=lambda pair: -pair[0])]
 
 
 def clear_image_caches() -> list[Path]:
-    """Removes every store, damaged ones too; one in use by a running clfew stays readable for it.
+    """Removes every image cache, damaged ones too. A running clfew can still read one that it uses.
 
     Returns the folders that could not be removed.
     """
     left = []
     for name in ("store.json", "pixels.safetensors"):
         for file in cache_folder().glob(f"*/{name}"):
-            if not file.parent.name.startswith("."):  # Still being built.
+            if not file.parent.name.startswith("."):  # A cache still being built has a dot.
                 shutil.rmtree(file.parent, ignore_errors=True)
                 if file.parent.exists() and file.parent not in left:
                     left.append(file.parent)

@@ -1,14 +1,14 @@
-"""CIE Lab, in which lightness and colour are apart: L in [0, 100], a and b within ±110 for any sRGB.
+"""CIE Lab, which separates lightness from colour: L in [0, 100], a and b within ±110 for any sRGB.
 
-sRGB (IEC 61966-2-1) to XYZ to Lab (CIE 1976) with the white point D65, as scikit-image's and OpenCV's.
+sRGB (IEC 61966-2-1) to XYZ to Lab (CIE 1976) with the white point D65, as in scikit-image and OpenCV.
 """
 
 import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)
-"""What each colour counts for in the brightness of a pixel (ITU-R Rec. 601), as torchvision and Pillow
-make images grey."""
+"""The weights of red, green and blue in the brightness of a pixel (ITU-R Rec. 601), with which
+torchvision and Pillow make images grey."""
 
 _RGB_TO_XYZ = torch.tensor(
     [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
@@ -20,11 +20,11 @@ AB_REACH = 110.0
 
 
 def rgb_to_lab(images_NxCxHxW: Tensor) -> Tensor:
-    """sRGB in [0, 1] of shape (N, 3, H, W) to L, a, b of the same shape, in float32."""
+    """Converts sRGB in [0, 1] of shape (N, 3, H, W) to L, a, b of the same shape, in float32."""
     rgb = images_NxCxHxW.float()
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055).clamp(min=0) ** 2.4, rgb / 12.92)
     to_xyz = (_RGB_TO_XYZ / _WHITE[:, None]).to(rgb.device)
-    with torch.autocast(rgb.device.type, enabled=False):  # bf16 has no room for differences of colours.
+    with torch.autocast(rgb.device.type, enabled=False):  # bf16 is too coarse for colours.
         xyz = torch.einsum("dc,nchw->ndhw", to_xyz, linear)
     root = torch.where(
         xyz > _LINEAR_BELOW**3,
@@ -36,7 +36,7 @@ def rgb_to_lab(images_NxCxHxW: Tensor) -> Tensor:
 
 
 def lab_to_rgb(lab_NxCxHxW: Tensor) -> Tensor:
-    """The inverse of `rgb_to_lab`; colours that no screen has are cut to [0, 1]."""
+    """The inverse of `rgb_to_lab`; colours outside sRGB are clipped to [0, 1]."""
     lightness, a, b = lab_NxCxHxW.float().unbind(1)
     y = (lightness + 16) / 116
     root = torch.stack([y + a / 500, y, y - b / 200], dim=1)

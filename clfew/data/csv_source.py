@@ -1,4 +1,4 @@
-"""A source that is a CSV of `path,label` and, where it names splits, `split`."""
+"""Opens a CSV as a source: it has the column `path` and, optionally, `label` and `split`."""
 
 import csv
 import os
@@ -16,9 +16,10 @@ CSV_COLUMNS = ("path", "label", "split")
 
 
 def read_label_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV with the column `path` and, if there, `label` and `split`; cells `unguarded`.
+    """Returns the rows of a CSV with the column `path` and, optionally, `label` and `split`.
 
-    Raises UserError for other columns, empty paths and paths that come twice.
+    Cells are returned as they were before `guarded`. Raises UserError for other columns, empty paths,
+    paths that come twice, and a file that has no rows or cannot be read as CSV.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
@@ -28,10 +29,10 @@ def read_label_csv(path: Path) -> list[dict[str, str]]:
     except (OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as CSV: {error}.", "save it as UTF-8 CSV.") from None
     unknown = [name for name in columns if name not in CSV_COLUMNS]
-    doubled = [name for name in CSV_COLUMNS if columns.count(name) > 1]
-    if "path" not in columns or unknown or doubled:
-        problem = f"the column '{doubled[0]}' more than once" if doubled else "no column 'path'"
-        problem = f"unknown column '{unknown[0]}'" if unknown else problem
+    repeated = [name for name in CSV_COLUMNS if columns.count(name) > 1]
+    if "path" not in columns or unknown or repeated:
+        problem = f"the column '{repeated[0]}' more than once" if repeated else "no column 'path'"
+        problem = f"an unknown column '{unknown[0]}'" if unknown else problem
         raise UserError(
             f"{path} has {problem} (its first line is: {', '.join(columns) or 'empty'}).",
             "the first line must be path,label (and split, if the file names train, val and test).",
@@ -39,16 +40,16 @@ def read_label_csv(path: Path) -> list[dict[str, str]]:
     for number, row in numbered:
         if None in row or None in row.values():
             raise UserError(
-                f"Line {number} of {path} has not as many fields as the first line.",
+                f"Line {number} of {path} does not have as many fields as the first line.",
                 'put names that contain commas in "quotes".',
             )
         if not row["path"].strip():
             raise UserError(f"Line {number} of {path} names no image.", "fill in its path or remove it.")
     rows = [{name: unguarded(cell) for name, cell in row.items()} for _, row in numbered]
-    twice = [name for name, count in Counter(row["path"] for row in rows).items() if count > 1]
-    if twice:
+    duplicates = [name for name, count in Counter(row["path"] for row in rows).items() if count > 1]
+    if duplicates:
         raise UserError(
-            f"{path} names {twice[0]} more than once ({len(twice)} such paths).",
+            f"{path} names {duplicates[0]} more than once ({len(duplicates)} such paths).",
             "give each image one line: an image has one label.",
         )
     if not rows:
@@ -57,22 +58,24 @@ def read_label_csv(path: Path) -> list[dict[str, str]]:
 
 
 def open_csv(path: Path) -> Source:
+    """Opens a CSV of images. Raises UserError as `read_label_csv` does, and if an image does
+    not exist or a split is unknown."""
     rows = read_label_csv(path)
     folder = path.parent
     names = [row["path"] for row in rows]
     files = [folder / name for name in names]  # An absolute name stays as it is.
-    # os.path, which unlike pathlib answers no to a name that is too long.
+    # os.path.isfile returns False for a name that is too long; pathlib raises.
     missing = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(rows)} images in {path} do not exist, first {missing[0]}.",
+            f"{len(missing)} of {len(rows)} images in {path} do not exist (first: {missing[0]}).",
             f"paths are relative to the CSV's own folder, {folder.resolve()}.",
         )
-    given = [row.get("split", "") or "train" for row in rows]
-    unknown = [split for split in given if split.lower() not in SPLITS]
+    split_names = [row.get("split", "") or "train" for row in rows]
+    unknown = [split for split in split_names if split.lower() not in SPLITS]
     if unknown:
         raise UserError(
-            f"{path} has the split '{unknown[0]}'.", "the column split holds train, val or test."
+            f"{path} has the split '{unknown[0]}'.", "the column split must hold train, val or test."
         )
     labels, classes = encode_labels([row.get("label", "").strip() for row in rows])
     return Source(
@@ -80,10 +83,11 @@ def open_csv(path: Path) -> Source:
         identities=names,
         labels=labels,
         classes=classes,
-        splits=np.array([SPLITS[split.lower()] for split in given]),
+        splits=np.array([SPLITS[split.lower()] for split in split_names]),
         content=lambda i: read_bytes(files[i]),
-        # With the splits: moving an image to the test split must not go unnoticed.
+        # It includes the splits: moving an image to the test split must change the fingerprint.
         fingerprint=fingerprint_of(
-            (f"{split} {name}", file) for split, name, file in zip(given, names, files, strict=True)
+            (f"{split} {name}", file)
+            for split, name, file in zip(split_names, names, files, strict=True)
         ),
     )

@@ -1,4 +1,4 @@
-"""The one way an image becomes pixels, whatever it comes from.
+"""Decodes images to pixels, in the same way whatever source they come from.
 
 A file is untrusted: formats are an allow-list, bytes and pixels are bounded before anything is
 decoded, and the whole image is decoded (Pillow's `verify` accepts truncated files).
@@ -37,19 +37,19 @@ MAX_PIXELS = 100_000_000
 """Decoding takes at most 20 bytes a pixel, 2 GB; Pillow alone stops at 179 million pixels."""
 _BAND_PIXELS = 2**18
 
-# What Pillow warns of (odd metadata, large images) is either harmless or refused below, and
+# What Pillow warns about (odd metadata, large images) is either harmless or refused below, and
 # `warnings.catch_warnings` would not be safe in the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class BadImage(Exception):
-    """An image that cannot be used; the message is the reason, fit for a table."""
+    """An image that cannot be used; the message is the reason, short enough for a table."""
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a regular file of at most MAX_BYTES.
+    """Returns the content of a regular file of at most MAX_BYTES.
 
-    Raises BadImage for anything else: a pipe would block, a device would never end.
+    Raises BadImage for anything else: a pipe would block, and a device would never end.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
@@ -66,9 +66,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(content: bytes, at_least: int | None = None) -> Image.Image:
-    """Decodes an encoded image to upright RGB (first frame, transparency on white).
+    """Decodes an encoded image to upright RGB (the first frame, with transparency on white).
 
-    `at_least` lets a JPEG be decoded at a smaller scale whose sides are not below this many pixels.
+    With `at_least`, a JPEG may be decoded at a smaller scale whose sides have at least this many pixels.
     Raises BadImage.
     """
     if not content:
@@ -96,9 +96,9 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
 
 
 def to_square(image: Image.Image, side: int) -> tuple[np.ndarray, float]:
-    """An RGB image squeezed into side×side (antialiased bicubic), and its width / height.
+    """Resizes an RGB image to side×side (antialiased bicubic) without keeping its aspect ratio.
 
-    Returns a uint8 array (side, side, 3).
+    Returns a uint8 array (side, side, 3) and the original's width / height.
     """
     aspect = image.width / image.height
     if image.size != (side, side):
@@ -107,12 +107,12 @@ def to_square(image: Image.Image, side: int) -> tuple[np.ndarray, float]:
 
 
 def load_square(content: bytes, side: int) -> tuple[np.ndarray, float]:
-    """`decode` and `to_square` in one: what the pixel store, `predict` and `embed` all read."""
+    """`decode` and `to_square` in one. The image cache, `predict` and `embed` all use it."""
     return to_square(decode(content, at_least=side), side)
 
 
 def image_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height from the header alone, None where it cannot be read."""
+    """Returns width and height from the header alone, or None if it cannot be read."""
     try:
         return Image.open(io.BytesIO(content), formats=FORMATS).size
     except Exception:  # Any failure is reported when the image is decoded.
@@ -120,8 +120,9 @@ def image_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _kind(content: bytes) -> str | None:
-    """The accepted format that a file begins like: Pillow says no more of one it cannot open."""
-    start = content[:16].ljust(16, b"\0")  # Some of Pillow's checks read on beyond a shorter file.
+    """Returns the accepted format that the file's first bytes show, or None. Pillow does not report the
+    format of a file that it cannot open."""
+    start = content[:16].ljust(16, b"\0")  # Some of Pillow's checks read beyond a shorter file.
     for kind in FORMATS:
         accepts = Image.OPEN[kind][1]
         if accepts is not None and accepts(start) is True:
@@ -130,15 +131,15 @@ def _kind(content: bytes) -> str | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Broken EXIF data says nothing about the pixels: they stay as they are.
+    # Broken EXIF data does not affect the pixels: they stay as they are.
     with contextlib.suppress(Exception):
-        ImageOps.exif_transpose(image, in_place=True)  # Otherwise a copy, even of an upright one.
+        ImageOps.exif_transpose(image, in_place=True)  # Else it copies even an upright one.
     return image
 
 
 def _has_wide_key(image: Image.Image) -> bool:
-    """Whether the colour that stands for transparent is one of 16 bits: Pillow, which has made 8 of the
-    pixels' 16, would take it for another."""
+    """Returns whether the transparent colour has 16 bits per channel. Pillow has reduced the pixels from
+    16 bits to 8, but not this colour, so it would make another colour transparent."""
     key = image.info.get("transparency")
     return isinstance(key, tuple) and max(key) > 255
 
@@ -148,7 +149,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode == "F":
         raise BadImage("floating-point pixels have no known range")
-    # A band of rows at a time: what is between the steps takes several times the image's own memory.
+    # It converts a band of rows at a time: intermediate images take several times the memory of one.
     result = Image.new("RGB", image.size)
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
@@ -158,7 +159,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _band_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit greyscale, in one of Pillow's spellings.
+    if image.mode.startswith("I"):  # 16-bit greyscale, in one of Pillow's modes for it.
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise BadImage("pixel values beyond 16 bits")

@@ -1,4 +1,4 @@
-"""A source that is a folder: images anywhere below it, class folders, splits."""
+"""Opens a folder as a source: images anywhere below it, with class folders and splits."""
 
 import os
 import sys
@@ -13,6 +13,11 @@ from clfew.errors import UserError
 
 
 def open_folder(folder: Path) -> Source:
+    """Opens a folder of images. Raises UserError if it holds none.
+
+    It has splits if images lie in a folder train/ or test/. A class is a folder at the first level, or
+    at the first level within a split, that holds images itself.
+    """
     images, others = walk_images(folder)
     if not images:
         found = f"only {others} other files" if others else "it is empty"
@@ -20,23 +25,24 @@ def open_folder(folder: Path) -> Source:
             f"There are no images in {folder} ({found}).",
             f"clfew reads {', '.join(sorted(e[1:] for e in EXTENSIONS))} files, in subfolders too.",
         )
-    # Split again for each use, and class names once each: of millions of names the parts take gigabytes.
+    # Names are split into parts anew for each use, and each class name is kept once: for millions of
+    # names the parts would take gigabytes.
     has_splits = any(p[0] in ("train", "test") and len(p) > 1 for p in map(_parts, images))
     splits, class_names = [], []
     for p in map(_parts, images):
         in_split = has_splits and p[0] in SPLITS and len(p) > 1
         splits.append(SPLITS[p[0]] if in_split else "train")
         below = p[1:] if in_split else p
-        # Where the data has splits, folders beside them (unlabeled/, extra/) are no classes.
-        is_below = len(below) > 1 and (in_split or not has_splits)
-        class_names.append(sys.intern(below[0]) if is_below else "")
-    # A first-level folder is a class where it holds images itself, not only folders of images.
-    direct = {
+        # If there are splits, folders beside them (unlabeled/, extra/) are not classes.
+        in_class = len(below) > 1 and (in_split or not has_splits)
+        class_names.append(sys.intern(below[0]) if in_class else "")
+    # A first-level folder is a class if it holds images itself, not only folders of images.
+    class_folders = {
         name
         for p, name in zip(map(_parts, images), class_names, strict=True)
         if name and len(p) == (3 if has_splits else 2)
     }
-    class_names = [name if name in direct else "" for name in class_names]
+    class_names = [name if name in class_folders else "" for name in class_names]
     labels, classes = encode_labels(class_names)
     return Source(
         spec=str(folder.resolve()),

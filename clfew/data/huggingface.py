@@ -57,7 +57,8 @@ def _load_local(path: Path) -> Any:
 
 
 def _by_split(files: list[Path]) -> dict[str, list[str]]:
-    """Files by the split their name starts with (train-00000-of-00002.parquet) or their folder has."""
+    """Groups files by the split that their name starts with (train-00000-of-00002.parquet) or that their
+    folder is named after; all others are for training."""
     splits: dict[str, list[str]] = {}
     for file in files:
         words = [file.stem.split("-")[0].lower(), file.parent.name.lower()]
@@ -69,7 +70,7 @@ def _by_split(files: list[Path]) -> dict[str, list[str]]:
 def _as_source(spec: str, loaded: dict[str, Any]) -> Source:
     import datasets
 
-    tables, identities, names, splits = [], [], [], []
+    tables, identities, class_names, splits = [], [], [], []
     digest = hashlib.blake2b(digest_size=16)
     for split, table in loaded.items():
         features = table.features
@@ -83,7 +84,7 @@ def _as_source(spec: str, loaded: dict[str, Any]) -> Source:
         digest.update(f"{split}\0{table._fingerprint}\0{len(table)}\0".encode())
         splits += [SPLITS.get(split, "train")] * len(table)
         identities += [f"{split}/{row:08d}" for row in range(len(table))]
-        names += _label_names(table, label)
+        class_names += _label_names(table, label)
         tables.append(table.select_columns(image).cast_column(image, datasets.Image(decode=False)))
     starts = np.cumsum([0, *map(len, tables)])
 
@@ -96,12 +97,13 @@ def _as_source(spec: str, loaded: dict[str, Any]) -> Source:
 
     if not identities:
         raise UserError(f"{spec} has no rows.", "name a data set with images.")
-    labels, classes = encode_labels(names)
+    labels, classes = encode_labels(class_names)
     return Source(spec, identities, labels, classes, np.array(splits), content, digest.hexdigest())
 
 
 def _label_column(features: Any) -> str | None:
-    """The column of labels: the one ClassLabel, else a column named label(s) or class."""
+    """Returns the column of labels, or None: a ClassLabel, if possible one named label(s) or class, else
+    another column of such a name."""
     import datasets
 
     typed = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]

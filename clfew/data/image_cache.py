@@ -1,8 +1,8 @@
-"""The pixel store: every image of a source decoded once, as one memory-mapped uint8 array.
+"""The image cache: every image of a source decoded once, in one memory-mapped uint8 array.
 
-A store is a folder in the cache, named by what it was made from. It is built beside its place and
-renamed into it, so a half-made one is never found; two builders at once each make their own and
-the second one's is thrown away.
+It is a folder in the cache folder, named by a digest of what it was made from. It is built in a folder
+beside that and then renamed, so a half-built one is never found. Two processes that build it at once
+each make their own, and the second one's is thrown away.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ from clfew.runs.files import write_json
 FORMAT = 2
 _CHUNK = 256
 MAX_BAD_FRACTION = 0.5
-"""More bad images than this share of a source stop the run: something else is wrong."""
+"""If a larger fraction of a source's images is bad, the run stops: something else is wrong."""
 
 
 @dataclass(frozen=True)
 class ImageCache:
-    """The decoded images of a source of N, at the source's own indices.
+    """The decoded images of a source of N images, at their indices in the source.
 
-    good: int64, the indices that hold an image. pixels: uint8 (N, S, S, 3), memory-mapped.
+    good: int64, the indices of the images that were decoded. pixels: uint8 (N, S, S, 3), memory-mapped.
     aspects: float32 (N,), width / height of each original. digests: uint64 (N,), of each file's
     bytes. bad: (identity, reason) of each image that could not be used.
     """
@@ -56,25 +56,25 @@ class ImageCache:
 
 
 class RowReader:
-    """Reads rows of an array; rows of a memory-mapped one with file reads instead of the mapping.
+    """Reads rows of an array. If the array is memory-mapped, it reads the file instead of the mapping.
 
-    Pages that were read through a mapping count as this process's memory, all 28 GB of a million
-    images in the end, and each costs a fault. The file stays open: it may be removed meanwhile.
+    Pages read through a mapping count as this process's memory, in the end all 28 GB of a million
+    images, and each costs a page fault. The file stays open, so that it may be removed meanwhile.
     """
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
         self._file: IO[bytes] | None = None
         self._offset = 0
-        # A slice of a mapped array has another base, and another offset than it says.
+        # A slice of a mapped array has another base, and its `offset` is wrong.
         is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
         if is_whole and hasattr(os, "preadv"):
             mapped: Any = array
-            with contextlib.suppress(OSError):  # Cleared from the cache: the mapping can still be read.
+            with contextlib.suppress(OSError):  # The file was cleared: the mapping can still be read.
                 self._file, self._offset = open(mapped.filename, "rb", 0), mapped.offset  # noqa: SIM115
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """array[rows]. Raises UserError when the file can no longer be read."""
+        """Returns array[rows]. Raises UserError if the file can no longer be read."""
         if self._file is None:
             return self._array[rows]
         result = np.empty((len(rows), *self._array.shape[1:]), self._array.dtype)
@@ -84,7 +84,7 @@ class RowReader:
                 _read_whole(self._file.fileno(), memoryview(buffer).cast("B"), self._offset + row * size)
         except OSError as error:
             raise UserError(
-                f"The pixel store {Path(self._file.name).parent} cannot be read ({error}).",
+                f"The image cache {Path(self._file.name).parent} cannot be read ({error}).",
                 "clear it with: clfew cache --clear",
             ) from None
         return result
@@ -95,7 +95,7 @@ class RowReader:
 
 
 def _read_whole(file: int, buffer: memoryview, offset: int) -> None:
-    """Network filesystems may give less at a time than was asked for."""
+    """Fills the buffer. Network filesystems may return less at a time than was requested."""
     while len(buffer):
         count = os.preadv(file, [buffer], offset)
         if count == 0:
@@ -104,14 +104,15 @@ def _read_whole(file: int, buffer: memoryview, offset: int) -> None:
 
 
 def cache_folder() -> Path:
-    """Where stores are kept: $CLFEW_CACHE, else clfew/ in the user's cache folder."""
+    """Returns the folder of all image caches: $CLFEW_CACHE, else clfew/ in the user's cache folder."""
     if os.environ.get("CLFEW_CACHE"):
         return Path(os.environ["CLFEW_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clfew"
 
 
 def typical_side(source: Source, sample: int = 64) -> int:
-    """The median shorter side, in pixels, of images spread over the source (of 64 at most)."""
+    """Returns the median of the shorter sides, in pixels, of at most `sample` images spread evenly over
+    the source. Raises UserError if none of them can be read."""
     sides = []
     for index in evenly_spaced(np.arange(len(source)), sample):
         try:
@@ -131,10 +132,10 @@ def typical_side(source: Source, sample: int = 64) -> int:
 def open_image_cache(
     source: Source, side: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> ImageCache:
-    """The store of `source` at side×side pixels: found in the cache, or built on all cores.
+    """Returns the image cache of `source` at side×side pixels, which is built on all cores if it is new.
 
-    `progress(done, total)` is called while building. Raises UserError when more than half of the
-    images are bad or the disk is full.
+    `progress(done, total)` is called while it is built. Raises UserError if more than half of the
+    images are bad, the disk is full, or the cache is damaged.
     """
     key = hashlib.blake2b(
         f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}".encode("utf-8", "surrogateescape"),
@@ -147,17 +148,17 @@ def open_image_cache(
 
 
 def cached_images(source: Source, side: int) -> ImageCache:
-    """The pixel store of a source, with progress while it is built and a word on bad images."""
+    """`open_image_cache` with a progress bar while it is built and a message about bad images."""
     with console.progress_bar("decoding") as update:
         cache = open_image_cache(source, side, update)
     if cache.bad:
         name, reason = cache.bad[0]
         console.say(
             f"skipped    {len(cache.bad)} of {len(source)} images, which cannot be used "
-            f"(first {console.printable(name)}: {reason}); bad_images.csv in the run lists them"
+            f"(the first is {console.printable(name)}: {reason}); the run's bad_images.csv lists them"
         )
     if source.ignored:
-        console.say(f"passed over {source.ignored} files that are no images")
+        console.say(f"ignored    {source.ignored} files that are not images")
     return cache
 
 
@@ -180,22 +181,22 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
             index, reason = next(iter(sorted(bad.items())))
             raise UserError(
                 f"{len(bad)} of {count} images in {source.spec} cannot be used "
-                f"(first {source.identities[index]}: {reason}).",
+                f"(the first is {source.identities[index]}: {reason}).",
                 "open one in an image viewer: they may be damaged or of another format.",
             )
         listed = [[i, source.identities[i], reason] for i, reason in sorted(bad.items())]
         metadata = {"source": source.spec, "images": count, "side": side, "bad": listed}
         write_json(temporary / "store.json", metadata)
         if not (folder / "store.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # What a removal that was killed left.
+            shutil.rmtree(folder, ignore_errors=True)  # Left by a removal that was killed.
         try:
             os.rename(temporary, folder)
         except OSError:
-            if not (folder / "store.json").exists():  # Not simply another process being first.
+            if not (folder / "store.json").exists():  # If it does, another process was first.
                 raise
     except OSError as error:
         raise UserError(
-            f"The decoded images ({needed:,} bytes) cannot be kept in {folder.parent}: "
+            f"The decoded images ({needed:,} bytes) cannot be saved in {folder.parent}: "
             f"{error.strerror or error}.",
             "set CLFEW_CACHE to a folder that can be written and has space.",
         ) from None
@@ -207,7 +208,7 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
 def _decode_all(
     source: Source, side: int, path: Path, progress: Callable[[int, int], None]
 ) -> dict[int, str]:
-    """Fills the array file; returns the reason for each bad image by its index."""
+    """Decodes all images into the array file. Returns the reason for each bad image by its index."""
     count = len(source)
     pixels, aspects, digests = _create_arrays(path, count, side)
     _reserve(path)
@@ -227,8 +228,8 @@ def _decode_all(
 
 
 def _reserve(path: Path) -> None:
-    """Takes the disk space of a sparse file now: written through a mapping, a disk that is full by then
-    would kill the process."""
+    """Allocates the disk space of a sparse file now. If the disk were full later, writing to the file
+    through a mapping would kill the process."""
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -243,9 +244,9 @@ def _layout(count: int, side: int) -> dict[str, tuple[str, np.dtype, tuple[int, 
 
 
 def _create_arrays(path: Path, count: int, side: int) -> list[np.memmap]:
-    """A safetensors file of zeros, mapped for writing: pixels, aspects and digests.
+    """Creates a safetensors file of zeros. Returns its pixels, aspects and digests, mapped for writing.
 
-    The library can only write tensors that are already whole in memory, which these are not.
+    The safetensors library can only write tensors that are whole in memory, which these are not.
     """
     header: dict[str, object] = {}
     offset = 0
@@ -278,9 +279,9 @@ def _read(folder: Path, count: int, side: int) -> ImageCache:
         pixels, aspects, digests = _map_arrays(folder / "pixels.safetensors", count, side, "r")
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise UserError(
-            f"The pixel store {folder} is damaged ({error}).", "clear it with: clfew cache --clear"
+            f"The image cache {folder} is damaged ({error}).", "clear it with: clfew cache --clear"
         ) from None
-    with contextlib.suppress(OSError):  # Somebody else's cache can be read all the same.
+    with contextlib.suppress(OSError):  # Another user's cache can still be read.
         os.utime(folder)  # The last use, which `clfew cache` shows.
     good = np.ones(count, dtype=bool)
     good[[index for index, _, _ in listed]] = False
@@ -289,7 +290,7 @@ def _read(folder: Path, count: int, side: int) -> ImageCache:
 
 
 def _sweep(cache: Path) -> None:
-    """Removes what builds of this machine left behind when they were killed."""
+    """Removes what builds on this machine left behind when they were killed."""
     for leftover in cache.glob(f".{socket.gethostname()}-*"):
         pid = leftover.name.rsplit("-", 2)[-2]
         if pid.isdigit() and not _is_running(int(pid)):

@@ -13,15 +13,15 @@ from clfew.errors import UserError
 
 
 def walk_images(folder: Path) -> tuple[list[str], int]:
-    """Paths of image files below `folder`, relative and sorted, and the number of other files.
+    """Returns the image files below `folder`, as sorted relative paths, and the number of other files.
 
-    Hidden files and folders are passed over; links to folders are followed, each folder once.
+    Hidden files and folders are skipped. Links to folders are followed, and each folder is listed once.
     """
     images: list[str] = []
     others = 0
     seen: set[tuple[int, int]] = set()
-    # Folders before links to folders, each in the order of their names: which of two names a folder
-    # gets, and so what is held out for testing, must not follow the disk's order.
+    # Folders come before links to folders, and both are sorted by name. So a folder that has two names
+    # is always listed under the same one: names decide which images are held out for testing.
     pending, links = [""], list[str]()
     while pending or links:
         relative = pending.pop() if pending else links.pop(0)
@@ -39,7 +39,7 @@ def walk_images(folder: Path) -> tuple[list[str], int]:
 
 
 def _scan(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
-    """The entries of a folder, none where it has been seen before; adds it to `seen`."""
+    """Returns the entries of a folder and adds it to `seen`; returns none if it was there already."""
     try:
         status = os.stat(folder)
         place = (status.st_dev, status.st_ino)
@@ -50,22 +50,23 @@ def _scan(folder: Path, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
             return list(entries)
     except PermissionError:
         raise UserError(
-            f"The folder {folder} may not be read.", "change its permissions, or name another folder."
+            f"The folder {folder} cannot be read: permission denied.",
+            "change its permissions, or name another folder.",
         ) from None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # A link that leads to itself.
+    except OSError:  # A link that points to itself.
         return False
 
 
 def expand(arguments: list[str], stdin: Iterable[str] | None = None) -> Iterator[str]:
-    """The image files that arguments name: files, folders, patterns, and `-` for names on stdin.
+    """Returns the image files that arguments name: files, folders, patterns, and `-` for names on stdin.
 
-    A file named twice comes once. A name on stdin that does not exist comes too, to be reported as
-    a row. Raises UserError at once for an argument that names nothing.
+    A file named twice is returned once. A name on stdin that does not exist is returned too, so that it
+    is reported in its row. Raises UserError at once for an argument that names nothing.
     """
     named = [_expand_one(argument, stdin) for argument in arguments]
     return _unique(chain(*named))
@@ -84,7 +85,7 @@ def _expand_one(argument: str, stdin: Iterable[str] | None) -> Iterable[str]:
     path = Path(argument)
     if argument == "-":
         if stdin is None and isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(errors="surrogateescape")  # Names are bytes, of whatever encoding.
+            sys.stdin.reconfigure(errors="surrogateescape")  # File names may be in any encoding.
         lines = sys.stdin if stdin is None else stdin
         return (line.rstrip("\r\n") for line in lines if line.strip())
     if path.is_dir():

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of (seed, epoch, image index).
 
 Nothing here has a state: a run that is stopped and resumed, or that reads its batches in another
-order, draws exactly the same crops and colours. The mixing function is SplitMix64
+order, uses exactly the same crops and colours. The mixing function is SplitMix64
 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014, figure 17).
 """
 
@@ -14,14 +14,14 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser: a bijection of uint64 that changes half the bits for each bit changed."""
+    """SplitMix64's finaliser: a bijection of uint64. Each changed bit changes half of the result's."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
 def _keys(seed: int, epoch: int, indices: np.ndarray, stream: int) -> np.ndarray:
-    """One uint64 key for each image."""
+    """Returns one uint64 key for each image."""
     key = np.zeros(len(indices), dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in (seed, epoch, stream):
@@ -42,11 +42,11 @@ class ImageRandom:
     indices: np.ndarray
 
     def once(self, stream: int, columns: int) -> np.ndarray:
-        """Draws of the first image alone, (columns,): for what is drawn once for all of a batch."""
+        """Returns the first image's numbers, shape (columns,): for choices made once a batch."""
         return ImageRandom(self.seed, self.epoch, self.indices[:1]).uniform(stream, columns)[0]
 
     def uniform(self, stream: int, columns: int) -> np.ndarray:
-        """Float32 draws in [0, 1), of shape (images, columns)."""
+        """Returns uniform float32 numbers in [0, 1), of shape (images, columns)."""
         counter = np.arange(1, columns + 1, dtype=np.uint64)
         with np.errstate(over="ignore"):
             keys_NxC = _keys(self.seed, self.epoch, self.indices, stream)[:, None]
@@ -55,13 +55,13 @@ class ImageRandom:
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
-    """A permutation of range(images), a function of (seed, epoch) alone."""
+    """Returns a permutation of range(images) that depends on seed and epoch alone."""
     keys = _keys(seed, epoch, np.arange(images), stream=-1)
     return np.argsort(keys, kind="stable")
 
 
 def identity_order(seed: int, identities: list[str]) -> np.ndarray:
-    """An order of `identities` that depends on the seed and on each identity, not on the order given.
+    """Returns indices that order `identities` by the seed and each identity, not by the order given.
 
     Adding or removing one identity leaves the relative order of the others as it was.
     """

@@ -1,4 +1,4 @@
-"""What a source is: images by reference, with the labels and splits that the data has."""
+"""A source: references to images, with the labels and splits that the data has."""
 
 import hashlib
 import os
@@ -13,12 +13,12 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 
 @dataclass(frozen=True)
 class Source:
-    """N images, by reference.
+    """References to N images.
 
-    spec: as the user named it, made absolute. identities: each image's name within the source.
-    labels: int64 (N,), an index into `classes`, -1 where there is none. splits: "train", "val" or
-    "test" for each image. content: reads the encoded bytes of image i. fingerprint: changes when
-    an image is added, removed or changed. ignored: files passed over because they are no images.
+    spec: the name that the user gave, made absolute. identities: each image's name within the source.
+    labels: int64 (N,), an index into `classes`, or -1 for no label. splits: "train", "val" or "test"
+    for each image. content: reads the encoded bytes of image i. fingerprint: a digest that changes when
+    an image is added, removed or changed. ignored: number of files that are not images.
     """
 
     spec: str
@@ -34,7 +34,7 @@ class Source:
         return len(self.identities)
 
     def digest(self) -> str:
-        """As `fingerprint`, and changes with the labels and the splits too."""
+        """Returns a digest that changes with the fingerprint and also with the labels and splits."""
         digest = hashlib.blake2b(self.fingerprint.encode(), digest_size=16)
         digest.update("\0".join(self.classes).encode("utf-8", "surrogateescape"))
         digest.update(self.labels.tobytes())
@@ -50,14 +50,15 @@ class Source:
 
 
 def encode_labels(names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """Class names to indices; the empty name is no label."""
+    """Returns the index of each class name, -1 for an empty one (no label), and the sorted classes."""
     classes = sorted({name for name in names if name})
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index.get(name, -1) for name in names], dtype=np.int64), classes
 
 
 def fingerprint_of(files: Iterable[tuple[str, str | Path]]) -> str:
-    """A digest of names, sizes and modification times; one file at a time, however many there are."""
+    """Returns a digest of names, sizes and modification times. It takes one file at a time, however many
+    there are."""
     digest = hashlib.blake2b(digest_size=16)
     for name, file in files:
         try:

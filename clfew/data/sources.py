@@ -1,7 +1,7 @@
-"""Where images come from: a folder, a CSV, or a data set read through Hugging Face `datasets`.
+"""Opens sources of images: a folder, a CSV, or a data set read through Hugging Face `datasets`.
 
-A source lists its images without decoding them. Labels and splits are there where the data has
-them; pretraining does not look at the labels.
+A source lists its images without decoding them. It has labels and splits if the data has them;
+pretraining does not use the labels.
 """
 
 import os
@@ -13,19 +13,19 @@ from clfew.data.source import Source
 from clfew.errors import UserError
 
 LABELLED_FOLDERS = ("labeled", "labelled")
-"""Where labelled images are looked for when no source is named."""
+"""The folders in which labelled images are looked for when no source is named."""
 
 
 def open_source(spec: str) -> Source:
-    """The source a user named: a folder, a .csv file, or hf:NAME.
+    """Opens the source that a user named: a folder, a .csv file, or hf:NAME.
 
-    Raises UserError where there is nothing by that name or no image in it.
+    Raises UserError if nothing has that name or there is no image in it.
     """
     if spec.startswith("hf:"):
         from clfew.data.huggingface import open_dataset
 
         return open_dataset(spec)
-    path = Path(os.path.expanduser(spec))  # Unlike pathlib, it takes a ~ that names nobody.
+    path = Path(os.path.expanduser(spec))  # pathlib raises for the ~ of an unknown user.
     if path.is_dir():
         return open_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":

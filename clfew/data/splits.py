@@ -1,7 +1,7 @@
-"""Which images are held out for testing, and which few keep their labels.
+"""Chooses the images that are held out for testing.
 
-Both are functions of a seed and of each image's name, not of the order in which a disk lists
-files: an image added later does not move the others.
+The choice depends on a seed and on each image's name, not on the order in which a disk lists files: an
+image added later does not move the others.
 """
 
 import numpy as np
@@ -14,9 +14,9 @@ TEST_FRACTION = 0.2
 
 
 def test_indices(source: Source, seed: int) -> np.ndarray:
-    """The held-out images: the source's own test split (or val, where it has no test), else 20 %.
+    """Returns the held-out images: the source's own test split (or val, if it has no test), else 20 %.
 
-    The 20 % are drawn per class from the labelled images; a class of one image keeps it for training
+    The 20 % are sampled per class from the labelled images. A class of one image keeps it for training
     (see `require_testable`).
     """
     for split in ("test", "val"):
@@ -33,28 +33,31 @@ def test_indices(source: Source, seed: int) -> np.ndarray:
 
 
 def require_testable(source: Source) -> None:
-    """Raises UserError for a class that has one image and so cannot be both learned and tested."""
+    """Raises UserError if a class has only one image, which cannot be used to train and to test.
+
+    A source with a test or val split of its own is not checked.
+    """
     if np.isin(source.splits, ("test", "val")).any():
         return
     for label, members in indices_by_class(source, np.arange(len(source))).items():
         if len(members) == 1:
             raise UserError(
-                f"The class '{source.classes[label]}' has one image, too few to learn from and to "
+                f"The class '{source.classes[label]}' has one image, which is too few to train and to "
                 "test on.",
-                "add images to it or leave it out; a test/ folder beside train/ is another way.",
+                "add images to it, leave it out, or put test images in a test/ folder beside train/.",
             )
 
 
 def indices_by_class(source: Source, indices: np.ndarray) -> dict[int, np.ndarray]:
-    """The indices of each class, in the order given; one pass, however many classes there are."""
+    """Returns the indices of each class, in the order given. One pass serves any number of classes."""
     labels = source.labels[indices]
     order = np.argsort(labels, kind="stable")
     classes, starts = np.unique(labels[order], return_index=True)
-    # Of no indices at all it is one group too, and no class.
+    # Without indices there is one empty group but no class: hence strict=False.
     groups = np.split(indices[order], starts[1:])
     return {int(c): group for c, group in zip(classes, groups, strict=False) if c >= 0}
 
 
 def evenly_spaced(indices: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` of the indices, evenly spaced."""
+    """Returns at most `most` of the indices, evenly spaced."""
     return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(int)]

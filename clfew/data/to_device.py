@@ -1,4 +1,4 @@
-"""From NumPy to the device that computes."""
+"""Copies NumPy arrays to the device that computes."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device. A GPU is not waited for: the copy joins the queue of its work."""
+    """Returns the array on the device. It does not wait for a GPU: the copy joins its queue of work."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,8 +1,8 @@
-"""Decoding many images, in order and ahead of whoever uses them, on all cores.
+"""Decodes many images in order, ahead of their use and on all cores.
 
-Pillow decodes without holding the interpreter's lock, but opens files in Python: with small images
-threads stand in each other's way. So after the first images, which threads decode, other processes
-take over. They are told and tell in JSON and raw bytes over pipes, never in pickles.
+Pillow decodes without holding the interpreter's lock, but it opens images in Python: if they are small,
+threads wait for each other. So threads decode the first images, and then other processes take over.
+They exchange JSON and raw bytes over pipes, never pickles.
 """
 
 import contextlib
@@ -26,7 +26,8 @@ from clfew.data.decode import BadImage, load_square
 
 CHUNK = 32
 FEW = 128
-"""Starting the processes takes as long as decoding so many small images."""
+"""Threads decode this many images before processes are started, as starting them takes as long as
+decoding so many small images."""
 MOST_DECODERS = 32
 _HELD_BYTES = 16 * 2**20
 
@@ -48,8 +49,8 @@ def content_digest(content: bytes) -> int:
 
 
 def decoders() -> int:
-    """How many images are worth decoding at a time: one for each processor core this process may use,
-    up to as many as one process can feed."""
+    """Returns how many images to decode at a time: one for each processor core that this process may
+    use, and at most MOST_DECODERS, the most that one process can feed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_DECODERS)
 
@@ -57,7 +58,8 @@ def decoders() -> int:
 def decode_ahead(
     references: Iterable[T], read: Callable[[T], bytes], side: int, workers: int
 ) -> Iterator[tuple[T, Decoded | BadImage]]:
-    """Each reference with its image, in order; at most 64 a worker, and 256, are decoded ahead.
+    """Yields each reference with its image, in order. At most 64 images a worker are decoded ahead, or
+    256 if that is more.
 
     `read` returns the encoded bytes of a reference or raises BadImage; it is called in threads.
     """
@@ -105,8 +107,8 @@ def _decode_together(
 ) -> list[Decoded | BadImage]:
     good = [content for content in contents if isinstance(content, bytes)]
     results = None if processes is None else processes.decode(good)
-    found = iter([_decode(content, side) for content in good] if results is None else results)
-    return [content if isinstance(content, BadImage) else next(found) for content in contents]
+    decoded = iter([_decode(content, side) for content in good] if results is None else results)
+    return [content if isinstance(content, BadImage) else next(decoded) for content in contents]
 
 
 def _decode(content: bytes, side: int) -> Decoded | BadImage:
@@ -117,24 +119,24 @@ def _decode(content: bytes, side: int) -> Decoded | BadImage:
 
 
 class _Processes:
-    """Processes that decode; each is asked by one thread at a time."""
+    """Processes that decode. Each is used by one thread at a time."""
 
     def __init__(self, side: int, count: int) -> None:
         self._side, self._all = side, []
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        # The parent's own path: with -m, modules would be looked for in the user's folder first.
+        # It gets this process's sys.path. With -m, Python would search the user's folder first.
         path = f"import sys; sys.path[:] = {sys.path!r}; "
         program = path + f"from clfew.data import workers; workers.serve({side})"
-        # NumPy's library for matrices would start a thread a core in each process, and use none.
-        alone = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+        # Without this, NumPy's BLAS would start a thread for each core in each process, and use none.
+        one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         for _ in range(count):
-            with contextlib.suppress(OSError, TypeError):  # No interpreter of its own, say.
+            with contextlib.suppress(OSError, TypeError):  # No interpreter to start, say.
                 process = subprocess.Popen(
                     [sys.executable, "-c", program],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    env=alone,
+                    env=one_thread,
                 )
                 self._all.append(process)
                 self._idle.put(process)
@@ -146,33 +148,38 @@ class _Processes:
                 process.communicate()
 
     def decode(self, contents: list[bytes]) -> list[Decoded | BadImage] | None:
-        """The images, or None when no process is left that answers."""
-        # There are as many as threads that ask: one that lives is idle.
+        """Returns the images, or None if no process is left that works."""
+        # As many threads use them as there are processes: the queue is only empty if some have died.
         with contextlib.suppress(queue.Empty):
             while True:
                 process = self._idle.get_nowait()
-                with contextlib.suppress(OSError, ValueError):  # It was killed, for its memory perhaps.
-                    results = _ask(process, contents, self._side)
+                with contextlib.suppress(OSError, ValueError):  # It was killed, perhaps for its memory.
+                    results = _decode_in(process, contents, self._side)
                     self._idle.put(process)
                     return results
         return None
 
 
-def _ask(
+def _decode_in(
     process: "subprocess.Popen[bytes]", contents: list[bytes], side: int
 ) -> list[Decoded | BadImage]:
+    """Sends encoded images to a process that runs `serve` and returns what it decoded.
+
+    A request is a line of JSON with the images' sizes in bytes, then their bytes. A reply is a line of
+    JSON with the reason for each bad image and [aspect, digest] for each other one, then the pixels.
+    """
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(json.dumps([len(content) for content in contents]).encode() + b"\n")
     for content in contents:
         process.stdin.write(content)
     process.stdin.flush()
     results: list[Decoded | BadImage] = []
-    for told in json.loads(process.stdout.readline()):
-        if isinstance(told, str):
-            results.append(BadImage(told))
+    for entry in json.loads(process.stdout.readline()):
+        if isinstance(entry, str):
+            results.append(BadImage(entry))
         else:
             pixels = np.frombuffer(_exactly(process.stdout, side * side * 3), np.uint8)
-            results.append(Decoded(pixels.reshape(side, side, 3), told[0], told[1]))
+            results.append(Decoded(pixels.reshape(side, side, 3), entry[0], entry[1]))
     return results
 
 
@@ -184,16 +191,16 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 
 
 def serve(side: int) -> None:
-    """What the other processes run: chunks of encoded images from stdin, pixels to stdout."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The one who asks decides when it ends.
+    """Runs in the other processes: reads encoded images from stdin and writes pixels to stdout."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides when it ends.
     if hasattr(os, "nice"):
-        os.nice(10)  # Where a network waits for two cores, images are waiting for it already.
-    settings, answers = sys.stdin.buffer, sys.stdout.buffer
-    while line := settings.readline():
-        images = [_decode(_exactly(settings, size), side) for size in json.loads(line)]
-        told = [str(i) if isinstance(i, BadImage) else [float(i.aspect), i.digest] for i in images]
-        answers.write(json.dumps(told).encode() + b"\n")
+        os.nice(10)  # The network that trains goes first: decoded images already wait for it.
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    while line := requests.readline():
+        images = [_decode(_exactly(requests, size), side) for size in json.loads(line)]
+        entries = [str(i) if isinstance(i, BadImage) else [float(i.aspect), i.digest] for i in images]
+        replies.write(json.dumps(entries).encode() + b"\n")
         for image in images:
             if isinstance(image, Decoded):
-                answers.write(np.ascontiguousarray(image.pixels).tobytes())
-        answers.flush()
+                replies.write(np.ascontiguousarray(image.pixels).tobytes())
+        replies.flush()

@@ -1,9 +1,9 @@
-"""A teacher's classifier handed on to a student through the unlabelled images.
+"""The loss that trains a student on the teacher's predictions for unlabelled images.
 
-SimCLRv2's third step (Chen et al., Big Self-Supervised Models are Strong Semi-Supervised Learners,
-NeurIPS 2020, section 2) on a weak view of each image, and FixMatch (Sohn et al., NeurIPS 2020) on a
-strong one, with the self-adaptive thresholds of FreeMatch (Wang et al., ICLR 2023) and the distribution
-alignment of ReMixMatch (Berthelot et al., ICLR 2020).
+It is the sum of two terms: SimCLRv2's third step (Chen et al., Big Self-Supervised Models are Strong
+Semi-Supervised Learners, NeurIPS 2020, section 2) on a weak view of each image, and FixMatch (Sohn et
+al., NeurIPS 2020) on a strong view, with the self-adaptive thresholds of FreeMatch (Wang et al., ICLR
+2023) and the distribution alignment of ReMixMatch (Berthelot et al., ICLR 2020).
 
 Shape suffixes: B images in the batch, M images to learn from, C classes.
 """
@@ -19,14 +19,14 @@ from clfew.models.encoder import freeze_statistics
 from clfew.training.batch import Batch
 
 MOMENTUM = 0.99
-"""Of the running confidence and class shares. FreeMatch takes 0.999 for a million steps; a student here
-has hundreds."""
+"""The momentum of the running means of confidence and class probabilities. FreeMatch uses 0.999 for a
+million steps; a student here is trained for hundreds."""
 
 
 def distillation_loss(student_BxC: Tensor, teacher_BxC: Tensor, temperature: float) -> Tensor:
-    """T² · cross-entropy of the teacher's softened probabilities and the student's (SimCLRv2,
-    section 2; the factor T² keeps the gradient's size, Hinton et al., Distilling the Knowledge in a
-    Neural Network, section 2), one value an image.
+    """Returns T² · cross-entropy of the teacher's softened probabilities and the student's (SimCLRv2,
+    section 2), one value per image. The factor T² keeps the size of the gradient (Hinton et al.,
+    Distilling the Knowledge in a Neural Network, section 2).
 
     student_BxC: logits. teacher_BxC: probabilities at temperature 1; softened, p becomes p^(1/T) over
     its sum. temperature: above 0.
@@ -36,27 +36,30 @@ def distillation_loss(student_BxC: Tensor, teacher_BxC: Tensor, temperature: flo
     return -(temperature**2) * (softened * scores).sum(dim=1)
 
 
-def class_thresholds(confidence: Tensor, shares_C: Tensor) -> Tensor:
-    """FreeMatch's self-adaptive thresholds: the running mean confidence, less for classes that are
-    predicted less often: τ(c) = τ · p(c) / max p."""
-    return confidence * shares_C / shares_C.max()
+def class_thresholds(confidence: Tensor, mean_C: Tensor) -> Tensor:
+    """Returns FreeMatch's self-adaptive thresholds, τ(c) = τ · p(c) / max p.
+
+    confidence: τ, the running mean confidence. mean_C: p, the running mean of the predicted
+    probabilities; classes that are predicted less often get a lower threshold.
+    """
+    return confidence * mean_C / mean_C.max()
 
 
-def aligned(probabilities_BxC: Tensor, shares_C: Tensor, prior_C: Tensor) -> Tensor:
-    """Distribution alignment: p · prior / running mean of p, scaled to sum to 1."""
-    moved = probabilities_BxC * prior_C / shares_C.clamp(min=1e-6)
-    return moved / moved.sum(dim=1, keepdim=True)
+def aligned(probabilities_BxC: Tensor, mean_C: Tensor, prior_C: Tensor) -> Tensor:
+    """Applies distribution alignment: returns p · prior / running mean of p, scaled to sum to 1."""
+    scaled_BxC = probabilities_BxC * prior_C / mean_C.clamp(min=1e-6)
+    return scaled_BxC / scaled_BxC.sum(dim=1, keepdim=True)
 
 
 class Distillation(nn.Module):
     """Trains a student on two views of each image.
 
     batch.labels holds each image's row of `targets_MxC`, the teacher's probabilities (for a labelled
-    image its label). prior_C: the shares of the classes that are expected. weak, strong: how the two
-    views are made. Where batch.images is not images but features of the student's backbone, (B, V, D),
-    the first of an image's views is the weak one, and one of the others, drawn, the strong one. The
-    teacher answers once for each image, not for each of its views: its targets are computed before the
-    training begins.
+    image its label). prior_C: the expected class probabilities. weak, strong: how the two views are
+    made. batch.images may also hold features of the student's backbone for V views of each image, (B, V,
+    D): then the first view is the weak one, and a random one of the others is the strong one. The
+    targets are computed before the training begins: one prediction of the teacher for each image, not
+    one for each view.
     """
 
     targets: Tensor
@@ -79,7 +82,8 @@ class Distillation(nn.Module):
         self.temperature, self.frozen_statistics = temperature, frozen_statistics
         self.register_buffer("targets", targets_MxC, persistent=False)
         self.register_buffer("prior", prior_C, persistent=False)
-        # FreeMatch starts from a uniform guess; the teacher knows better.
+        # Running means of the student's confidence and class probabilities. FreeMatch starts them from
+        # uniform probabilities; those of the teacher are a better start.
         self.register_buffer("confidence", targets_MxC.max(dim=1).values.mean())
         self.register_buffer("shares", targets_MxC.mean(dim=0))
 
@@ -106,13 +110,13 @@ class Distillation(nn.Module):
         return distilled + consistent, extras
 
     def _logits(self, batch: Batch) -> Tensor:
-        """The student's logits for the weak views and then for the strong ones: (2B, C)."""
+        """Returns the student's logits for the weak views and then for the strong ones: (2B, C)."""
         if batch.images.ndim == 3:
             features_BxVxD = batch.images.float()
-            draw = to_device(batch.random.uniform(1, 1), features_BxVxD.device)[:, 0]
-            other = 1 + (draw * (features_BxVxD.shape[1] - 1)).long()
-            rows = torch.arange(len(other), device=other.device)
-            both = torch.cat([features_BxVxD[:, 0], features_BxVxD[rows, other]])
+            random_B = to_device(batch.random.uniform(1, 1), features_BxVxD.device)[:, 0]
+            strong_B = 1 + (random_B * (features_BxVxD.shape[1] - 1)).long()  # The index of the view.
+            rows = torch.arange(len(strong_B), device=strong_B.device)
+            both = torch.cat([features_BxVxD[:, 0], features_BxVxD[rows, strong_B]])
             return self.student.from_features(self.student.encoder.adapt(both))
         size, arrays = self.student.encoder.size, (batch.images, batch.aspects)
         weak = random_views(*arrays, size, self.weak, batch.random, views=1)
@@ -121,7 +125,8 @@ class Distillation(nn.Module):
 
     @torch.no_grad()
     def _pseudo_labels(self, weak_BxC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Confidence, class and threshold of each image, from the student's own view of the weak one."""
+        """Returns the confidence, pseudo-label and threshold of each image, from the student's logits
+        for the weak view. Updates the running means."""
         raw = torch.softmax(weak_BxC, dim=1)
         self.confidence.lerp_(raw.max(dim=1).values.mean(), 1 - MOMENTUM)
         self.shares.lerp_(raw.mean(dim=0), 1 - MOMENTUM)

@@ -1,4 +1,4 @@
-"""What a student is asked to learn, the teaching, and what came of it: the middle of `clfew distill`."""
+"""Prepares a distillation, trains the student and compares it with its teacher, for `clfew distill`."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,12 +38,12 @@ DEFAULT_EPOCHS, DEFAULT_MINUTES = 20.0, 10.0
 RATE, DECAY = 1e-3, 1e-4
 
 TAUGHT_BY_LAYER = 8_000
-"""Images whose views' features are computed before a layer learns from them."""
+"""The most images whose views' features are computed to train an adapter layer."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked for; kept in its config.json, so that it can be gone on with."""
+    """The options of a run, kept in its config.json so that it can be resumed."""
 
     source: str | None
     origin: str
@@ -74,6 +74,11 @@ def build_setup(
     device: torch.device,
     precision: str,
 ) -> DistillationSetup:
+    """Prepares what students are trained with.
+
+    base: what the teacher was fitted from. start: what the student starts from. metadata: of the
+    classifier that the student will be. pool: indices of the images to learn from.
+    """
     by_layer = start.is_published and settings.adapt == LAYER
     pool = bounded(pool, images.labelled, TAUGHT_BY_LAYER if by_layer else MAX_IMAGES)
     features = None
@@ -110,12 +115,12 @@ def build_setup(
 
 
 def fewest_labels(images: Images) -> int:
-    """Labels of the class that has the fewest."""
+    """Returns the number of labels of the class that has the fewest."""
     return int(np.unique(images.labels[images.labelled], return_counts=True)[1].min())
 
 
 def _prior(images: Images, metadata: ArtifactMetadata) -> np.ndarray:
-    """The shares of the classes among the labels, each counted once more than it occurs."""
+    """Returns the class frequencies among the labels, each class counted once more than it occurs."""
     counts = np.bincount(images.labels[images.labelled], minlength=len(metadata.classes)) + 1.0
     return counts / counts.sum()
 
@@ -129,7 +134,12 @@ def teach(
     run: Run,
     trainings: Trainings,
 ) -> tuple[Classifier, Verdict, Plan]:
-    """The student of all labels, and what two of half of them say. The budget is for all three."""
+    """Trains the student with all labels and, if `can_compare` is set, two more with half of the labels
+    each, for the comparison with their teachers.
+
+    The budget is for all three students. Returns the student of all labels, the verdict of the
+    comparison and the plan of one training.
+    """
     seed = settings.seed
     task, labelled = setup.task, images.labelled
     students = 3 if can_compare else 1
@@ -155,7 +165,7 @@ def teach(
                     "adamw",
                     RATE,
                     DECAY,
-                    "for a network that starts near its goal",
+                    "for a student that starts close to its teacher",
                 ),
                 lr=settings.lr,
                 seed=seed,
@@ -191,19 +201,20 @@ def result_of(
     test: np.ndarray,
     keep: bool,
 ) -> dict[str, Any]:
-    """The verdict in words and numbers; the test accuracies stand beside it and decide nothing."""
+    """Returns the verdict in words and numbers, and the test accuracies, which do not influence it."""
     accuracies: dict[str, float | None] = {"teacher": None, "student": None}
     if len(test):
         for name, model in (("teacher", teacher.classifier), ("student", student)):
             correct = predict_cached(model, setup.task, test).argmax(1) == source.labels[test]
             accuracies[name] = float(correct.mean())
     if not verdict.held_out:
-        reason = "no label could be held out to say whether the student is better"
+        reason = "no label could be held out to compare the student with its teacher"
     else:
         reason = (
-            f"of {verdict.held_out} held-out labels the students got {verdict.student_hits} right, "
-            f"their teachers {verdict.teacher_hits}; on other images two students agree in "
-            f"{verdict.student_agreement:.0%}, two teachers in {verdict.teacher_agreement:.0%}"
+            f"of {verdict.held_out} held-out labels the students predicted {verdict.student_hits} "
+            f"correctly, their teachers {verdict.teacher_hits}; two students agree on "
+            f"{verdict.student_agreement:.0%} of other images, two teachers on "
+            f"{verdict.teacher_agreement:.0%}"
         )
     if keep and not verdict.is_better:
         reason += "; --keep was given"

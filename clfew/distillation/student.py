@@ -1,4 +1,4 @@
-"""Students: how one is taught, and whether it is better than its teacher.
+"""Trains students, and tests whether they are better than their teachers.
 
 Shape suffixes: M images of the pool, L labelled images, C classes, D features.
 """
@@ -27,23 +27,25 @@ from clfew.training.optim import ENCODER_RATE, KEPT_FRACTION
 from clfew.training.plan import Plan
 
 LABELLED_FRACTION = 0.1
-"""Of what a student sees in an epoch, when it is shown labels: few images would else hardly occur."""
+"""The fraction of labelled images in an epoch, if a student is shown labels: a few labelled images would
+otherwise hardly occur."""
 
 _HEAD_STRENGTH = 0.03
 _COMPARED = 2000
-"""So many images of the pool say how far two models agree."""
+"""The most images of the pool on which the agreement of two models is measured."""
 
 
 @dataclass(frozen=True)
 class DistillationSetup:
-    """What students are taught with.
+    """What students are trained with.
 
-    teacher: what the teacher was fitted from, in `mode`, with its `temperature`. student: what students
-    start from. task: the images; its features are of the teacher's encoder. prior_C: expected shares of
-    the classes. weak, strong: the two views. softness: SimCLRv2's temperature. shows_labels: labelled
-    images are shown with their labels, besides what the teacher says of all. views: float16 (M, 1 + V,
-    D), of each image of the pool what the student's backbone says of its evaluation view and of V random
-    ones: then the backbone stays as it is. None: the whole network learns.
+    teacher: what the teacher was fitted from. mode: how it was fitted. temperature: of its logits.
+    student: what students start from. task: the images; its features are those of the teacher's encoder.
+    prior_C: the expected class probabilities. weak, strong: how the two views are made. softness:
+    SimCLRv2's temperature. shows_labels: whether the targets of labelled images are their labels rather
+    than the teacher's probabilities. views: float16 (M, 1 + V, D), the backbone's features of the
+    evaluation view and of V random views of each image of the pool; then the backbone is not trained.
+    None where the whole network is trained.
     """
 
     teacher: Start
@@ -61,14 +63,15 @@ class DistillationSetup:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What held-out labels and pool images say of students beside their teachers.
+    """The comparison of students with their teachers, on held-out labels and on images of the pool.
 
-    held_out: labels that neither a teacher nor its student had seen, 0 where there were none to hold
-    out. teacher_hits, student_hits: how many of these each got right. teacher_agreement,
-    student_agreement: the share of pool images on which two teachers, and two students, of different
-    labels say the same; two models that both are right agree, and models that err at random do not
-    (Jiang et al., Assessing Generalization of SGD via Disagreement, ICLR 2022). compared: how many
-    images these shares are of.
+    held_out: the number of labels that neither a teacher nor its student was shown, 0 where none could
+    be held out. teacher_hits, student_hits: how many of these the teachers and the students predicted
+    correctly. differing: on how many only one of the two was correct. teacher_agreement,
+    student_agreement: the fraction of pool images on which two teachers, or two students, that were
+    fitted to different labels predict the same class. Two models that are both correct agree, and models
+    that err at random do not (Jiang et al., Assessing Generalization of SGD via Disagreement, ICLR
+    2022). compared: the number of images on which agreement was measured.
     """
 
     held_out: int
@@ -81,21 +84,27 @@ class Verdict:
 
     @property
     def is_better(self) -> bool:
-        """Held-out labels show it clearly, by CLEAR standard errors as for other choices, or do not deny
-        it where the students clearly agree more than the teachers."""
+        """Whether the students are better than their teachers.
+
+        They are if they predict clearly more of the held-out labels correctly, by CLEAR standard errors
+        as in `model_selection`; or if they predict at least as many correctly and agree clearly more.
+        """
         if not self.held_out:
             return False
         gain = self.student_hits - self.teacher_hits
-        noise = self.differing**0.5  # The standard error of the difference of paired hits.
-        shares = (self.teacher_agreement, self.student_agreement)
-        error = (sum(p * (1 - p) for p in shares) / max(1, self.compared)) ** 0.5
-        agree_more = shares[1] - shares[0] > CLEAR * error
+        noise = self.differing**0.5  # The standard error of the paired difference of correct counts.
+        agreements = (self.teacher_agreement, self.student_agreement)
+        error = (sum(p * (1 - p) for p in agreements) / max(1, self.compared)) ** 0.5
+        agree_more = agreements[1] - agreements[0] > CLEAR * error
         return gain > CLEAR * noise or (gain >= 0 and agree_more)
 
 
 def soft_targets(setup: DistillationSetup, teacher: Classifier, labelled_L: np.ndarray) -> np.ndarray:
-    """What a student is to learn of each image of the pool: the teacher's probabilities, scaled so that
-    the classes have the shares expected of them, and the labels where these are shown. (M, C)"""
+    """Returns the targets that a student is trained on, (M, C).
+
+    They are the teacher's probabilities for each image of the pool, scaled so that their mean is the
+    prior, and the labels of labelled images if these are shown.
+    """
     task = setup.task
     probabilities = softmax(teacher_logits(setup, teacher, task.pool), axis=1)
     targets = to_prior(probabilities, setup.prior_C)
@@ -106,19 +115,20 @@ def soft_targets(setup: DistillationSetup, teacher: Classifier, labelled_L: np.n
 
 
 def to_prior(probabilities_MxC: np.ndarray, prior_C: np.ndarray, rounds: int = 10) -> np.ndarray:
-    """Probabilities scaled in turns so that rows sum to 1 and the classes have the shares of
-    `prior_C`.
-    """
-    shares = probabilities_MxC + 1e-9
+    """Scales columns and rows of probabilities in turn, so that rows sum to 1 and their mean is about
+    `prior_C`."""
+    scaled_MxC = probabilities_MxC + 1e-9
     for _ in range(rounds):
-        shares = shares * (prior_C / shares.mean(0))
-        shares = shares / shares.sum(1, keepdims=True)
-    return shares
+        scaled_MxC = scaled_MxC * (prior_C / scaled_MxC.mean(0))
+        scaled_MxC = scaled_MxC / scaled_MxC.sum(1, keepdims=True)
+    return scaled_MxC
 
 
 def build_student(setup: DistillationSetup, targets_MxC: np.ndarray, seed: int) -> Distillation:
-    """A student before its first step, with a head that already says what its features allow of the
-    targets, and what trains it."""
+    """Builds an untrained student and the objective that trains it.
+
+    If the student is pretrained, its head is first fitted to the targets on its features.
+    """
     torch.manual_seed(seed)
     start, task = setup.student, setup.task
     encoder = copy.deepcopy(start.encoder)
@@ -152,7 +162,8 @@ def build_student(setup: DistillationSetup, targets_MxC: np.ndarray, seed: int) 
 
 
 def student_data(setup: DistillationSetup, labelled_L: np.ndarray) -> TrainingData:
-    """The pool's images, each with its row in the targets; labelled ones as often as it takes."""
+    """Returns the images of the pool, each with its row in the targets. If labels are shown, labelled
+    images are repeated until they make up about LABELLED_FRACTION."""
     task = setup.task
     rows = np.arange(len(task.pool))
     if setup.shows_labels:
@@ -191,10 +202,11 @@ def cross_fit(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verdict:
-    """Two teachers, each of half of the labels, and a student of each, tested on the other half's
-    labels.
+    """Fits two teachers to half of the labels each, trains a student of each, and tests both on the
+    other half.
 
-    Where some class has one label nothing can be held out, and nothing is trained.
+    Where some class has one label, none can be held out: then nothing is trained and all fields of the
+    verdict are 0.
     """
     task = setup.task
     splits = folds(task.labels[labelled_L], seed, most=2)
@@ -202,7 +214,7 @@ def cross_fit(
         return Verdict(0, 0, 0, 0, 0.0, 0.0, 0)
     compared = evenly_spaced(np.setdiff1d(task.pool, labelled_L), _COMPARED)
     correct: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
-    answers: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
+    predictions: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
     for number, (fitted, held_out) in enumerate(splits):
         progress(number, len(splits))
         half, other = labelled_L[fitted], labelled_L[held_out]
@@ -211,21 +223,21 @@ def cross_fit(
         targets = soft_targets(setup, teacher, half)
         objective = build_student(setup, targets, seed)
         student = train_student(setup, objective, student_data(setup, half), replace(plan, seed=seed))
-        logits = {
+        logits_of = {
             "teacher": lambda rows, t=teacher: teacher_logits(setup, t, rows),
             "student": lambda rows, s=student: predict_cached(s, task, rows),
         }
-        for name, answer in logits.items():
-            correct[name].append(answer(other).argmax(1) == task.labels[other])
-            answers[name].append(answer(compared).argmax(1))
+        for name, logits in logits_of.items():
+            correct[name].append(logits(other).argmax(1) == task.labels[other])
+            predictions[name].append(logits(compared).argmax(1))
     progress(len(splits), len(splits))
-    teacher_hits, student_hits = (np.concatenate(correct[name]) for name in ("teacher", "student"))
-    agreement = {name: float((a == b).mean()) for name, (a, b) in answers.items()}
+    teacher_correct, student_correct = (np.concatenate(correct[name]) for name in ("teacher", "student"))
+    agreement = {name: float((a == b).mean()) for name, (a, b) in predictions.items()}
     verdict = Verdict(
         len(labelled_L),
-        int(teacher_hits.sum()),
-        int(student_hits.sum()),
-        int((teacher_hits != student_hits).sum()),
+        int(teacher_correct.sum()),
+        int(student_correct.sum()),
+        int((teacher_correct != student_correct).sum()),
         agreement["teacher"],
         agreement["student"],
         len(compared),
@@ -234,7 +246,8 @@ def cross_fit(
 
 
 def teacher_logits(setup: DistillationSetup, teacher: Classifier, indices: np.ndarray) -> np.ndarray:
-    """Logits of images of the pool; from the features at hand where the teacher is a head on them."""
+    """Returns the teacher's logits for images of the pool. A teacher that is a head on frozen features
+    takes the features of the task."""
     task = setup.task
     if setup.mode == "full" or task.features is None:
         return predict_cached(teacher, task, indices)
@@ -244,7 +257,7 @@ def teacher_logits(setup: DistillationSetup, teacher: Classifier, indices: np.nd
 
 
 def _student_features(setup: DistillationSetup) -> np.ndarray:
-    """Features of the pool's images from what the student starts from: (M, D)."""
+    """Returns the features of the pool's images from the student's start: (M, D)."""
     task = setup.task
     if setup.student.encoder is setup.teacher.encoder and task.features is not None:
         return task.features[: len(task.pool)]

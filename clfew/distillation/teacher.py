@@ -1,4 +1,4 @@
-"""The classifier that teaches: what it is, which images it learned from, and what it was made from."""
+"""Loads the teacher, the images to learn from, and the starts of the teacher and of the student."""
 
 import csv
 from dataclasses import dataclass, replace
@@ -25,14 +25,16 @@ from clfew.runs.files import unguarded
 from clfew.runs.folders import LABELS, read_config
 
 SAME = "same"
-"""The student's encoder by default: the teacher's."""
+"""The default of `--student`: the student has the teacher's encoder."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """classifier and about: of the artifact. seen: digests of what it has seen, by step. run: its
-    folder. mode: how it was made; of a distilled one too, nothing says what the next one could start
-    from."""
+    """The classifier that teaches.
+
+    classifier, metadata: of its artifact. seen: digests of the images that it learned from, by step
+    ("pretraining", "finetuning"). run: the folder of its run.
+    """
 
     classifier: Classifier
     metadata: ArtifactMetadata
@@ -41,15 +43,18 @@ class Teacher:
 
     @property
     def can_be_refitted(self) -> bool:
-        """Whether the same can be made again from part of the labels, to hold out the others."""
+        """Whether it can be fitted again to a part of the labels, to hold out the others."""
         return self.metadata.mode != DISTILLED
 
 
 @dataclass(frozen=True)
 class Images:
-    """What there is to learn from. source: the labelled source, with the unlabelled one's images after
-    its own where that is another. held_out: indices that are never learned from. labelled: those whose
-    labels the teacher was given, with the class of each in `labels`, -1 for all others."""
+    """The images of a distillation.
+
+    source: the labelled source; if the unlabelled images are another source, theirs follow its own.
+    held_out: indices of the images that are never trained on. labelled: indices of the images whose
+    labels the teacher was fitted to. labels: the class of each labelled image, -1 for all others.
+    """
 
     source: Source
     held_out: np.ndarray
@@ -58,21 +63,24 @@ class Images:
 
 
 def open_teacher(artifact: Path) -> Teacher:
-    """Raises UserError for a file that is no classifier of clfew."""
+    """Loads a teacher. Raises UserError if the file is no classifier of clfew."""
     classifier, metadata, seen = load_classifier(artifact)
     return Teacher(classifier, metadata, seen, artifact.parent)
 
 
 def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
-    """The labelled images of a teacher and the unlabelled ones: those named, else what was pretrained
-    on, else the rest of the labelled source. Raises UserError."""
+    """Opens the labelled images of a teacher and the unlabelled ones.
+
+    The unlabelled images are those of `unlabelled`, else the teacher's pretraining images, else the rest
+    of the labelled source. Raises UserError.
+    """
     learned = teacher.metadata.data["finetune"]
     source = open_source(learned["source"])
     if learned["label_file"] and Path(learned["label_file"]).is_file():
         source, _ = apply_label_csv(source, Path(learned["label_file"]))
     seed = learned["split_seed"]
-    named, labelled = _labelled_by_teacher(teacher, source)
-    held_out = np.setdiff1d(test_indices(source, seed), named)
+    labelled, classes = _labels_of_teacher(teacher, source)
+    held_out = np.setdiff1d(test_indices(source, seed), labelled)
     before = teacher.metadata.data.get("pretrain", {}).get("source")
     spec = unlabelled or before or source.spec
     other = open_source(spec)
@@ -81,15 +89,15 @@ def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
         held_out = np.concatenate([held_out, count + test_indices(other, seed)])
         source = merged(source, other)
     labels = np.full(len(source), -1)
-    labels[named] = labelled
-    return Images(source, held_out, named, labels)
+    labels[labelled] = classes
+    return Images(source, held_out, labelled, labels)
 
 
 def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -> tuple[Start, bool]:
-    """What the teacher was fitted from, and whether it has seen labels already.
+    """Returns the start that the teacher was fitted from, and whether it was already trained on labels.
 
-    A head on frozen features still has the encoder it was fitted on. A network that was trained whole
-    has not: its start is read from where it was.
+    A teacher that is a head on frozen features still has the encoder that it was fitted on. If the whole
+    network was trained, the start is loaded from where the teacher's own training started.
     """
     metadata, classifier = teacher.metadata, teacher.classifier
     is_published = (
@@ -106,12 +114,12 @@ def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -
     )
     if metadata.mode != "full":
         return own, metadata.mode == DISTILLED
-    origin = str(read_config(teacher.run).get("from", ""))
-    if origin == SCRATCH:
+    start = str(read_config(teacher.run).get("from", ""))
+    if start == SCRATCH:
         metadata = _as_encoder(metadata)
         return start_from_scratch(source, metadata, "auto", None, metadata.flip, device, seed), False
-    if Path(origin).is_file():
-        return start_from_artifact(Path(origin), metadata.flip), False
+    if Path(start).is_file():
+        return start_from_artifact(Path(start), metadata.flip), False
     if "init" in metadata.training:
         init_weights, _ = find_init_weights(
             metadata.training["init"]["source"], metadata.encoder, device
@@ -122,11 +130,13 @@ def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -
 
 
 def _as_encoder(metadata: ArtifactMetadata) -> ArtifactMetadata:
+    """Returns the metadata of a classifier's encoder."""
     return replace(metadata, kind="encoder", classes=[], mode="", temperature=1.0)
 
 
-def _labelled_by_teacher(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and classes of the images whose labels the teacher was given: labels.csv in its run."""
+def _labels_of_teacher(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices and the classes of the images whose labels the teacher was fitted to, from
+    labels.csv in its run. Raises UserError if they are not there."""
     path = teacher.run / LABELS
     index = {name: i for i, name in enumerate(source.identities)}
     known = {name: c for c, name in enumerate(teacher.metadata.classes)}
@@ -138,12 +148,12 @@ def _labelled_by_teacher(teacher: Teacher, source: Source) -> tuple[np.ndarray, 
             ]
     except OSError:
         raise UserError(
-            f"There is no {path}, which says whose labels the classifier was given.",
+            f"There is no {path}, which lists the labels that the classifier was fitted to.",
             "name the run that finetune made, such as --from runs/finetune-1.",
         ) from None
     except KeyError as error:
         raise UserError(
-            f"{path} names {error}, which {source.spec} does not have.",
+            f"{path} lists {error}, which {source.spec} does not contain.",
             "have the images been moved? Fine-tune again, then distill.",
         ) from None
     rows.sort()
@@ -160,8 +170,8 @@ def student_start(
     device: torch.device,
     seed: int,
 ) -> tuple[Start, ArtifactMetadata, str]:
-    """What a student starts from, the description of the classifier it will be, and the `init` that
-    leads there again whatever weights are on the machine by then."""
+    """Returns the student's start, the metadata of the classifier that it will be, and the `init` that
+    finds the same start again when the run is resumed, whatever weights are on the machine by then."""
     metadata = teacher.metadata
     if name in (SAME, metadata.encoder) and size in (None, metadata.size) and init == AUTO:
         return base, replace(metadata, mode=DISTILLED, neck=0, dim=base.encoder.dim), init
@@ -182,7 +192,7 @@ def student_start(
         )
     )
     console.say(f"student    {encoder} from {init_weights.what if init_weights else 'scratch'} ({why})")
-    described = replace(
+    student_metadata = replace(
         start.metadata,
         kind="classifier",
         classes=metadata.classes,
@@ -190,15 +200,14 @@ def student_start(
         neck=0,
         method=metadata.method,
     )
-    return start, described, init_weights.source if init_weights else SCRATCH
+    return start, student_metadata, init_weights.source if init_weights else SCRATCH
 
 
 def usable(images: Images, cache: ImageCache) -> tuple[np.ndarray, np.ndarray]:
-    """The pool to learn from, without copies of what is tested on; and the test images that have
-    labels.
-    """
+    """Returns the pool to learn from, without copies of held-out images; and the test images that have
+    labels. Raises UserError if a labelled image cannot be used any more."""
     held_out = np.intersect1d(images.held_out, cache.good)
-    # A copy of an image that was learned from, among other images, tests nothing.
+    # A held-out copy of an image that was trained on tests nothing.
     held_out = held_out[~np.isin(cache.digests[held_out], cache.digests[images.labelled])]
     pool = np.setdiff1d(cache.good, held_out)
     pool = pool[~np.isin(cache.digests[pool], cache.digests[held_out])]

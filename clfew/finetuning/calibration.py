@@ -1,4 +1,4 @@
-"""Confidence that can be believed: one temperature, from cross-validated accuracy.
+"""Temperature scaling, so that a classifier's mean confidence matches its cross-validated accuracy.
 
 Shape suffixes: N images, C classes.
 """
@@ -11,17 +11,19 @@ COLDEST, HOTTEST = 0.02, 50.0
 
 
 def mean_confidence(logits_NxC: np.ndarray, temperature: float) -> float:
-    """The mean of the largest probability, softmax(logits / temperature)."""
+    """Returns the mean over images of the largest probability of softmax(logits / temperature)."""
     return float(softmax(logits_NxC / temperature, axis=1).max(1).mean())
 
 
 def fit_temperature(logits_NxC: np.ndarray, accuracy: float) -> float:
-    """The temperature (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2) at
-    which the mean confidence on many images, none of whose labels is known, is `accuracy`, the
-    cross-validated share of hits.
+    """Returns the temperature (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section
+    4.2) at which the mean confidence equals `accuracy`. It is clipped to [0.02, 50].
 
-    A handful of labelled images says little about the shape of the confidence and enough about its mean:
-    the usual fit by likelihood on ten images follows single ones. Clipped to [0.02, 50].
+    logits_NxC: logits of many images, whose labels need not be known. accuracy: the cross-validated
+    accuracy.
+
+    A few labelled images are enough to estimate the mean of the confidence, but not its distribution:
+    the usual maximum-likelihood fit on ten images overfits single images.
     """
 
     def excess(log_temperature: float) -> float:
@@ -37,5 +39,5 @@ def fit_temperature(logits_NxC: np.ndarray, accuracy: float) -> float:
 
 
 def believable(correct: float, total: int) -> float:
-    """A share of hits that is never quite 0 or 1 (Laplace's rule of succession)."""
+    """Returns a smoothed accuracy, which is never quite 0 or 1 (Laplace's rule of succession)."""
     return (correct + 1) / (total + 2)

@@ -1,4 +1,4 @@
-"""From an encoder and a few labels to a classifier, in one of four modes."""
+"""Makes a classifier from an encoder and a few labels, in one of four modes."""
 
 import copy
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from clfew.training.loop import train
 from clfew.training.plan import Plan
 
 FROZEN_STATISTICS_BELOW = 10
-"""Labels a class below which BatchNorm keeps its statistics: a few images give none worth having."""
+"""With fewer labels per class than this, BatchNorm keeps its statistics: a few images give poor ones."""
 
 Log = Callable[[dict[str, float]], None]
 
@@ -34,10 +34,11 @@ Log = Callable[[dict[str, float]], None]
 class Start:
     """The network that fine-tuning starts from.
 
-    encoder, neck: the network and the first layer of its projector. is_pretrained: it has learned
-    something. flip: mirror images mean the same. metadata: its description. is_published: its weights go
-    back to those that others published, which small steps should keep. seen: uint64, digests of the
-    images it learned from without labels. artifact: the file it came from, None for other weights.
+    encoder, neck: the network and the first layer of its projector. is_pretrained: whether its weights
+    are trained rather than random. flip: whether mirror images mean the same. metadata: its artifact
+    metadata. is_published: whether its weights derive from pretrained weights that others published,
+    which training should change only in small steps. seen: uint64, digests of the images that it was
+    pretrained on. artifact: the file it was loaded from, None for other weights.
     """
 
     encoder: Encoder
@@ -51,17 +52,18 @@ class Start:
 
     @property
     def pretraining_source(self) -> str | None:
+        """The source of the images it was pretrained on, None where there is none."""
         return self.metadata.data.get("pretrain", {}).get("source")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Stored images, of which a few have labels.
+    """Cached images, of which a few have labels.
 
-    pixels, aspects: a store's arrays. pool: indices of the images outside the test split, labelled
-    or not. labels: int64, of each image of the store, -1 where unknown. features: float32, one row
-    for each of `pool` and then of any further unlabelled images; not there when starting from
-    scratch.
+    pixels, aspects: the arrays of an image cache. pool: indices of the images outside the test split,
+    labelled or not. labels: int64, the class of each image in the cache, -1 where unknown. classes: the
+    number of classes. features: float32, one row for each image of `pool` and then one for each further
+    unlabelled image; None where the mode does not use features.
     """
 
     pixels: np.ndarray
@@ -75,14 +77,14 @@ class Task:
 
     @cached_property
     def graph(self) -> Any:
-        """Nearest neighbours among all images with features."""
+        """The graph of nearest neighbours among all images with features (see `neighbour_graph`)."""
         assert self.features is not None
         return neighbour_graph(self.features)
 
 
 @dataclass(frozen=True)
 class FullSettings:
-    """Settings of mode `full`; None is the default for the number of labels (see `_plan`)."""
+    """Settings of mode `full`; None means the default for the number of labels (see `_plan`)."""
 
     epochs: float | None = None
     batch: int | None = None
@@ -121,24 +123,26 @@ def fit(
     settings: FullSettings = FullSettings(),
     log: Log = lambda row: None,
 ) -> tuple[Classifier, dict[str, Any]]:
-    """A classifier from the labels of images `labelled` (a subset of `task.pool`).
+    """Fits a classifier to the labels of a few images.
 
-    mode: "full", "linear", "knn" or "propagate". Returns the classifier, in eval mode, and the settings
-    that were chosen. `start` is not changed.
+    labelled: indices of the labelled images, a subset of `task.pool`. mode: "full", "linear", "knn" or
+    "propagate". Returns the classifier, in eval mode, and the settings that were chosen. `start` is not
+    changed.
     """
     if mode == "full":
         return fit_full(start, task, labelled, seed, settings, log)
     head, extra = fit_probe(mode, task, labelled, seed)
-    nothing = build_neck(start.encoder.dim, 0)
-    return Classifier(copy.deepcopy(start.encoder), nothing, head).eval(), extra
+    no_neck = build_neck(start.encoder.dim, 0)
+    return Classifier(copy.deepcopy(start.encoder), no_neck, head).eval(), extra
 
 
 def pool_logits(
     classifier: Classifier, task: Task, features_are_its_own: bool, most: int = 2000
 ) -> np.ndarray:
-    """Logits, before any temperature, of images spread over the pool: at most `most` of them.
+    """Returns the logits, not divided by the temperature, of at most `most` images, evenly spaced over
+    the pool.
 
-    features_are_its_own: the classifier is a head on the features of the task.
+    features_are_its_own: whether the classifier's head takes the features of the task as its input.
     """
     rows = evenly_spaced(np.arange(len(task.pool)), most)
     if features_are_its_own and task.features is not None:
@@ -148,7 +152,7 @@ def pool_logits(
 
 
 def predict_cached(classifier: Classifier, task: Task, indices: np.ndarray) -> np.ndarray:
-    """Logits (len(indices), C) for stored images."""
+    """Returns the logits (len(indices), C) of cached images."""
     size = classifier.encoder.size
     arrays = (task.pixels, task.aspects, indices)
     return apply_to_cache(classifier, size, *arrays, task.device, task.precision)
@@ -157,6 +161,8 @@ def predict_cached(classifier: Classifier, task: Task, indices: np.ndarray) -> n
 def fit_probe(
     mode: str, task: Task, labelled: np.ndarray, seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
+    """Fits a head on the features of the task, in mode "linear", "knn" or "propagate"; returns it and
+    the settings that were chosen."""
     assert task.features is not None
     rows = np.searchsorted(task.pool, labelled)
     labels = task.labels[labelled]
@@ -172,6 +178,8 @@ def fit_probe(
 def fit_full(
     start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings, log: Log
 ) -> tuple[Classifier, dict[str, Any]]:
+    """Trains the whole network with a new head; returns the classifier, in eval mode, and the settings
+    used."""
     torch.manual_seed(seed)
     encoder, neck = copy.deepcopy(start.encoder), copy.deepcopy(start.neck)
     head = nn.Linear(neck_width(neck) or encoder.dim, task.classes)
@@ -182,8 +190,8 @@ def fit_full(
     objective = FineTuning(Classifier(encoder, neck, head), start.flip, freeze)
     plan = _plan(len(labelled), start.is_pretrained, seed, task.precision, settings)
     data = TrainingData(task.pixels, task.aspects, labelled, task.labels[labelled])
-    # Self-supervised weights want a smaller step than a classifier that starts at zero (VICReg's
-    # and OpenSelfSup's few-label recipes; they find factors of 3 to 100).
+    # Self-supervised weights need a smaller learning rate than a head that starts at zero (VICReg's
+    # and OpenSelfSup's few-label recipes, which use factors of 3 to 100).
     below_head = 0.1 if start.is_pretrained else 1.0
     train(
         objective,
@@ -204,7 +212,7 @@ def fit_full(
 
 
 def _plan(images: int, is_pretrained: bool, seed: int, precision: str, settings: FullSettings) -> Plan:
-    """60 epochs, 30 from 5,000 labels on (SimCLRv2, section 4.1), but no fewer than 150 steps."""
+    """Plans 60 epochs, or 30 from 5,000 labels on (SimCLRv2, section 4.1), but at least 150 steps."""
     batch = settings.batch or min(64, images)
     per_epoch = max(1, images // batch)
     epochs = settings.epochs or (60 if images < 5000 else 30)

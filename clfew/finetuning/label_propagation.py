@@ -1,10 +1,10 @@
-"""Label propagation: the unlabelled images carry a few labels to their neighbours.
+"""Label propagation: a few labels spread from image to image through the unlabelled ones.
 
-Self-supervised features put images of a class next to each other long before a linear boundary
-can be drawn from one label a class. Labels spread over the graph of nearest neighbours (Zhou et
-al., Learning with Local and Global Consistency, NIPS 2003), classes are balanced (Sinkhorn, after
-the class mass normalisation of Zhu et al., ICML 2003, section 4), and a logistic regression on
-what came out makes a classifier for images that are not in the graph.
+Self-supervised features place images of a class next to each other, even where one label per class is
+too few to find a linear boundary. Labels spread over the graph of nearest neighbours (Zhou et al.,
+Learning with Local and Global Consistency, NIPS 2003). Classes are then balanced (Sinkhorn, after the
+class mass normalisation of Zhu et al., ICML 2003, section 4). A logistic regression on the resulting
+labels makes a classifier for images that are not in the graph.
 
 Shape suffixes: N images, D features, C classes, K neighbours.
 """
@@ -17,12 +17,13 @@ from torch import nn
 from clfew.finetuning.probes import standardised_logistic
 
 MAX_IMAGES = 20_000
-"""The graph is built over at most this many images: beyond it more neighbours change little."""
+"""The graph is built over at most this many images; more of them change little."""
 
 NEIGHBOURS = 15
 ALPHA = 0.95
-"""The share of a label's mass that moves on at each step. Zhou et al. take 0.99; less of it reaches
-less far, which costs little where classes are clusters and saves much where they are not."""
+"""The fraction of a label's mass that moves to neighbours at each step. Zhou et al. use 0.99. A smaller
+value spreads labels less far, which costs little where classes form clusters and avoids many errors
+where they do not."""
 
 _TEMPERATURE = 0.1
 _STEPS = 100
@@ -32,37 +33,45 @@ _STRENGTH = 0.03
 def propagation_head(
     features_NxD: np.ndarray, graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> nn.Linear:
-    """A linear head fitted to the labels that the graph carries from rows `labelled_L` to all N."""
-    shares = propagated_probabilities(graph, labelled_L, labels_L, classes)
+    """Fits a linear head to the labels that the graph propagates from rows `labelled_L` to all N."""
+    probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
     mean, std = features_NxD.mean(0), features_NxD.std(0) + 1e-6
     inputs = (features_NxD - mean) / std
     return standardised_logistic(
-        inputs, shares.argmax(1), _STRENGTH, classes, mean, std, weights_N=shares.max(1)
+        inputs,
+        probabilities_NxC.argmax(1),
+        _STRENGTH,
+        classes,
+        mean,
+        std,
+        weights_N=probabilities_NxC.max(1),
     )
 
 
 def propagated_probabilities(
     graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> np.ndarray:
-    """Each image's shares of the classes, (N, C), from the few labelled ones.
+    """Returns each image's class probabilities, (N, C), propagated from the few labelled images.
 
-    Assumes classes of similar size, which a few labels drawn per class say nothing about: of
-    two equally plausible classes, the one with fewer images so far is taken. Labelled images keep their
-    labels, whatever their neighbours say: with 50 labels a class of aerial photographs that is worth two
-    points (.942 against .924 on a held-out part of the training split), with ten or fewer nothing.
+    Classes are assumed to be of similar size, as labels sampled per class do not show their sizes: of
+    two equally likely classes, the one with fewer images so far is preferred. Labelled images keep their
+    labels, whatever the labels of their neighbours. On aerial photographs with 50 labels per class this
+    gains two points (.942 against .924 on a held-out part of the training split); with ten or fewer it
+    gains nothing.
     """
     present = np.unique(labels_L)
     mass = propagate(graph, labelled_L, np.searchsorted(present, labels_L), len(present))
-    shares = np.zeros((len(mass), classes))
-    shares[:, present] = balance(mass)
-    shares[labelled_L] = np.eye(classes)[labels_L]
-    return shares
+    probabilities_NxC = np.zeros((len(mass), classes))
+    probabilities_NxC[:, present] = balance(mass)
+    probabilities_NxC[labelled_L] = np.eye(classes)[labels_L]
+    return probabilities_NxC
 
 
 def neighbour_graph(features_NxD: np.ndarray) -> Any:
-    """Symmetric, normalised adjacency D^-1/2 W D^-1/2 of the K nearest neighbours by cosine.
+    """Returns the symmetric, normalised adjacency matrix D^-1/2 W D^-1/2 of the K nearest neighbours.
 
-    A SciPy sparse matrix (N, N) over standardised features; edges weigh exp((cosine - 1) / 0.1).
+    It is a SciPy sparse matrix (N, N). Neighbours are those with the largest cosine similarity of
+    standardised features; the weight of an edge is exp((cosine - 1) / 0.1).
     """
     from scipy import sparse
 
@@ -91,9 +100,10 @@ def neighbour_graph(features_NxD: np.ndarray) -> Any:
 
 
 def propagate(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int) -> np.ndarray:
-    """F ← α S F + (1 - α) Y, a hundred times (Zhou et al., section 2, step 3): mass (N, C).
+    """Iterates F ← α S F + (1 - α) Y a hundred times (Zhou et al., section 2, step 3).
 
-    Each class starts with the same mass however many labels it has.
+    Returns F, the mass of each class at each image, (N, C). Each class starts with the same mass,
+    however many labels it has.
     """
     start = np.zeros((graph.shape[0], classes))
     start[labelled_L, labels_L] = 1
@@ -105,12 +115,13 @@ def propagate(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes:
 
 
 def balance(mass_NxC: np.ndarray, rounds: int = 10) -> np.ndarray:
-    """Shares of the classes for each image, scaled in turns so that all classes weigh the same.
+    """Returns class probabilities, (N, C): columns and rows are scaled in turn until every class has the
+    same total and the probabilities of each image sum to 1.
 
-    An image that no label reaches gets equal shares.
+    An image that no label reaches gets equal probabilities.
     """
-    shares = mass_NxC + 1e-12 * mass_NxC.max()
+    probabilities_NxC = mass_NxC + 1e-12 * mass_NxC.max()
     for _ in range(rounds):
-        shares = shares / shares.sum(0)
-        shares = shares / shares.sum(1, keepdims=True)
-    return shares
+        probabilities_NxC = probabilities_NxC / probabilities_NxC.sum(0)
+        probabilities_NxC = probabilities_NxC / probabilities_NxC.sum(1, keepdims=True)
+    return probabilities_NxC

@@ -1,4 +1,4 @@
-"""What fine-tuning and distillation learn from: the labelled source, its pool, and features of both."""
+"""The images, labels and features that fine-tuning and distillation learn from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ from clfew.runs.folders import read_config
 
 
 def find_source(
-    named: str | None, metadata: ArtifactMetadata | None, spec: LabelSpec | None = None
+    source: str | None, metadata: ArtifactMetadata | None, spec: LabelSpec | None = None
 ) -> str:
-    """The source by name, else ./labeled or ./labelled, else the source of the artifact `about`
-    where it has labels (or a label CSV gives it some). Raises UserError."""
-    if named is not None:
-        return named
+    """Returns the name of the labelled source: `source`, else ./labeled or ./labelled, else the source
+    in the artifact's metadata, if it has labels or `spec` names a label CSV. Raises UserError if there
+    is none."""
+    if source is not None:
+        return source
     for folder in LABELLED_FOLDERS:
         if Path(folder).is_dir():
             return folder
@@ -39,8 +40,8 @@ def find_source(
         return before
     if not open_source(before).is_labelled:
         raise UserError(
-            f"No labelled images were named, there is no folder ./labeled, and {before}, "
-            "which was pretrained on, has no class folders.",
+            "No labelled images were named, there is no folder ./labeled, and the pretraining images in "
+            f"{before} have no class folders.",
             hint,
         )
     return before
@@ -49,10 +50,12 @@ def find_source(
 def with_labels(
     source: Source, spec: LabelSpec, metadata: ArtifactMetadata | None
 ) -> tuple[Source, np.ndarray | None]:
-    """The source with its labels, and the images a label CSV names. Checks the classes."""
-    named = None
+    """Returns the source with its labels, and the indices of the images that a label CSV lists, None
+    without one. Raises UserError if there are no labels, fewer than two classes, or other classes than
+    those of the classifier to start from."""
+    listed = None
     if spec.file is not None:
-        source, named = apply_label_csv(source, spec.file)
+        source, listed = apply_label_csv(source, spec.file)
     if not source.is_labelled:
         raise UserError(
             f"{source.spec} has no labels.",
@@ -69,92 +72,101 @@ def with_labels(
             f"The classes differ from those of the classifier to start from ({', '.join(differ[:4])}).",
             "start from the encoder instead, such as --from runs/pretrain-1.",
         )
-    return source, named
+    return source, listed
 
 
-def outside(source: Source, named: np.ndarray, split_seed: int) -> np.ndarray:
-    """The test split beside a label CSV: none where the CSV holds all the labels there are."""
-    if (source.labels >= 0).sum() == len(named) and not (source.splits == "test").any():
+def outside(source: Source, listed: np.ndarray, split_seed: int) -> np.ndarray:
+    """Returns the test split of a source with a label CSV: empty if the CSV lists all the labels and the
+    source has no test split of its own."""
+    if (source.labels >= 0).sum() == len(listed) and not (source.splits == "test").any():
         return np.array([], dtype=np.int64)
     return test_indices(source, split_seed)
 
 
-def readable(source: Source, named: np.ndarray, pool: np.ndarray, spec: LabelSpec) -> np.ndarray:
-    """The images of a label CSV, none of which may be tested on or unreadable."""
-    outside = np.setdiff1d(named, pool)
-    if len(outside):
+def readable(source: Source, listed: np.ndarray, pool: np.ndarray, spec: LabelSpec) -> np.ndarray:
+    """Returns the sorted indices of the images that a label CSV lists. Raises UserError if one of them
+    is in the test split or cannot be read."""
+    missing = np.setdiff1d(listed, pool)
+    if len(missing):
         raise UserError(
-            f"{spec.file} names {source.identities[outside[0]]}, which is in the test split or "
+            f"{spec.file} lists {source.identities[missing[0]]}, which is in the test split or "
             "cannot be read.",
-            "remove it from the list: what is tested on is never learned from.",
+            "remove it from the list: test images are never trained on.",
         )
-    return np.sort(named)
+    return np.sort(listed)
 
 
 @dataclass(frozen=True)
-class Others:
-    """Images that were pretrained on, of another source than the labelled ones: `indices` of `store`.
-    bad: path and reason of those that cannot be read."""
+class OtherImages:
+    """Pretraining images from another source than the labelled ones.
+
+    cache, indices: the images are those at `indices` in `cache`. bad: the path of each image that cannot
+    be read, and the reason.
+    """
 
     cache: ImageCache
     indices: np.ndarray
     bad: list[tuple[str, str]]
 
 
-def find_others(start: Start, source: Source, mode: str, test_digests: np.ndarray) -> Others | None:
-    """None where there are none, or nothing will read their features."""
+def find_others(start: Start, source: Source, mode: str, test_digests: np.ndarray) -> OtherImages | None:
+    """Returns the pretraining images from another source; None where there are none or the mode does not
+    use their features."""
     spec = start.pretraining_source
-    if spec is None or spec == source.spec or not _reads_features(start, mode):
+    if spec is None or spec == source.spec or not _uses_features(start, mode):
         return None
     try:
         others = open_source(spec)
         cache = cached_images(others, start.metadata.side)
     except UserError:
-        console.say(f"note       {spec}, which was pretrained on, cannot be read: going on without it")
+        console.say(f"note       the pretraining images in {spec} cannot be read and are not used")
         return None
     bad = [(f"{spec}/{name}", reason) for name, reason in cache.bad]
-    return Others(cache, other_images(start, others, cache, test_digests, MAX_IMAGES), bad)
+    return OtherImages(cache, other_images(start, others, cache, test_digests, MAX_IMAGES), bad)
 
 
 def pool_features(
     start: Start,
     cache: ImageCache,
     pool: np.ndarray,
-    others: Others | None,
+    others: OtherImages | None,
     mode: str,
     device: torch.device,
     precision: str,
 ) -> np.ndarray | None:
-    """Features of the pool and of the others, None where nothing will read them."""
-    if not _reads_features(start, mode):
+    """Returns the features of the pool and then of the other images, None where the mode does not use
+    them."""
+    if not _uses_features(start, mode):
         return None
 
-    def read(of: ImageCache, indices: np.ndarray) -> np.ndarray:
-        return features_of(start.encoder, of.pixels, of.aspects, indices, device, precision)
+    def features_in(images: ImageCache, indices: np.ndarray) -> np.ndarray:
+        arrays = (images.pixels, images.aspects, indices)
+        return features_of(start.encoder, *arrays, device, precision)
 
-    features = read(cache, pool)
+    features = features_in(cache, pool)
     if others is None or not len(others.indices):
         return features
-    return np.concatenate([features, read(others.cache, others.indices)])
+    return np.concatenate([features, features_in(others.cache, others.indices)])
 
 
-def _reads_features(start: Start, mode: str) -> bool:
+def _uses_features(start: Start, mode: str) -> bool:
+    """Returns whether the mode, or one that "auto" may choose, uses features of the start's encoder."""
     return mode != "full" and (mode != "auto" or start.is_pretrained)
 
 
 def other_sources(starts: list[Start], source: Source) -> dict[str, str | None]:
-    """The digest of each source that was pretrained on and is another, None where it cannot be read."""
+    """Returns the digest of each pretraining source but `source`, None where it cannot be read."""
     specs = {start.pretraining_source for start in starts} - {None, source.spec}
     return {spec: _digest_or_none(spec) for spec in specs if spec is not None}
 
 
 def check_other_sources(run: Path, starts: list[Start], source: Source) -> None:
-    """Raises UserError where one of them is not what it was when a run was started."""
+    """Raises UserError if a source of `other_sources` has changed since a run was started."""
     before = read_config(run).get("pretrained_on", {})
     for spec, digest in other_sources(starts, source).items():
         if before.get(spec) != digest:
             raise UserError(
-                f"The images in {spec}, which was pretrained on, have changed since {run} was started.",
+                f"The pretraining images in {spec} have changed since {run} was started.",
                 "start a new run: clfew finetune with the same options.",
             )
 
@@ -167,7 +179,8 @@ def _digest_or_none(spec: str) -> str | None:
 
 
 def merged(first: Source, second: Source) -> Source:
-    """The images of both, the first one's first, with its labels and none of the second one's."""
+    """Returns a source with the images of both, those of `first` first. Only the labels of `first` are
+    kept."""
     count = len(first)
     return Source(
         spec=f"{first.spec} + {second.spec}",
@@ -182,8 +195,8 @@ def merged(first: Source, second: Source) -> Source:
 
 
 def bounded(pool: np.ndarray, always: np.ndarray, most: int = MAX_IMAGES) -> np.ndarray:
-    """At most `most` images of the pool, evenly spread, and those of `always`: more of them change
-    little and take their time."""
+    """Returns at most `most` images of the pool, evenly spaced, and those of `always`: more images
+    change little and take more time."""
     if len(pool) <= most:
         return pool
     return np.union1d(evenly_spaced(pool, most), always)

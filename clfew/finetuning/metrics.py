@@ -1,4 +1,4 @@
-"""What is said of a classifier: accuracy with its interval, per class, calibration.
+"""Metrics of a classifier: accuracy with its interval, figures per class, calibration.
 
 Shape suffixes: N images, C classes.
 """
@@ -11,7 +11,7 @@ ECE_BINS = 15
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): sound for few images and near 0 and 1."""
+    """Returns the 95 % interval of a proportion (Wilson 1927), valid for few images and near 0 and 1."""
     from scipy.stats import binomtest
 
     if total == 0:
@@ -21,7 +21,7 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def mean_interval(values: list[float]) -> tuple[float, float]:
-    """95 % t-interval of the mean of a few repetitions (of accuracies: clipped to [0, 1])."""
+    """Returns the 95 % t-interval of the mean of a few accuracies, clipped to [0, 1]."""
     from scipy import stats
 
     if len(values) < 2:
@@ -34,8 +34,11 @@ def mean_interval(values: list[float]) -> tuple[float, float]:
 def calibration_bins(
     confidence_N: np.ndarray, correct_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The images in each of 15 bins of equal width, their accuracy and their mean confidence: three
-    arrays (15,), the last two NaN where a bin is empty."""
+    """Groups images by confidence into 15 bins of equal width.
+
+    Returns three arrays (15,): the number of images in each bin, their accuracy and their mean
+    confidence. The last two are NaN where a bin is empty.
+    """
     bin_N = np.minimum((confidence_N * ECE_BINS).astype(int), ECE_BINS - 1)
     count_B, correct_B, confidence_B = (
         np.bincount(bin_N, weights, ECE_BINS) for weights in (None, correct_N, confidence_N)
@@ -45,7 +48,7 @@ def calibration_bins(
 
 
 def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) -> float:
-    """Mean |accuracy - confidence| over the bins, weighted by their images
+    """Returns the mean of |accuracy - confidence| over the bins, weighted by their number of images
     (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3)."""
     count_B, accuracy_B, mean_confidence_B = calibration_bins(confidence_N, correct_N)
     return float(np.nansum(count_B * np.abs(accuracy_B - mean_confidence_B)) / len(confidence_N))
@@ -54,9 +57,9 @@ def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) 
 def classification_report(
     probabilities_NxC: np.ndarray, labels_N: np.ndarray, classes: list[str]
 ) -> dict[str, Any]:
-    """All figures of a test as one JSON-ready dict (see `clfew eval --format json`).
+    """Returns all metrics on the test images as one JSON-ready dict (see `clfew eval --format json`).
 
-    Precision is None for a class that is never predicted, recall for one that is not in the test.
+    Precision is None for a class that is never predicted, recall for one that has no test image.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 

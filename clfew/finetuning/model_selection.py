@@ -1,6 +1,5 @@
-"""Which mode makes the best classifier, and how often it is right: cross-validation on the few
-labels.
-"""
+"""Chooses the best mode for a classifier, and estimates its accuracy, by cross-validation on few
+labels."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,25 +14,29 @@ from clfew.finetuning.probes import folds
 from clfew.training.optim import SMALL_NETWORK
 
 FINE_TUNE_FROM = 10
-"""Labels a class from which `auto` also tries to fine-tune: with fewer, its gain over a linear probe
-is smaller than cross-validation can see, and its cost is not."""
+"""Labels per class from which `auto` also tries mode "full". With fewer labels, its gain over a linear
+probe is too small for cross-validation to detect, while its cost is not small."""
 
 CLEAR = 2.0
-"""Standard errors by which another choice must beat the usual one in cross-validation. To choose among
-three modes and two starts by the score alone was worse than to propagate labels always: .44 against
-.50 at 2 labels a class of CIFAR-10, .57 against .60 at 5, .60 against .62 at 10 (means of six draws, a
-held-out part of the training split). With one standard error it was .46, .59 and .62, with two .50, .60
-and .62."""
+"""The number of standard errors by which another choice must beat the default in cross-validation.
+
+Choosing among three modes and two starts by the score alone was worse than always propagating labels: on
+CIFAR-10 .44 against .50 at 2 labels per class, .57 against .60 at 5, .60 against .62 at 10 (means of six
+label samples, on a held-out part of the training split). With one standard error it was .46, .59 and
+.62, with two .50, .60 and .62."""
 
 FOLDS = {"full": 2}
-"""Of a mode that trains a network for each fold; five for the others."""
+"""The number of folds of a mode that trains a network for each fold; the others use five."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The mode to fit, and why. accuracy: the cross-validated share of hits of this mode on the labelled
-    images, where modes were compared. scores: of each mode tried. hits: 1.0 for each labelled image that
-    this mode got right, else 0.0."""
+    """The mode to fit, and the reason for it.
+
+    accuracy: the cross-validated accuracy of this mode on the labelled images, None where modes were not
+    compared. scores: the cross-validated accuracy of each mode tried. correct: 1.0 for each labelled
+    image that this mode predicted correctly, else 0.0; None where modes were not compared.
+    """
 
     mode: str
     reason: str
@@ -42,7 +45,7 @@ class Decision:
     correct: np.ndarray | None = field(default=None, compare=False)
 
     def as_row(self) -> dict[str, Any]:
-        """What is kept of it in results and artifacts."""
+        """Returns the part of it that results and artifacts keep."""
         row: dict[str, Any] = {"mode": self.mode, "reason": self.reason}
         return row | ({"cross_validation": self.scores} if self.scores else {})
 
@@ -50,12 +53,12 @@ class Decision:
 def decide(
     mode: str, start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings
 ) -> Decision:
-    """The mode asked for, or of "auto" label propagation unless another is clearly better in
-    cross-validation.
+    """Returns the mode asked for. For "auto" it is label propagation, unless another mode is clearly
+    better in cross-validation.
 
-    With one label in some class there is nothing to cross-validate with: then "auto" propagates labels,
-    which at one label a class did better than a linear probe on Fashion-MNIST and no worse on hand signs
-    (held-out parts of their training splits).
+    Where some class has one label, cross-validation is not possible. Then "auto" propagates labels:
+    with one label per class this was better than a linear probe on Fashion-MNIST and no worse on hand
+    signs (held-out parts of their training splits).
     """
     if mode != "auto":
         return Decision(mode, "as asked for")
@@ -68,8 +71,8 @@ def decide(
         modes = ["full", *modes]
     correct = {m: _held_out_correct(m, start, task, labelled, seed, settings) for m in modes}
     scores = {m: round(float(h.mean()), 4) for m, h in correct.items()}
-    standing = correct["propagate"]
-    better = [m for m in modes if m == "propagate" or is_clearly_better(correct[m], standing)]
+    baseline = correct["propagate"]
+    better = [m for m in modes if m == "propagate" or is_clearly_better(correct[m], baseline)]
     best = max(better, key=lambda m: scores[m])
     reason = "cross-validated: " + ", ".join(f"{m} {score:.2f}" for m, score in scores.items())
     if scores[best] < max(scores.values()):
@@ -79,10 +82,10 @@ def decide(
     )
 
 
-def is_clearly_better(correct_L: np.ndarray, standing_L: np.ndarray) -> bool:
-    """Whether cross-validation says enough to give up what stands: more hits on the same labelled images
-    by CLEAR standard errors of the paired difference."""
-    gain = correct_L - standing_L
+def is_clearly_better(correct_L: np.ndarray, baseline_L: np.ndarray) -> bool:
+    """Returns whether a choice beats the baseline in cross-validation: it must be correct on more of the
+    same labelled images, by CLEAR standard errors of the paired difference."""
+    gain = correct_L - baseline_L
     return bool(gain.mean() > CLEAR * gain.std() / len(gain) ** 0.5)
 
 
@@ -94,8 +97,8 @@ def held_out_accuracy(
     seed: int,
     settings: FullSettings,
 ) -> float | None:
-    """The cross-validated share of hits of the mode decided on, None where some class has one label and
-    nothing can be held out."""
+    """Returns the cross-validated accuracy of the mode decided on, None where some class has one label,
+    so that none can be held out."""
     if decision.accuracy is not None or _fewest(task, labelled) < 2:
         return decision.accuracy
     correct = _held_out_correct(decision.mode, start, task, labelled, seed, settings)
@@ -103,12 +106,12 @@ def held_out_accuracy(
 
 
 def _fewest(task: Task, labelled: np.ndarray) -> int:
-    """Labels of the class that has the fewest."""
+    """Returns the number of labels of the class that has the fewest."""
     return int(np.unique(task.labels[labelled], return_counts=True)[1].min())
 
 
 def _is_cheap(start: Start, task: Task) -> bool:
-    """Whether several trainings of the whole network are a matter of minutes."""
+    """Returns whether training the whole network several times takes no more than minutes."""
     parameters = sum(parameter.numel() for parameter in start.encoder.parameters())
     return task.device.type != "cpu" or parameters <= SMALL_NETWORK
 
@@ -116,7 +119,8 @@ def _is_cheap(start: Start, task: Task) -> bool:
 def _held_out_correct(
     mode: str, start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings
 ) -> np.ndarray:
-    """1.0 for each labelled image that a classifier fitted without its fold gets right, else 0.0."""
+    """Returns, for each labelled image, 1.0 if a classifier fitted without its fold predicts it
+    correctly, else 0.0."""
     correct = np.zeros(len(labelled))
     for fitted, held_out in folds(task.labels[labelled], seed, FOLDS.get(mode, 5)):
         sides = labelled[fitted], labelled[held_out]
@@ -133,6 +137,8 @@ def _fold_correct(
     seed: int,
     settings: FullSettings,
 ) -> np.ndarray:
+    """Returns 1.0 for each held-out image that a classifier fitted to the others predicts correctly,
+    else 0.0."""
     rows = np.searchsorted(task.pool, held_out)
     if mode == "full":
         classifier, _ = fit_full(start, task, fitted, seed, settings, lambda row: None)

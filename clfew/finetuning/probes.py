@@ -1,6 +1,6 @@
-"""Heads fitted on cached features: logistic regression, nearest neighbours, label propagation.
+"""Fits heads on features: logistic regression and nearest neighbours.
 
-Each returns a torch head that takes the encoder's features as they come.
+Each function returns a torch head that takes the encoder's features unscaled.
 
 Shape suffixes: N images, L labelled images, D features, C classes.
 """
@@ -18,29 +18,32 @@ STRENGTHS = {
     "standardised": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
     "unit": (1.0, 3.0, 10.0, 30.0, 100.0),
 }
-"""Candidates for C, the inverse of logistic regression's L2 penalty, by how features are scaled before:
-each to a spread of 1 over all images, or all of an image's to a vector of length 1."""
+"""Candidates for C, the inverse of logistic regression's L2 penalty, for each scaling of the features:
+"standardised" scales each feature to standard deviation 1 over all images, "unit" scales the feature
+vector of each image to length 1."""
 
 _WORTH_THREADS = 5_000_000
+"""The number of entries of a matrix from which logistic regression runs on several threads."""
 
 FEW_LABELS = ("unit", 10.0)
-"""Scaling and C where there are too few labels for cross-validation. At one label a class on frozen
-ImageNet features of 96 to 128 pixels, unit vectors with any C of 1 to 100 were 4 to 6 points better than
-standardised features with any C (held-out parts of three training splits)."""
+"""Scaling and C where there are too few labels for cross-validation. With one label per class on frozen
+ImageNet features of images of 96 to 128 pixels, unit vectors with any C from 1 to 100 were 4 to 6 points
+better than standardised features with any C (held-out parts of three training splits)."""
 
 
 def linear_head(
     features_NxD: np.ndarray, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int, seed: int
 ) -> tuple[nn.Linear, dict[str, Any]]:
-    """L2-regularised logistic regression on scaled features, and the scaling and the C that were chosen.
+    """Fits L2-regularised logistic regression to scaled features; returns the head and the scaling and
+    the C that were chosen.
 
-    All N images give the mean and the spread of each feature, the L labelled ones the classifier.
-    Scaling and C are chosen by cross-validated log loss; FEW_LABELS with fewer than three labels in some
-    class.
+    The mean and the standard deviation of each feature are over all N images; the classifier is fitted
+    to the L labelled ones. Scaling and C are chosen by cross-validated log loss; they are FEW_LABELS
+    where some class has fewer than three labels.
     """
     mean, std = features_NxD.mean(0), features_NxD.std(0) + 1e-6
-    chosen = features_NxD[labelled_L]
-    inputs = {"standardised": (chosen - mean) / std, "unit": _unit(chosen - mean)}
+    labelled = features_NxD[labelled_L]
+    inputs = {"standardised": (labelled - mean) / std, "unit": _unit(labelled - mean)}
     scaling, strength = _choose_strength(inputs, labels_L, seed)
     used = {"scaling": scaling, "strength": strength}
     if scaling == "standardised":
@@ -55,20 +58,23 @@ def linear_head(
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Scales each row to length 1."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 
 def knn_head(
     features_NxD: np.ndarray, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> NeighbourHead:
-    """Nearest neighbours among the labelled images; as many vote as the smallest class has."""
+    """Makes a nearest-neighbour head from the labelled images. The number of neighbours that vote is the
+    number of labels of the smallest class, at most 20."""
     smallest = int(np.bincount(labels_L, minlength=classes)[np.unique(labels_L)].min())
     bank = torch.from_numpy(features_NxD[labelled_L]).float()
     return NeighbourHead(bank, torch.from_numpy(labels_L), classes, k=max(1, min(20, smallest)))
 
 
 def folds(labels_L: np.ndarray, seed: int, most: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Stratified (train, validation) index pairs; none where some class has one label."""
+    """Returns stratified (train, validation) index pairs, at most `most` of them; none where some class
+    has one label."""
     from sklearn.model_selection import StratifiedKFold
 
     smallest = int(np.unique(labels_L, return_counts=True)[1].min())
@@ -84,8 +90,11 @@ def few_label_correct(
     labels_L: np.ndarray,
     splits: list[tuple[np.ndarray, np.ndarray]],
 ) -> int:
-    """How many labelled images a logistic regression gets right that was fitted without their fold, with
-    the settings for few labels: quick, to tell features from features."""
+    """Returns how many labelled images a logistic regression predicts correctly that was fitted without
+    their fold.
+
+    It uses the settings for few labels, which makes it a quick way to compare features.
+    """
     inputs = _unit(features_NxD[labelled_L] - features_NxD.mean(0))
     correct = 0
     for train, held_out in splits:
@@ -97,6 +106,7 @@ def few_label_correct(
 def _choose_strength(
     inputs: dict[str, np.ndarray], labels_L: np.ndarray, seed: int
 ) -> tuple[str, float]:
+    """Returns the scaling and the C with the smallest cross-validated log loss (see `linear_head`)."""
     if np.unique(labels_L, return_counts=True)[1].min() < 3:
         return FEW_LABELS
     splits = folds(labels_L, seed)
@@ -118,6 +128,7 @@ def _log_loss(
     train: np.ndarray,
     held_out: np.ndarray,
 ) -> float:
+    """Returns the log loss, summed over the held-out images, of a regression fitted to the others."""
     weight, bias = _logistic(inputs_LxD[train], labels_L[train], strength, labels_L.max() + 1)
     logits = inputs_LxD[held_out] @ weight.T + bias
     shifted = logits - logits.max(1, keepdims=True)
@@ -126,12 +137,14 @@ def _log_loss(
 
 
 def _span(inputs_LxD: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Few vectors in coordinates of the space they span, (L, R), and its orthonormal basis, (D, R); as
-    they are, and None, where they are about as many as their entries.
+    """Expresses L vectors in coordinates of the space that they span, where they are few.
 
-    Inner products stay what they were, and an L2 penalty keeps the weights of any linear model within
-    that space (representer theorem): fitted in these coordinates it is the same model, at the cost of L
-    features instead of D.
+    Returns the coordinates, (L, R), and the orthonormal basis of the space, (D, R). Where 2 L is at
+    least D, it returns the vectors unchanged and None.
+
+    The change of coordinates keeps inner products, and with an L2 penalty the weights of any linear
+    model lie in that space (representer theorem). A model fitted in these coordinates is therefore the
+    same model, at the cost of L features instead of D.
     """
     if 2 * len(inputs_LxD) >= inputs_LxD.shape[1]:
         return inputs_LxD, None
@@ -146,20 +159,20 @@ def _logistic(
     classes: int,
     weights_L: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, D) and biases (C,) of multinomial logistic regression."""
+    """Fits multinomial logistic regression; returns its weights (C, D) and biases (C,)."""
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
     model = LogisticRegression(C=strength, max_iter=1000)
     coordinates_LxR, basis_DxR = _span(inputs_LxD)
-    # A few labels make matrices so small that threads cost many times what they save.
+    # With a few labels the matrices are so small that threads cost far more time than they save.
     with threadpool_limits(1 if coordinates_LxR.size < _WORTH_THREADS else None), catch_warnings():
-        # Few labels of many classes are no regression, which scikit-learn warns of.
+        # With few labels of many classes scikit-learn warns that this looks like a regression.
         simplefilter("ignore", UserWarning)
         model.fit(coordinates_LxR, labels_L, sample_weight=weights_L)
     weight = np.zeros((classes, coordinates_LxR.shape[1]))
     bias = np.full(classes, -1e4)  # A class without a label is never predicted.
-    if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes.
+    if len(model.classes_) == 2:  # scikit-learn keeps one row of weights for two classes.
         weight[model.classes_] = np.stack([-model.coef_[0], model.coef_[0]]) / 2
         bias[model.classes_] = np.stack([-model.intercept_[0], model.intercept_[0]]) / 2
     else:
@@ -176,8 +189,8 @@ def standardised_logistic(
     std_D: np.ndarray,
     weights_N: np.ndarray | None = None,
 ) -> nn.Linear:
-    """Logistic regression on inputs standardised by `mean_D` and `std_D`, as a linear layer that
-    takes features as they come."""
+    """Fits logistic regression to inputs that were standardised by `mean_D` and `std_D`; returns it as a
+    linear layer that takes features which are not standardised."""
     weight_CxD, bias_C = _logistic(inputs_NxD, labels_N, strength, classes, weights_N)
     head = nn.Linear(weight_CxD.shape[1], len(bias_C))
     scaled = weight_CxD / std_D

@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: an artifact, or the same network from scratch."""
+"""Finds and loads the network that fine-tuning starts from: an artifact, other weights or scratch."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,15 +38,19 @@ from clfew.runs.folders import START, check_same_file, find_artifact, newest
 from clfew.version import __version__
 
 _PRETRAIN_FIRST = (
-    "pretrain first: clfew pretrain FOLDER; or do without: clfew finetune --from scratch, or "
+    "pretrain first: clfew pretrain FOLDER; or skip pretraining: clfew finetune --from scratch, or "
     "--init imagenet."
 )
 
 
 @dataclass(frozen=True)
 class StartSpec:
-    """Where fine-tuning is to start, before anything is loaded: a file that clfew wrote (`artifact`;
-    from scratch it names the network), or weights from elsewhere (`init_weights`)."""
+    """Describes the start of fine-tuning before anything is loaded.
+
+    artifact: a file that clfew wrote; from scratch, only its network is used, not its weights.
+    init_weights: weights that do not come from a run of clfew. is_scratch: whether to start from random
+    weights.
+    """
 
     artifact: Path | None
     init_weights: InitWeights | None
@@ -54,13 +58,15 @@ class StartSpec:
 
     @property
     def words(self) -> str:
+        """The start in words, for a start without an artifact to name."""
         return SCRATCH if self.is_scratch or self.init_weights is None else self.init_weights.what
 
 
 def find_start(origin: str | None, init: str, encoder: str, device: torch.device) -> StartSpec:
-    """What --from and --init name together. Raises UserError; UsageError where they name two starts."""
+    """Returns the start that --from (`origin`) and --init name. Raises UserError where there is none;
+    UsageError where both options name one."""
     if origin is not None and init != AUTO:
-        raise UsageError("--from and --init both say where to start.", "give one of them.")
+        raise UsageError("--from and --init both name a start.", "give one of them.")
     if SCRATCH in (origin, init):
         return StartSpec(newest("pretrain"), None, True)
     if origin is not None:
@@ -69,7 +75,7 @@ def find_start(origin: str | None, init: str, encoder: str, device: torch.device
         artifact = newest("pretrain") if encoder == "auto" else None
         init_weights, why = (None, "") if artifact else find_init_weights(AUTO, encoder, device)
         if artifact is None and init_weights is None:
-            find_artifact(None, "pretrain", _PRETRAIN_FIRST)  # Says that there is no run.
+            find_artifact(None, "pretrain", _PRETRAIN_FIRST)  # Raises UserError if there is no run.
             raise UserError(f"There is nothing to start {encoder} from: {why}.", _PRETRAIN_FIRST)
         if init_weights is not None:
             console.say(f"start      {init_weights.what}, not pretrained on your images ({why})")
@@ -80,7 +86,8 @@ def find_start(origin: str | None, init: str, encoder: str, device: torch.device
 
 
 def start_spec_row(spec: StartSpec) -> dict[str, Any]:
-    """A start as a run's config.json keeps it, so that the run can be gone on with: see `restore_start_spec`."""
+    """Returns a start as a run's config.json keeps it, so that the run can be resumed (see
+    `restore_start_spec`)."""
     init_weights = spec.init_weights
     return {
         "artifact": str(spec.artifact.resolve()) if spec.artifact else None,
@@ -97,17 +104,18 @@ def _is_file(init_weights: InitWeights) -> bool:
     return Path(init_weights.source).is_file()
 
 
-def restore_start_spec(named: dict[str, Any], device: torch.device) -> StartSpec:
-    """The start that `start_spec_row` made. Raises UserError where its file is not what it was."""
-    artifact = Path(named["artifact"]) if named["artifact"] else None
+def restore_start_spec(row: dict[str, Any], device: torch.device) -> StartSpec:
+    """Returns the start from the row that `start_spec_row` made of it. Raises UserError if its file has
+    changed."""
+    artifact = Path(row["artifact"]) if row["artifact"] else None
     if artifact is not None:
-        check_same_file(artifact, named["digest"], "which the run started from")
-    if named["weights"] is None:
-        return StartSpec(artifact, None, named["is_scratch"])
-    source, encoder = named["weights"]
-    if named["weights_digest"]:
-        check_same_file(Path(source), named["weights_digest"], "which the run started from")
-    return StartSpec(artifact, find_init_weights(source, encoder, device)[0], named["is_scratch"])
+        check_same_file(artifact, row["digest"], "which the run started from")
+    if row["weights"] is None:
+        return StartSpec(artifact, None, row["is_scratch"])
+    source, encoder = row["weights"]
+    if row["weights_digest"]:
+        check_same_file(Path(source), row["weights_digest"], "which the run started from")
+    return StartSpec(artifact, find_init_weights(source, encoder, device)[0], row["is_scratch"])
 
 
 def open_start(
@@ -121,15 +129,18 @@ def open_start(
     compare: bool,
     stage: int = 0,
 ) -> list[Start]:
-    """The start, and where `compare` asks for it the pretrained weights that it was trained from too.
+    """Loads the start and, if `compare` is set, also the weights that its pretraining started from,
+    where these were kept.
 
-    stage: whose maps features are read from, counted from 1; 0 for the features of the encoder itself.
+    stage: the stage of the network whose feature maps are averaged to features, counted from 1; 0 for
+    the encoder's own features.
     """
     starts = _open_starts(spec, source, encoder, size, flip, device, seed, compare)
     return [_read_at(start, stage) for start in starts] if stage else starts
 
 
 def _read_at(start: Start, stage: int) -> Start:
+    """Returns the start with an encoder whose features are read at a stage."""
     encoder = start.encoder.read_at(stage)
     metadata = replace(start.metadata, stage=stage, dim=encoder.dim, adapter=0, neck=0)
     return replace(start, encoder=encoder, neck=build_neck(encoder.dim, 0), metadata=metadata)
@@ -159,7 +170,7 @@ def _open_starts(
 
 
 def start_from_artifact(artifact: Path, flip: bool | None) -> Start:
-    """Raises UserError for a file that is no artifact of clfew."""
+    """Loads a start from an artifact. Raises UserError if the file is no artifact of clfew."""
     encoder, neck, metadata, seen = load_encoder(artifact)
     is_published = metadata.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
     is_published |= "init" in metadata.training
@@ -170,7 +181,10 @@ def start_from_artifact(artifact: Path, flip: bool | None) -> Start:
 def start_from_weights(
     source: Source, init_weights: InitWeights, size: int | None, flip: bool | None, device: torch.device
 ) -> Start:
-    """Published or foreign weights as they are. Raises UserError where they cannot be had."""
+    """Makes a start from pretrained weights or a checkpoint of another tool, without further training.
+
+    Raises UserError if the weights cannot be loaded.
+    """
     native = typical_side(source)
     resolved, _ = choose_pretrained_size(size, native, init_weights.expected, device)
     mean, std = init_weights.expected.mean, init_weights.expected.std
@@ -202,8 +216,12 @@ def start_from_scratch(
     seed: int,
     split_seed: int | None = None,
 ) -> Start:
-    """The network of a pretraining run (where `encoder` and `size` do not ask for another) without
-    its training, else one chosen as pretraining would. split_seed: of the test split; None is `seed`."""
+    """Makes a start from random weights.
+
+    The network is that of a pretraining run (`pretrained`, its metadata), unless `encoder` or `size` ask
+    for another; else it is chosen as pretraining would choose it. split_seed: the seed of the test
+    split; None means `seed`.
+    """
     if pretrained is not None and encoder == "auto" and size is None:
         metadata = replace(
             pretrained,
@@ -248,6 +266,7 @@ def start_from_scratch(
 def other_images(
     start: Start, others: Source, cache: ImageCache, test_digests: np.ndarray, most: int
 ) -> np.ndarray:
-    """Indices of at most `most` images that pretraining saw, none of them a copy of a test image."""
+    """Returns the indices of at most `most` images that the start was pretrained on, without copies of
+    test images."""
     usable = np.isin(cache.digests, start.seen) & ~np.isin(cache.digests, test_digests)
     return evenly_spaced(cache.good[usable[cache.good]], most)

@@ -1,10 +1,10 @@
-"""A linear layer that teaches a pretrained encoder new images: SimCLR on the features of random views.
+"""The adapter, a linear layer beside a pretrained encoder: SimCLR on the features of random views.
 
-A few minutes of training on small images move a large pretrained network away from what it knows before
-they teach it anything. What the network says of two views of one image
-differs in directions that do not matter for these images; a linear layer beside the frozen network's own
-features (`encoders.SideLayer`) learns to leave them out, from views whose features are computed once.
-The weights that were started from stay as they are.
+In a few minutes of training on small images, a large pretrained network forgets more than it learns. The
+network's features of two views of an image differ in directions that do not matter for these images. A
+linear layer beside the frozen network's own features (`clfew.models.encoder.SideLayer`) learns to leave
+these directions out. The features of the views are computed once, and the pretrained weights stay
+unchanged.
 
 Shape suffixes: N images, V views of each, D features of the encoder, A adapted features, B images in the
 batch.
@@ -33,31 +33,33 @@ from clfew.training.device import keep_freed_memory
 from clfew.training.optim import OptimizerChoice
 
 LAYER, NETWORK = "layer", "network"
-"""What pretrained weights learn with (`--adapt`)."""
+"""Which part is trained of a network with pretrained weights: the values of `--adapt`."""
 
 WIDTH = 256
-"""Adapted features. Of the whitened ones, 64 did as well on CIFAR-10."""
+"""The number of adapted features. Of the whitened features, 64 did as well on CIFAR-10."""
 
 VIEWS = 4
 MOST_IMAGES = 20_000
 VIEWS_FRACTION = 0.6
-"""Of a budget in minutes, what may go into computing features of views."""
+"""The fraction of a budget in minutes that may be spent on computing features of views."""
 
 _FLOOR = 3.0
-"""In the whitening before the first step: what is added to each variance, in shares of their mean."""
+"""What the whitening before the first step adds to each variance, as a multiple of their mean."""
 
 
 def adapter_optimizer(name: str = "auto") -> OptimizerChoice:
-    """AdamW at 3e-4: the layer starts close to where it ends."""
+    """Returns AdamW, or the optimizer `name`, at a learning rate of 3e-4, because the layer starts close
+    to its final weights."""
     chosen = "adamw" if name == "auto" else name
-    return chosen, 3e-4, 1e-3, "one linear layer" if name == "auto" else "as asked for"
+    return chosen, 3e-4, 1e-3, "for one linear layer" if name == "auto" else "as asked for"
 
 
 class Adapter(nn.Module):
     """SimCLR's loss on a linear layer over cached features (NT-Xent on its output; there is no
     projector).
 
-    batch.images holds the features of V views of each image, (B, V, D): of these two are drawn.
+    batch.images holds the features of V views of each image, (B, V, D). Each step takes two views of
+    each image at random.
     """
 
     large_batches = True
@@ -71,7 +73,8 @@ class Adapter(nn.Module):
 
     @property
     def layer(self) -> SideLayer:
-        """The encoder's adapter, a module under one name only: a state is saved by names."""
+        """The encoder's adapter. It is a property, not a second attribute, because a saved state has
+        each weight under one name only."""
         assert self.encoder.adapter is not None
         return self.encoder.adapter
 
@@ -86,9 +89,12 @@ class Adapter(nn.Module):
         budget: Budget,
         count: int | None = None,
     ) -> tuple[TrainingData, Budget]:
-        """The features of views to learn from, of MOST_IMAGES images or of those that a part of the
-        budget is enough for (or of `count`, for a resumed run); and what is left of the budget. Sets the
-        layer to where it starts."""
+        """Computes the features of views to train on, and sets the layer's initial weights.
+
+        Returns these features and what is left of the budget. They are of MOST_IMAGES images at most,
+        and of no more than VIEWS_FRACTION of a budget in minutes is enough for; in a resumed run, of
+        `count` images.
+        """
         order = indices[epoch_order(seed, 0, len(indices))]
         seconds = 60 * (budget.minutes or budget.default_minutes)
         limit = VIEWS_FRACTION * seconds if budget.epochs is None and count is None else None
@@ -116,9 +122,10 @@ class Adapter(nn.Module):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         features_BxVxD = batch.images.float()
         count = features_BxVxD.shape[1]
-        draw = to_device(batch.random.uniform(0, 2), features_BxVxD.device)
-        first = (draw[:, 0] * count).long()
-        second = (first + 1 + (draw[:, 1] * (count - 1)).long()) % count  # Another than the first.
+        random_Bx2 = to_device(batch.random.uniform(0, 2), features_BxVxD.device)
+        first = (random_Bx2[:, 0] * count).long()
+        # Never the same view as the first.
+        second = (first + 1 + (random_Bx2[:, 1] * (count - 1)).long()) % count
         rows = torch.arange(len(first), device=first.device)
         pairs_2BxD = torch.cat([features_BxVxD[rows, first], features_BxVxD[rows, second]])
         adapted_2BxA = self.layer.linear(pairs_2BxD)
@@ -139,10 +146,11 @@ def view_features(
     seconds: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Features of V random views of images `indices` of a store, before any adapter: float16, (N, V, D).
+    """Computes the features, without any adapter, of V random views of the images `indices` of an image
+    cache: float16, (N, V, D).
 
-    seconds: stop after so long; the first images of `indices` are then those there are features of, the
-    same number of each view.
+    seconds: when to stop. The result then holds only the first images of `indices`, each with all of its
+    views.
     """
     keep_freed_memory(device)
     backbone = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -171,8 +179,9 @@ def views_to_teach_with(
     device: torch.device,
     precision: str,
 ) -> np.ndarray:
-    """Features before any adapter of the evaluation view and of V random views of each image of the
-    pool: float16, (M, 1 + V, D). Not computed again for the same images and weights."""
+    """Computes the features, without any adapter, of the evaluation view and of V random views of each
+    image of the pool: float16, (M, 1 + V, D). They are kept, and not computed again for the same images
+    and weights."""
     backbone = encoder.without_adapter()
 
     def compute(rows: np.ndarray) -> np.ndarray:
@@ -187,19 +196,20 @@ def views_to_teach_with(
 
 @torch.no_grad()
 def standardise(layer: SideLayer, features_NxVxD: np.ndarray) -> None:
-    """Gives the layer the mean and the spread of each of the features that it passes on."""
+    """Sets the mean and standard deviation by which the layer standardises the encoder's features."""
     features = torch.from_numpy(features_NxVxD).flatten(0, 1).float()
     layer.centre.copy_(features.mean(0))
     layer.spread.copy_(features.std(0) + 1e-6)
 
 
 def whiten(layer: nn.Linear, features_NxVxD: np.ndarray, seed: int) -> None:
-    """Where the layer starts: features in which all differences between views of an image weigh the
-    same, and of those the directions in which images differ most.
+    """Sets the layer's initial weights. They scale all differences between views of an image to the same
+    size, and keep the directions in which images differ most.
 
-    With W the covariance within images, x → Q P (W + 3 mean(W) I)^-1/2 (x - mean), where P takes the
-    first principal components and Q turns them at random, so that no feature stands for a direction of
-    its own: what comes after scales features one by one.
+    With W the covariance within images and mean(W) the mean of its eigenvalues, the layer computes
+    x → Q P (W + 3 mean(W) I)^-1/2 (x - mean). P takes the first principal components. Q rotates them at
+    random, so that no feature is a principal component by itself: the layers that follow scale features
+    one by one.
     """
     features = features_NxVxD.astype(np.float32)
     centres_NxD = features.mean(1)
@@ -210,9 +220,9 @@ def whiten(layer: nn.Linear, features_NxVxD: np.ndarray, seed: int) -> None:
     whitened = (centres_NxD - centres_NxD.mean(0)) @ (vectors * scale)
     _, _, components = np.linalg.svd(whitened, full_matrices=False)
     kept = components[: layer.out_features]
-    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(layer.out_features, len(kept))))
-    matrix_AxD = turn @ kept @ (vectors * scale).T
-    # As long as a unit vector each, whatever the encoder's scale.
+    rotation, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(layer.out_features, len(kept))))
+    matrix_AxD = rotation @ kept @ (vectors * scale).T
+    # The mean length of an image's adapted features is 1, whatever the encoder's scale.
     matrix_AxD /= np.linalg.norm(whitened @ kept.T, axis=1).mean()
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(matrix_AxD))

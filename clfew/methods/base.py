@@ -1,4 +1,4 @@
-"""What every pretraining method has: an encoder, a loss, and a few things that only some need."""
+"""The base class of all pretraining methods, functions that several of them use, and their registry."""
 
 from dataclasses import replace
 
@@ -11,27 +11,28 @@ from clfew.models.encoder import RGB, Encoder, freeze_statistics
 from clfew.training.batch import Batch
 
 Pictures = list[tuple[str, Tensor]]
-"""Titles, and the images (N, 3, H, W) in [0, 1] below each."""
+"""Titles, each with the images (N, 3, H, W) in [0, 1] that are shown below it."""
 
 
 class Method(nn.Module):
-    """A pretraining method: subclasses define `loss`, and override the rest where they need it.
+    """A pretraining method. Subclasses define `loss`, and override the rest where they need it.
 
-    encoder: learns. recipe: how random views suit these images; a method takes from it what its paper
-    has. gentle: the encoder starts from weights worth keeping: its BatchNorm keeps the statistics it
-    has. `projector` holds layers on the features whose first one fine-tuning starts from, if any.
+    encoder: the network that is trained. recipe: how random views are made for these images; a method
+    uses those of its settings that its paper uses. gentle: True if the encoder starts from weights that
+    are worth keeping; its BatchNorm layers then keep their statistics. `projector` holds the layers on
+    top of the features, if the method has any; fine-tuning starts from the first of them.
     """
 
     input = RGB
-    """What the encoder is given of the images (see `clfew.models.encoder`)."""
+    """Which input the encoder gets: RGB, LIGHTNESS or LAB (see `clfew.models.encoder`)."""
 
     large_batches = False
     learning_rate: float | None = None
-    """AdamW's, where the optimizers that suit the others do not suit it."""
+    """The learning rate for AdamW, if the method needs another optimizer than the default; else None."""
 
     shows_whole_images = True
-    """False where the encoder learns from pieces of images or damaged ones: BatchNorm's statistics are
-    then estimated on whole images afterwards."""
+    """False if the encoder learns from pieces of images or from damaged images. BatchNorm's statistics
+    are then estimated on whole images after training."""
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class Method(nn.Module):
 
     @staticmethod
     def encoder_name(name: str) -> str:
-        """The network to build where the user asks for `name`."""
+        """Returns the name of the network to build if the user asks for `name`."""
         return name
 
     def train(self, mode: bool = True) -> "Method":
@@ -50,40 +51,44 @@ class Method(nn.Module):
         return self
 
     def one_view(self, batch: Batch, size: int | None = None) -> Tensor:
-        """A random view of each image, (B, 3, size, size) in [0, 1]; of the encoder's size by itself."""
+        """Returns a random view of each image, (B, 3, size, size) in [0, 1]. size: None is the
+        encoder's."""
         arguments = batch.images, batch.aspects, size or self.encoder.size
         return random_views(*arguments, self.recipe, batch.random, views=1)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch of stored images, and what to log beside it."""
+        """Returns the loss of a batch of cached images, and values to log with it."""
         raise NotImplementedError
 
     def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
-        """Called once before training with some of the images, the same ones when a run is resumed."""
+        """Called once before training with some of the images. A resumed run gets the same ones."""
 
     def after_step(self, progress: float) -> None:
-        """Called after each step of the optimizer; progress in (0, 1] is the share of the run done."""
+        """Called after each step of the optimizer. progress: the fraction of the run done, in (0, 1]."""
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
-        """What the method makes of a few images, column by column."""
+        """Returns columns of pictures that show what the method does with a few images."""
         raise NotImplementedError
 
 
 def crops_and_flips(recipe: Recipe, grey: float = 0.0) -> Recipe:
-    """Views as a recipe has them, without changes of colour and without blur; a share of them grey."""
+    """Returns the recipe without colour jitter and blur. grey: the fraction of views without colour."""
     return replace(recipe, jitter=0, grey=grey, blur=0)
 
 
 def without_colour(images_NxCxHxW: Tensor) -> Tensor:
-    """The brightness of each pixel in all three channels (ITU-R 601)."""
+    """Returns the brightness of each pixel (ITU-R 601) in all three channels."""
     weights = images_NxCxHxW.new_tensor(LUMA).view(1, 3, 1, 1)
     return (images_NxCxHxW * weights).sum(1, keepdim=True).expand_as(images_NxCxHxW)
 
 
 def decoder(channels: int, outputs: int, start: int, end: int) -> nn.Sequential:
-    """Maps of `start` pixels a side to maps (N, outputs, end, end): convolutions with upsampling between
-    them, half as many channels each time, down to 16: the largest maps cost most."""
+    """Returns a decoder from maps of `start` pixels a side to maps (N, outputs, end, end).
+
+    It alternates upsampling and convolutions. Each convolution halves the number of channels, down to
+    16, because the largest maps cost most.
+    """
     layers: list[nn.Module] = []
     side, width = start, channels
     while side < end:
@@ -99,9 +104,9 @@ def decoder(channels: int, outputs: int, start: int, end: int) -> nn.Sequential:
 
 
 METHODS: dict[str, type[Method]] = {}
-"""The pretraining methods, by the name that --method takes."""
+"""All pretraining methods, by the name that --method takes."""
 
 
 def register_method(name: str, method: type[Method]) -> None:
-    """Makes `method` what --method NAME takes, and `pretrain` and `compare` with it."""
+    """Registers `method` under `name`, which --method, `pretrain` and `compare` then take."""
     METHODS[name] = method

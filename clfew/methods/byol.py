@@ -1,4 +1,5 @@
-"""BYOL: one network predicts what a slowly moving copy of it says of another view; nothing repels.
+"""BYOL: a network predicts the output of a slowly moving copy of itself for another view of the image,
+without negative pairs.
 
 Grill et al., Bootstrap Your Own Latent, NeurIPS 2020 (equation 2, section 3.3; views: appendix B).
 
@@ -20,24 +21,26 @@ from clfew.models.encoder import Encoder, freeze_statistics
 from clfew.training.batch import Batch
 
 MOMENTUM = 0.97
-"""Of the target at the start. The paper's 0.996 is for 1000 epochs of ImageNet; its code takes 0.99 for
-100 and 300 epochs and 0.97 for 40. What counts is the number of steps, and the runs here have thousands
-at most."""
+"""The target's momentum at the start. The paper's 0.996 is for 1000 epochs of ImageNet; its code uses
+0.99 for 100 and 300 epochs and 0.97 for 40. What counts is the number of steps, and the runs here have
+thousands at most."""
 
 
 def byol_loss(prediction_BxP: Tensor, target_BxP: Tensor) -> Tensor:
-    """Squared distance of unit vectors (equation 2), 2 - 2 cos, the mean over the batch, in float32."""
+    """Returns the squared distance of the unit vectors (equation 2), 2 - 2 cos, averaged over the batch,
+    in float32."""
     with torch.autocast(prediction_BxP.device.type, enabled=False):
         return (2 - 2 * F.cosine_similarity(prediction_BxP.float(), target_BxP.float(), dim=1)).mean()
 
 
 def momentum_at(progress: float, start: float = MOMENTUM) -> float:
-    """τ = 1 - (1 - τ₀)·(cos(π·progress) + 1) / 2, from τ₀ to 1 (section 3.3)."""
+    """Returns τ = 1 - (1 - τ₀)·(cos(π·progress) + 1) / 2, which rises from τ₀ to 1 (section 3.3)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, linear: the projector and the predictor (section 3.3)."""
+    """Returns the layers of the projector and of the predictor: linear, BatchNorm, ReLU, linear
+    (section 3.3)."""
     return nn.Sequential(
         nn.Linear(inputs, hidden, bias=False),
         nn.BatchNorm1d(hidden),
@@ -47,15 +50,17 @@ def layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class BYOL(Method):
-    """The online network (encoder, projector, predictor) and its target, a moving average of the first
-    two. The target's own BatchNorm sees batches, as the online network's does, so its running statistics
-    are those of its own weights. Each sees the two views one after the other: they differ, and so would
-    what BatchNorm makes of both together.
+    """The online network (encoder, projector, predictor) and its target, a moving average of the encoder
+    and the projector.
+
+    The target's BatchNorm estimates its own running statistics from the batches, as the online network's
+    does, so they fit the target's weights. Each network gets the two views in separate passes: the views
+    have different statistics, which BatchNorm would mix in a common pass.
     """
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
-        # Appendix B, table 6: at most half of SimCLR's strength, saturation half of that; the first view
-        # is blurred, the second hardly, and solarised at times.
+        # Appendix B, table 6: at most half of SimCLR's jitter, and half of that for saturation. The
+        # first view is always blurred; the second one is rarely blurred and sometimes solarised.
         recipe = replace(
             recipe, jitter=min(0.5, recipe.jitter), saturation=0.5, blur=1.0 if recipe.blur else 0
         )
@@ -96,4 +101,4 @@ class BYOL(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
         first, second = self.views(batch)
-        return [("a view", first), ("another", second)]
+        return [("one view", first), ("another view", second)]

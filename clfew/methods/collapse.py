@@ -1,28 +1,31 @@
-"""Collapse of a training: what is measured in each step, and what it is called."""
+"""Collapse during training: the values that are measured in each step, and the messages about it."""
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
 LEAST_STD, LEAST_EFFECTIVE_RANK, LEAST_ALIVE = 0.1, 1.2, 0.01
-"""Of embeddings that point everywhere, of an effective rank, and of all counts: below these a training
-has collapsed."""
+"""Training has collapsed if one of these falls below its limit: the standard deviation of embeddings (1
+for random directions), their effective rank, or the fraction of counts that are ever above zero."""
 
 
 FEWEST_EMBEDDINGS = 32
-"""Fewer lie in few directions however healthy they are."""
+"""With fewer embeddings than this the effective rank is low however healthy they are."""
 
 
-def spread(embeddings_NxP: Tensor) -> Tensor:
-    """How far embeddings point in different directions: 1 as random ones do, 0 where all are one."""
+def embedding_std(embeddings_NxP: Tensor) -> Tensor:
+    """Returns how far embeddings point in different directions, as a standard deviation: 1 for random
+    directions, 0 if all embeddings are the same."""
     unit = F.normalize(embeddings_NxP.detach().float(), dim=1)
     return unit.std(dim=0).mean() * unit.shape[1] ** 0.5
 
 
-def directions(embeddings_NxP: Tensor) -> Tensor:
-    """In how many directions embeddings differ, 1 where they lie on a line: the effective rank as the
-    participation ratio (Σλ)² / Σλ² of the eigenvalues λ of their covariance. Of the first 256, which
-    tell it as well."""
+def effective_rank(embeddings_NxP: Tensor) -> Tensor:
+    """Returns in how many directions embeddings differ: 1 if they lie on a line.
+
+    This is the participation ratio (Σλ)² / Σλ² of the eigenvalues λ of their covariance. It is computed
+    from the first 256 embeddings, which are enough.
+    """
     unit = F.normalize(embeddings_NxP[:256].detach().float(), dim=1)
     centred = unit - unit.mean(0)
     gram_NxN = centred @ centred.T  # Its eigenvalues are those of the covariance, times a constant.
@@ -30,17 +33,20 @@ def directions(embeddings_NxP: Tensor) -> Tensor:
 
 
 def health(embeddings_NxP: Tensor) -> dict[str, Tensor]:
-    """What tells a collapse of embeddings: see `clfew.methods.collapse.collapse`."""
-    found = {"spread": spread(embeddings_NxP)}
+    """Returns the values to log in each step that show a collapse of embeddings (see `collapse`)."""
+    values = {"spread": embedding_std(embeddings_NxP)}
     if len(embeddings_NxP) >= FEWEST_EMBEDDINGS:
-        found["directions"] = directions(embeddings_NxP)
-    return found
+        values["directions"] = effective_rank(embeddings_NxP)
+    return values
 
 
 def collapse(row: dict[str, float]) -> str:
-    """What a row of a training's log says of a collapse, "" for nothing."""
+    """Returns what has collapsed according to a row of a training log, "" if nothing has."""
     if row.get("spread", 1.0) < LEAST_STD:
-        return f"embeddings have collapsed to {row['spread']:.0%} of the spread of random directions"
+        return (
+            f"embeddings have collapsed to {row['spread']:.0%} of the standard deviation of random "
+            "directions"
+        )
     if row.get("directions", np.inf) < LEAST_EFFECTIVE_RANK:
         return f"embeddings have collapsed to a line, an effective rank of {row['directions']:.2f}"
     if row.get("alive", 1.0) < LEAST_ALIVE:
@@ -49,7 +55,8 @@ def collapse(row: dict[str, float]) -> str:
 
 
 def collapse_summary(rows: list[dict[str, float]]) -> str:
-    """When in a training's log a collapse was seen, and how it ended; "" for none."""
+    """Returns at which steps of a training log there was a collapse, and whether there is one at the
+    end; "" if there was none."""
     steps = [int(row["step"]) for row in rows if collapse(row)]
     if not steps:
         return ""

@@ -1,4 +1,4 @@
-"""Colorization: which colours has this grey image?
+"""Colorization: predict the colours of an image from its lightness.
 
 Zhang, Isola and Efros, Colorful Image Colorization, ECCV 2016 (equations 1 to 5).
 
@@ -16,46 +16,48 @@ from clfew.models.encoder import LIGHTNESS, Encoder
 from clfew.training.batch import Batch
 
 GRID = 10.0
-"""Width of a colour bin in units of a and b."""
+"""The width of a colour bin in units of a and b."""
 NEAREST, SIGMA = 5, 5.0
-"""A colour counts for so many bins, by a Gaussian of this width (section 2.1)."""
+"""Each colour is assigned to its NEAREST bins, weighted by a Gaussian of width SIGMA (section 2.1)."""
 UNIFORM = 0.5
-"""λ: the share of the uniform distribution in the one that weighs colours (equation 4)."""
+"""λ: the weight of the uniform distribution that is mixed into that of the colours (equation 4)."""
 TEMPERATURE = 0.38
-"""Of the annealed mean (equation 5)."""
+"""The temperature of the annealed mean (equation 5)."""
 GREY_BELOW = 5.0
-"""An image in which no |a| or |b| is above this has no colours to learn."""
+"""An image in which no pixel has |a| or |b| above this has no colours to learn."""
 REDUCED = 4
-"""Colours are told at a quarter of the resolution."""
+"""Colours are predicted at a quarter of the resolution."""
 
 
 def colours_of(images_NxSxSx3: Tensor, aspects_N: Tensor, side: int) -> Tensor:
-    """The a and b of all pixels of stored images seen at `side` pixels: (pixels, 2)."""
+    """Returns the a and b of all pixels of cached images resized to `side` pixels: (pixels, 2)."""
     lab = rgb_to_lab(evaluation_view(images_NxSxSx3, aspects_N, side))
     return lab[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2)
 
 
 def colour_bins(ab_Nx2: Tensor) -> tuple[Tensor, Tensor]:
-    """The centres (Q, 2) of the grid's cells in which there are any of these colours, and the share of
-    the colours in each (Q,)."""
+    """Returns the centres (Q, 2) of the grid's cells that hold at least one of these colours, and the
+    fraction of the colours in each cell (Q,)."""
     cells, counts = torch.round(ab_Nx2 / GRID).unique(dim=0, return_counts=True)
     return cells * GRID, counts / counts.sum()
 
 
-def rebalancing(bins_Qx2: Tensor, shares_Q: Tensor) -> Tensor:
-    """w ∝ ((1 - λ) p̃ + λ / Q)⁻¹ with Σ p̃ w = 1, p̃ the smoothed shares of the colours (equation 4).
+def rebalancing(bins_Qx2: Tensor, fractions_Q: Tensor) -> Tensor:
+    """Returns the weights of the bins, w ∝ ((1 - λ) p̃ + λ / Q)⁻¹ with Σ p̃ w = 1, where p̃ are the
+    smoothed fractions of the colours (equation 4).
 
-    Most of most images is nearly grey: without weights so is every guess.
+    Most pixels of most images are nearly grey: without weights all predictions would be nearly grey too.
     """
     kernel = torch.exp(-torch.cdist(bins_Qx2, bins_Qx2).square() / (2 * SIGMA**2))
-    smooth = (kernel / kernel.sum(0)) @ shares_Q
+    smooth = (kernel / kernel.sum(0)) @ fractions_Q
     weight = 1 / ((1 - UNIFORM) * smooth / smooth.sum() + UNIFORM / len(bins_Qx2))
     return weight / (weight * smooth / smooth.sum()).sum()
 
 
 def soft_bins(ab_Nx2: Tensor, bins_Qx2: Tensor) -> tuple[Tensor, Tensor]:
-    """Each colour's nearest bins, (N, 5), and what it counts for each of them."""
-    # |x - c|² without |x|², which is the same for all bins; in bf16 it would be off by whole bins.
+    """Returns each colour's nearest bins, (N, 5), and its probability for each of them, (N, 5)."""
+    # 2 x·c - |c|² is -|x - c|² plus |x|², which is the same for all bins. In bf16 its rounding errors
+    # would be as large as whole bins.
     with torch.autocast(ab_Nx2.device.type, enabled=False):
         closeness = 2 * ab_Nx2.float() @ bins_Qx2.T - bins_Qx2.square().sum(1)
     near, index = closeness.topk(min(NEAREST, len(bins_Qx2)), dim=1)
@@ -65,31 +67,33 @@ def soft_bins(ab_Nx2: Tensor, bins_Qx2: Tensor) -> tuple[Tensor, Tensor]:
 def colour_loss(
     logits_BxQxHxW: Tensor, ab_Bx2xHxW: Tensor, bins_Qx2: Tensor, weights_Q: Tensor
 ) -> Tensor:
-    """-Σ v(Z) Σ_q Z_q log Ẑ_q, the mean over the pixels of images that have colours (equation 2)."""
-    log_shares = logits_BxQxHxW.float().log_softmax(1).permute(0, 2, 3, 1).flatten(0, 2)
-    index, shares = soft_bins(ab_Bx2xHxW.permute(0, 2, 3, 1).reshape(-1, 2), bins_Qx2)
-    error = -(shares * log_shares.gather(1, index)).sum(1)
-    # The nearest bin comes first.
+    """Returns -Σ v(Z) Σ_q Z_q log Ẑ_q, averaged over the pixels of images that have colours
+    (equation 2)."""
+    predicted = logits_BxQxHxW.float().log_softmax(1).permute(0, 2, 3, 1).flatten(0, 2)
+    index, probabilities = soft_bins(ab_Bx2xHxW.permute(0, 2, 3, 1).reshape(-1, 2), bins_Qx2)
+    error = -(probabilities * predicted.gather(1, index)).sum(1)
+    # The nearest bin, which decides the weight of a pixel, comes first.
     weighted = (weights_Q[index[:, 0]] * error).view(len(ab_Bx2xHxW), -1)
     has_colour = (ab_Bx2xHxW.abs() > GREY_BELOW).flatten(1).any(1)
     return (weighted.mean(1) * has_colour).sum() / has_colour.sum().clamp(min=1)
 
 
 def reduced_side(encoder: Encoder) -> int:
-    """The side of the maps in which colours are told: no fewer than the encoder's last ones have."""
+    """Returns the side of the maps of predicted colours, which is at least that of the encoder's last
+    maps."""
     return max(encoder.map_shapes()[-1][1], encoder.size // REDUCED)
 
 
 def annealed_mean(logits_BxQxHxW: Tensor, bins_Qx2: Tensor) -> Tensor:
-    """The mean colour of the guess at TEMPERATURE: (B, 2, H, W) (equation 5)."""
+    """Returns the mean of the predicted colours at TEMPERATURE: (B, 2, H, W) (equation 5)."""
     with torch.autocast(logits_BxQxHxW.device.type, enabled=False):
-        shares = (logits_BxQxHxW.float() / TEMPERATURE).softmax(1)
-        return torch.einsum("bqhw,qc->bchw", shares, bins_Qx2)
+        probabilities = (logits_BxQxHxW.float() / TEMPERATURE).softmax(1)
+        return torch.einsum("bqhw,qc->bchw", probabilities, bins_Qx2)
 
 
 class Colorization(Method):
-    """The encoder sees lightness only, of these images as of those it will be used on; its last map and
-    a decoder tell the colour of each place."""
+    """The encoder gets only the lightness of images, both here and in later use. A decoder on its last
+    map predicts the colour of each place."""
 
     input = LIGHTNESS
 
@@ -107,13 +111,13 @@ class Colorization(Method):
         return decoder(channels, outputs, side, self.reduced)
 
     def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
-        """The bins are the colours that these images have."""
-        self.bins, shares = colour_bins(colours_of(images_NxSxSx3, aspects_N, self.reduced))
-        self.weights = rebalancing(self.bins, shares)
+        """Makes the colours of these images the bins."""
+        self.bins, fractions = colour_bins(colours_of(images_NxSxSx3, aspects_N, self.reduced))
+        self.weights = rebalancing(self.bins, fractions)
         self.decoder = self.build_decoder(len(self.bins)).to(self.bins.device)
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Views, and their L, a, b at the resolution at which colours are told."""
+        """Returns views, and their L, a, b at the resolution at which colours are predicted."""
         view = self.one_view(batch)
         return view, rgb_to_lab(F.adaptive_avg_pool2d(view, self.reduced))
 
@@ -124,8 +128,8 @@ class Colorization(Method):
         view, lab = self.view(batch)
         logits = self.logits(view).float()
         loss = colour_loss(logits, lab[:, 1:], self.bins, self.weights)
-        off = (annealed_mean(logits.detach(), self.bins) - lab[:, 1:]).square().sum(1).sqrt().mean()
-        return loss, {"colour_error": off}
+        error = (annealed_mean(logits.detach(), self.bins) - lab[:, 1:]).square().sum(1).sqrt().mean()
+        return loss, {"colour_error": error}
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:

@@ -1,8 +1,8 @@
 """Denoising Autoencoder: restore an image from a damaged copy.
 
 Vincent et al., Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a
-Local Denoising Criterion, JMLR 2010 (sections 3.3 corruptions, 3.4 emphasis, 3.5 stacking); end to end
-with a convolutional encoder, or stage by stage.
+Local Denoising Criterion, JMLR 2010 (sections 3.3 corruptions, 3.4 emphasis, 3.5 stacking). Here a
+convolutional encoder is trained end to end, or stage by stage.
 
 Shape suffixes: B images in the batch, S side in pixels, C channels.
 """
@@ -22,45 +22,49 @@ from clfew.models.feature_maps import replaced
 from clfew.training.batch import Batch
 
 CORRUPTIONS = {"masking": 0.25, "salt-and-pepper": 0.25, "gaussian": 0.3}
-"""And how much: the share of pixels set to 0, or to 0 or 1; the standard deviation of the noise."""
+"""The kinds of corruption, with their amounts: the fraction of pixels set to 0, the fraction set to 0 or
+1, and the standard deviation of the noise."""
 EMPHASIS = (1.0, 0.5)
-"""Weights of what was damaged and of what was not: to restore is more than to copy (section 3.4,
-"double emphasis")."""
+"""The weights of errors where pixels were damaged and where they were not: restoring matters more than
+copying (section 3.4, "double emphasis")."""
 
 
-def corrupted(clean: Tensor, draws_Bx2xHxW: Tensor, kind: str, amount: float) -> tuple[Tensor, Tensor]:
-    """A damaged copy of (B, C, H, W) and where it was damaged, (B, 1, H, W) of 0 and 1.
+def corrupted(clean: Tensor, random_Bx2xHxW: Tensor, kind: str, amount: float) -> tuple[Tensor, Tensor]:
+    """Returns a damaged copy of images or maps (B, C, H, W), and where it was damaged, (B, 1, H, W) of 0
+    and 1.
 
-    A pixel is damaged in all channels: what the others say of it would else give it away. draws: uniform
-    in [0, 1), two for each pixel.
+    A pixel is damaged in all channels, because the other channels would give its value away.
+    random_Bx2xHxW: uniform in [0, 1), two numbers for each pixel.
     """
-    first, second = draws_Bx2xHxW[:, :1], draws_Bx2xHxW[:, 1:]
-    if kind == "gaussian":
+    first, second = random_Bx2xHxW[:, :1], random_Bx2xHxW[:, 1:]
+    if kind == "gaussian":  # By the Box-Muller transform.
         angle, length = 2 * math.pi * second, (-2 * (1 - first).clamp(min=1e-7).log()).sqrt()
         return clean + amount * length * torch.cos(angle), torch.ones_like(first)
-    hit = (first < amount).to(clean.dtype)
+    damaged = (first < amount).to(clean.dtype)
     value = (second < 0.5).to(clean.dtype) if kind == "salt-and-pepper" else 0.0
-    return clean * (1 - hit) + value * hit, hit
+    return clean * (1 - damaged) + value * damaged, damaged
 
 
 def emphasised(error: Tensor, damaged_Bx1xHxW: Tensor) -> Tensor:
-    """The mean of α·(errors where damaged) + β·(errors elsewhere) over all values."""
+    """Returns the mean over all values of α·(errors where damaged) + β·(errors elsewhere)."""
     weight = EMPHASIS[0] * damaged_Bx1xHxW + EMPHASIS[1] * (1 - damaged_Bx1xHxW)
     return (weight * error).mean()
 
 
 def stage_at(progress: float, stages: int) -> int:
-    """Which stage is trained: each gets the same sum of learning rates of a cosine schedule."""
+    """Returns which stage is trained at `progress`, so that each stage gets the same sum of learning
+    rates of a cosine schedule."""
     done = progress + math.sin(math.pi * progress) / math.pi
     return min(stages - 1, int(done * stages))
 
 
 class Denoising(Method):
-    """The encoder's last map through a decoder, against the clean image: cross-entropy of sigmoids, as
-    for values in [0, 1] (section 2.2).
+    """A decoder restores the clean image from the encoder's last map. The loss is the cross-entropy of
+    sigmoids, as for values in [0, 1] (section 2.2).
 
-    corruption: "masking", "salt-and-pepper" or "gaussian". stacked: one stage after the other learns to
-    restore what the stage before it says, from a damaged copy of that; earlier ones stay as they are.
+    corruption: "masking", "salt-and-pepper" or "gaussian". stacked: the stages are trained one after the
+    other. Each learns to restore the output of the stage before it from a damaged copy of that output;
+    earlier stages are not changed any more.
     """
 
     shows_whole_images = False
@@ -91,12 +95,12 @@ class Denoising(Method):
             self.decoders = nn.ModuleList([decoder(channels, 3, side, encoder.size)])
 
     def damage(self, clean: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        draws = to_device(batch.random.uniform(100, 2 * clean.shape[2] * clean.shape[3]), clean.device)
-        draws_Bx2xHxW = draws.view(-1, 2, *clean.shape[2:])
-        return corrupted(clean, draws_Bx2xHxW, self.corruption, self.amount)
+        uniform = to_device(batch.random.uniform(100, 2 * clean.shape[2] * clean.shape[3]), clean.device)
+        random_Bx2xHxW = uniform.view(-1, 2, *clean.shape[2:])
+        return corrupted(clean, random_Bx2xHxW, self.corruption, self.amount)
 
     def restored(self, damaged: Tensor) -> Tensor:
-        """Logits of the clean image's values."""
+        """Returns the logits of the clean image's values."""
         maps = self.encoder.maps(self.encoder.prepare(damaged))
         return self.decoders[0](maps[0 if self.stacked else -1])
 
@@ -111,7 +115,9 @@ class Denoising(Method):
         return emphasised(error, where), {"squared_error": squared}
 
     def stage_loss(self, clean: Tensor, stage: int, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of what a later stage restores of the maps below it, in their own variance."""
+        """Returns the squared error of the maps that a later stage restores, those of the stage before
+        it, as a multiple of their variance."""
+        # `damage` runs inside the encoder's forward pass, so it hands its results over in this dict.
         kept: dict[str, Tensor] = {}
 
         def damage(below: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Context Encoders: paint the part of an image that is missing.
+"""Context Encoders: paint the missing part of an image.
 
 Pathak et al., Context Encoders: Feature Learning by Inpainting, CVPR 2016 (section 3; the
 centre's mask and weights as in its code, pathak22/context-encoder).
@@ -20,18 +20,19 @@ from clfew.training.batch import Batch
 
 MASKS = ("random", "centre")
 OVERLAP, OVERLAP_WEIGHT = 4 / 128, 10.0
-"""The border of the centre square that is seen as well as painted, in shares of the side, and what its
-errors weigh: so the painting joins what is around it."""
+"""The width of the centre square's border, as a fraction of the side, and the weight of its errors. The
+border is both in the input and painted, so that the painting fits its surroundings."""
 CELLS, THRESHOLD, LEAST, MOST = 8, 0.25, 0.2, 0.3
-"""Of random regions: noise on so many cells a side (the code's 0.06 a pixel at 128 pixels), enlarged;
-masked below the threshold; taken where that is a share between LEAST and MOST of the image."""
+"""How random regions are made: noise on CELLS cells a side (the code has 0.06 cells a pixel, at 128
+pixels) is enlarged, and masks the image where it is below THRESHOLD. A mask is used if it covers a
+fraction between LEAST and MOST of the image."""
 TRIES = 64
 RECONSTRUCTION, ADVERSARIAL = 0.999, 0.001
 
 
 def centre_mask(size: int) -> tuple[Tensor, Tensor]:
-    """What is hidden, and the weight of each pixel's error: (S, S) each. The square to paint has half
-    the side."""
+    """Returns the mask of hidden pixels and the weight of each pixel's error, (S, S) each. The square to
+    paint has half the side of the image."""
     border = max(1, round(OVERLAP * size))
     low, high = size // 4, size - size // 4
     hidden, weight = torch.zeros(size, size), torch.zeros(size, size)
@@ -42,10 +43,10 @@ def centre_mask(size: int) -> tuple[Tensor, Tensor]:
     return hidden, weight
 
 
-def random_mask(size: int, draws_TxN: np.ndarray) -> Tensor:
-    """A random region, (S, S) of 0 and 1: of several tries the first of a good size, else the one
-    closest to it. draws: uniform in [0, 1), CELLS² for each try."""
-    noise = torch.from_numpy(draws_TxN).view(-1, 1, CELLS, CELLS)
+def random_mask(size: int, random_TxN: np.ndarray) -> Tensor:
+    """Returns a random region, (S, S) of 0 and 1: of several tries the first with a good size, or else
+    the one closest to it. random_TxN: uniform in [0, 1), CELLS² numbers for each try."""
+    noise = torch.from_numpy(random_TxN).view(-1, 1, CELLS, CELLS)
     fields = F.interpolate(noise, size=(size, size), mode="bicubic", align_corners=False)[:, 0]
     masks = (fields < THRESHOLD).float()
     distance = (masks.mean((1, 2)) - (LEAST + MOST) / 2).abs()
@@ -54,12 +55,13 @@ def random_mask(size: int, draws_TxN: np.ndarray) -> Tensor:
 
 
 class Inpainting(Method):
-    """The encoder's last map, a layer that joins places channel by channel, and a decoder that paints.
+    """From the encoder's last map, a layer that connects places channel by channel and a decoder paint
+    the hidden part.
 
-    mask: "random" regions, one a batch, or the "centre" square. adversarial: a discriminator judges the
-    paintings (equation 2); its gradient and the painter's come from one step at one learning rate, where
-    the paper has two steps, the painter's ten times as large. The paper's features were learned without
-    it.
+    mask: "random" for random regions, one a batch, or "centre" for the centre square. adversarial: also
+    trains a discriminator to tell paintings from images (equation 2). It is trained in the same step and
+    at the same learning rate as the painter (the encoder and the layers after it); the paper has two
+    steps, the painter's ten times as large. The paper's features were learned without it.
     """
 
     shows_whole_images = False
@@ -80,7 +82,7 @@ class Inpainting(Method):
         # Section 3.1, "channel-wise fully-connected layer": a matrix from places to places for each
         # channel, then a 1×1 convolution, in place of the bottleneck of 4000.
         self.places = nn.Parameter(torch.empty(channels, side**2, side**2))
-        nn.init.uniform_(self.places, -1 / side, 1 / side)  # As of a linear layer from so many places.
+        nn.init.uniform_(self.places, -1 / side, 1 / side)  # As nn.Linear does with side² inputs.
         self.decoder = nn.Sequential(
             nn.Conv2d(channels, channels, 1), decoder(channels, 3, side, encoder.size)
         )
@@ -88,19 +90,20 @@ class Inpainting(Method):
         self.discriminator = _discriminator(judged) if adversarial else None
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """A view as the encoder is given it, what of it is hidden, and the weights of errors."""
+        """Returns views prepared for the encoder, the mask of hidden pixels, and the weights of
+        errors."""
         view = self.encoder.prepare(self.one_view(batch))
         if self.mask == "centre":
             hidden, weight = centre_mask(self.encoder.size)
-        else:  # One for all images of a batch, drawn by the first one's numbers.
+        else:  # One mask for all images of a batch, made from the first image's random numbers.
             hidden = random_mask(self.encoder.size, batch.random.once(100, TRIES * CELLS**2))
-            # Where a judge sees all of the painting, all of it is to be like the image.
+            # The discriminator gets the whole painting, so all of it has to be like the image.
             weight = hidden if self.discriminator is None else torch.ones_like(hidden)
         return view, hidden.to(view.device), weight.to(view.device)
 
     def painted(self, view_BxCxSxS: Tensor, hidden_SxS: Tensor) -> Tensor:
-        """A whole image from what is not hidden, in the encoder's normalised colours: 0 where nothing is
-        seen, which is the mean colour."""
+        """Returns whole images painted from what is not hidden, in the encoder's normalised colours.
+        Hidden pixels are 0 in the input, which is the mean colour."""
         maps = self.encoder.maps(view_BxCxSxS * (1 - hidden_SxS))[-1]
         joined = torch.einsum("bcp,cpq->bcq", maps.flatten(2), self.places.to(maps.dtype))
         return self.decoder(joined.view_as(maps))
@@ -111,30 +114,31 @@ class Inpainting(Method):
         loss = reconstruction_loss(painted, view, weight)
         extras = {"squared_error": loss.detach()}
         if self.discriminator is not None:
-            fools, judges = self.adversarial_losses(self.judged(view), self.judged(painted))
-            extras["judged_right"] = judges.detach()
-            loss = RECONSTRUCTION * loss + ADVERSARIAL * fools + judges
+            painter_loss, judge_loss = self.adversarial_losses(self.judged(view), self.judged(painted))
+            extras["judged_right"] = judge_loss.detach()
+            loss = RECONSTRUCTION * loss + ADVERSARIAL * painter_loss + judge_loss
         return loss, extras
 
     def judged(self, images: Tensor) -> Tensor:
-        """What of an image or a painting the discriminator sees: all that was painted, and nothing of
-        the image itself around it, whose border would give the painting away (section 3.2)."""
+        """Returns the part of images or paintings that the discriminator gets: all that was painted, and
+        nothing around it, because the border would give the painting away (section 3.2)."""
         if self.mask == "random":
             return images
         low, high = self.encoder.size // 4, self.encoder.size - self.encoder.size // 4
         return images[..., low:high, low:high]
 
     def adversarial_losses(self, real: Tensor, painted: Tensor) -> tuple[Tensor, Tensor]:
-        """The painter's loss, which only moves the painter, and the discriminator's own."""
+        """Returns the painter's loss, which trains the painter only, and the discriminator's loss."""
         assert self.discriminator is not None
+        # Detached weights and copied buffers: the painter's loss must not change the discriminator.
         fixed = {n: p.detach() for n, p in self.discriminator.named_parameters()}
         buffers = {n: b.clone() for n, b in self.discriminator.named_buffers()}
         fooled = functional_call(self.discriminator, {**fixed, **buffers}, (painted,)).float()
-        answers = self.discriminator(torch.cat([real, painted.detach()])).float()
-        truth = torch.zeros_like(answers)
+        logits = self.discriminator(torch.cat([real, painted.detach()])).float()
+        truth = torch.zeros_like(logits)
         truth[: len(real)] = 1
-        painter = F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
-        return painter, F.binary_cross_entropy_with_logits(answers, truth)
+        painter_loss = F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
+        return painter_loss, F.binary_cross_entropy_with_logits(logits, truth)
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
@@ -145,20 +149,20 @@ class Inpainting(Method):
             return (images * self.encoder.std + self.encoder.mean).clamp(0, 1)
 
         return [
-            ("seen", shown(view * (1 - hidden))),
+            ("input", shown(view * (1 - hidden))),
             ("painted", shown(painted)),
             ("image", shown(view)),
         ]
 
 
 def reconstruction_loss(painted: Tensor, image: Tensor, weight_SxS: Tensor) -> Tensor:
-    """Squared error where there is a weight, by weight (equation 1): the mean over what is painted."""
+    """Returns the squared error averaged with these weights over the painted pixels (equation 1)."""
     total = weight_SxS.sum() * painted.shape[0] * painted.shape[1]
     return (weight_SxS * (painted - image).square()).sum() / total.clamp(min=1)
 
 
 def _discriminator(size: int) -> nn.Sequential:
-    """Convolutions of stride 2 down to about 4 pixels, as DCGAN's (section 3.2, figure 9)."""
+    """Returns convolutions of stride 2, down to about 4 pixels, as in DCGAN (section 3.2, figure 9)."""
     layers: list[nn.Module] = [nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.2)]
     side, width = size // 2, 32
     while side > 4 and width < 256:

@@ -1,4 +1,4 @@
-"""Jigsaw Puzzles: in which order were these tiles?
+"""Jigsaw Puzzles: predict the order of shuffled tiles.
 
 Noroozi and Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, ECCV 2016
 (sections 3 and 4.2), with the permutations scored several at a time as in Kolesnikov et al., Revisiting
@@ -23,20 +23,19 @@ from clfew.training.batch import Batch
 
 PERMUTATIONS = 100
 PUZZLES = 8
-"""Orders that each image's tiles are shown in: tiles are what costs, orders are cheap."""
+"""The number of orders that each image's tiles are shown in. Tiles are costly, orders are cheap."""
 GREY = 0.66
-"""Of views without colour, as in Kolesnikov et al.; the paper has 0.3."""
+"""The fraction of views without colour, as in Kolesnikov et al.; the paper has 0.3."""
 SHIFT = 2 / 64
-"""How far two channels of a tile with colours are moved, in shares of its side."""
+"""How far two channels of a coloured tile are moved at most, as a fraction of its side."""
 SMALL = 48
-"""Below this many pixels a third of an image shows too little, so there are 2×2 tiles in any order."""
+"""Below this many pixels a third of an image shows too little, so there are 2×2 tiles, in all orders."""
 
 
 def permutation_set(tiles: int, count: int, seed: int = 0) -> np.ndarray:
-    """`count` permutations of `tiles` that are far apart: (P, T), int64 (algorithm 1).
+    """Returns `count` permutations of `tiles` that are far apart: (P, T), int64 (algorithm 1).
 
-    The first is drawn; then always that one of all others whose mean Hamming distance to those chosen is
-    largest.
+    The first one is random. Each next one has the largest mean Hamming distance to those already chosen.
     """
     everything = np.array(list(itertools.permutations(range(tiles))), dtype=np.int8)
     count = min(count, len(everything))
@@ -50,12 +49,13 @@ def permutation_set(tiles: int, count: int, seed: int = 0) -> np.ndarray:
 
 
 class Jigsaw(Method):
-    """Tiles of a view, each through the encoder by itself, and a head that tells their order.
+    """The encoder gets each tile of a view by itself; a head predicts the order of the tiles.
 
     A tile is cut at random from its cell (64 of 85 pixels in the paper), so edges do not continue, and
-    standardised by itself, so brightness and contrast do not give its place away. Nor do the fringes of
-    a lens, which grow towards an image's edge: two views of three have no colour, and in the others each
-    tile's first and last channel are moved by up to two pixels of 64, and at least one (section 3.3).
+    standardised by itself, so brightness and contrast do not give its place away. Nor do the colour
+    fringes of a lens, which grow towards an image's edge: two views of three have no colour, and in the
+    others each tile's first and last channel are moved by up to two pixels of 64 (up to one pixel at
+    least; section 3.3).
     """
 
     shows_whole_images = False
@@ -63,7 +63,8 @@ class Jigsaw(Method):
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.grid = 2 if encoder.size < SMALL else 3
-        # Tiles overlap the resolution of the encoder's own images by little: half or three eighths.
+        # Half or three eighths of the encoder's side: tiles are only a little more detailed than the
+        # images of its later use.
         self.tile = 4 * round(encoder.size * (0.5 if self.grid == 2 else 0.375) / 4)
         self.cell = round(self.tile * 85 / 64)
         require_side(encoder, self.tile)
@@ -83,19 +84,22 @@ class Jigsaw(Method):
         )
 
     def tiles(self, batch: Batch) -> Tensor:
-        """(B, T, 3, tile, tile), row by row, with values in [0, 1]."""
+        """Returns the tiles of each view, row by row: (B, T, 3, tile, tile) in [0, 1]."""
         size, count = self.grid * self.cell, self.grid**2
         view_BxCxVxV = self.one_view(batch, size)
-        draws = to_device(batch.random.uniform(100, 1 + 6 * count), view_BxCxVxV.device)
-        is_grey = draws[:, :1, None, None] < GREY
+        # Column 0 decides about colour. For each tile, the others hold (y, x) of the corner and of the
+        # shifts of two channels.
+        random_BxN = to_device(batch.random.uniform(100, 1 + 6 * count), view_BxCxVxV.device)
+        is_grey = random_BxN[:, :1, None, None] < GREY
         view_BxCxVxV = torch.where(is_grey, without_colour(view_BxCxVxV), view_BxCxVxV)
-        u_BxTx3x2 = draws[:, 1:].view(-1, count, 3, 2)
+        random_BxTx3x2 = random_BxN[:, 1:].view(-1, count, 3, 2)
         free = self.cell - self.tile + 1
-        cells = torch.cartesian_prod(*[torch.arange(self.grid, device=draws.device)] * 2) * self.cell
-        corners = cells + (u_BxTx3x2[:, :, 0] * free).long()
-        # The first and the last channel move against the one between them.
+        places = torch.arange(self.grid, device=random_BxN.device)
+        cells = torch.cartesian_prod(places, places) * self.cell
+        corners = cells + (random_BxTx3x2[:, :, 0] * free).long()
+        # The first and the last channel move, the one between them stays.
         reach = max(1, round(SHIFT * self.tile))
-        shifts = (u_BxTx3x2[:, :, 1:] * (2 * reach + 1)).long() - reach
+        shifts = (random_BxTx3x2[:, :, 1:] * (2 * reach + 1)).long() - reach
         shifts = torch.where(is_grey, 0, shifts)
         channels = [
             patches(
@@ -108,14 +112,14 @@ class Jigsaw(Method):
         return torch.cat(channels, dim=2)
 
     def puzzles(self, batch: Batch) -> Tensor:
-        """The orders that tiles are shown in, as rows of `orders`: (B, K)."""
-        draws = to_device(batch.random.uniform(101, PUZZLES), batch.images.device)
-        return (draws * len(self.orders)).long()
+        """Returns the orders that tiles are shown in, as rows of `orders`: (B, K)."""
+        random_BxK = to_device(batch.random.uniform(101, PUZZLES), batch.images.device)
+        return (random_BxK * len(self.orders)).long()
 
     def logits(self, tiles_BxTxCxSxS: Tensor, orders_BxK: Tensor) -> Tensor:
-        """Scores of each permutation for each puzzle: (B·K, P)."""
+        """Returns scores of each permutation for each puzzle: (B·K, P)."""
         count = tiles_BxTxCxSxS.shape[1]
-        # In place of the encoder's own normalisation, which is the same for all images.
+        # This replaces the encoder's own normalisation, which is the same for all images.
         features = self.encoder.backbone(standardised(tiles_BxTxCxSxS).flatten(0, 1)).flatten(1)
         features_BxTxD = self.of_tile(features).view(-1, count, self.of_tile[0].out_features)
         image = torch.arange(len(features_BxTxD), device=features.device)[:, None, None]
@@ -132,13 +136,13 @@ class Jigsaw(Method):
     def pictures(self, batch: Batch) -> Pictures:
         tiles, order = self.tiles(batch), self.puzzles(batch)[:, :1]
         shown = tiles[torch.arange(len(tiles), device=tiles.device)[:, None], self.orders[order[:, 0]]]
-        found = self.orders[self.logits(tiles, order).argmax(1)]
-        back = found.argsort(1)  # Where each tile is, by the order that was found.
-        solved = shown[torch.arange(len(tiles), device=tiles.device)[:, None], back]
-        return [("puzzle", self.arranged(shown)), ("as solved", self.arranged(solved))]
+        predicted = self.orders[self.logits(tiles, order).argmax(1)]
+        inverse = predicted.argsort(1)  # Undoes the predicted order.
+        solved = shown[torch.arange(len(tiles), device=tiles.device)[:, None], inverse]
+        return [("puzzle", self.arranged(shown)), ("predicted order", self.arranged(solved))]
 
     def arranged(self, tiles_BxTxCxSxS: Tensor) -> Tensor:
-        """Tiles side by side, row by row, with a line between them."""
+        """Returns the tiles side by side, row by row, with white lines between them."""
         framed = F.pad(tiles_BxTxCxSxS, (1, 1, 1, 1), value=1.0)
         rows = [torch.cat(list(row.unbind(1)), dim=3) for row in framed.split(self.grid, dim=1)]
         return torch.cat(rows, dim=2)

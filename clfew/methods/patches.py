@@ -1,4 +1,4 @@
-"""Patches of images, for methods that show the encoder pieces."""
+"""Patches of images, for methods that train the encoder on pieces of images."""
 
 import torch
 from torch import Tensor
@@ -8,23 +8,22 @@ from clfew.models.encoder import Encoder
 
 
 def require_side(encoder: Encoder, side: int) -> None:
-    """Raises UserError for a network that does not take images of `side` pixels, as it must where it is
-    shown patches."""
+    """Raises UserError if the network cannot take patches of `side` pixels, on which it is trained."""
     backbone, was_training = encoder.backbone, encoder.backbone.training
     try:
         with torch.no_grad():
             backbone.eval()(torch.zeros(2, 3, side, side))
     except (RuntimeError, AssertionError, ValueError):
         raise UserError(
-            f"{encoder.name} does not take patches of {side} pixels, which this method shows it.",
-            "take a convolutional encoder, such as resnet8-w32 or resnet18, or a larger --size.",
+            f"{encoder.name} cannot take patches of {side} pixels, which this method trains it on.",
+            "use a convolutional encoder, such as resnet8-w32 or resnet18, or a larger --size.",
         ) from None
     finally:
         backbone.train(was_training)
 
 
 def patches(images_NxCxHxW: Tensor, corners_NxTx2: Tensor, side: int) -> Tensor:
-    """Squares of `side` pixels with their top left corners at (y, x): (N, T, C, side, side)."""
+    """Cuts squares of `side` pixels with their top left corners at (y, x): (N, T, C, side, side)."""
     steps = torch.arange(side, device=images_NxCxHxW.device)
     rows = (corners_NxTx2[..., :1] + steps)[..., :, None]
     columns = (corners_NxTx2[..., 1:] + steps)[..., None, :]
@@ -33,7 +32,7 @@ def patches(images_NxCxHxW: Tensor, corners_NxTx2: Tensor, side: int) -> Tensor:
 
 
 def standardised(patches_NxCxHxW: Tensor) -> Tensor:
-    """Each channel of each patch with mean 0 and standard deviation 1."""
+    """Scales each channel of each patch to mean 0 and standard deviation 1."""
     mean = patches_NxCxHxW.mean((-2, -1), keepdim=True)
-    spread = patches_NxCxHxW.std((-2, -1), keepdim=True, correction=0)
-    return (patches_NxCxHxW - mean) / (spread + 1e-4)
+    std = patches_NxCxHxW.std((-2, -1), keepdim=True, correction=0)
+    return (patches_NxCxHxW - mean) / (std + 1e-4)

@@ -1,4 +1,4 @@
-"""What a pretraining run trains, on what, and for how many steps."""
+"""From the options of a pretraining run to the network, the training data and the number of steps."""
 
 import inspect
 from difflib import get_close_matches
@@ -37,17 +37,17 @@ DEFAULT_EPOCHS = 100.0
 DEFAULT_MINUTES = 10.0
 """Without --epochs and --minutes a run takes 100 epochs, but no longer than this."""
 
-_LOOKED_AT = 2000
-_HOW = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
-_FROM_WHAT = ("source", "fingerprint", "images", "transductive", "split_seed")
+_LOOK_AT_IMAGES = 2000
+_TRAINING_KEYS = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
+_DATA_KEYS = ("source", "fingerprint", "images", "transductive", "split_seed")
 _NOT_OPTIONS = ("self", "encoder", "recipe", "gentle")
 
 Objective = Method | Adapter
 
 
 def options_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
-    """All options of a method, those given (not None) and the defaults of the others. Raises UsageError
-    for one that the method does not have."""
+    """Returns all options of a method: the given ones (not None) and the defaults of the others. Raises
+    UsageError if the method does not have a given option."""
     parameters = inspect.signature(METHODS[method].__init__).parameters
     own = {name: p.default for name, p in parameters.items() if name not in _NOT_OPTIONS}
     for name, value in given.items():
@@ -62,25 +62,28 @@ def options_of(method: str, given: dict[str, Any]) -> dict[str, Any]:
 def find_pretraining_start(
     init: str, encoder: str, method: str, device: torch.device
 ) -> tuple[InitWeights | None, str]:
-    """The weights to start from. Only SimCLR's adapter keeps pretrained weights as they are, so other
-    methods start from scratch unless told otherwise. Raises UserError where the method's network cannot
-    take any."""
+    """Returns the weights to start from (None for random ones), and the reason.
+
+    Only SimCLR's adapter leaves pretrained weights unchanged, so other methods start from scratch unless
+    `init` names weights. Raises UserError if the method's network cannot use pretrained weights.
+    """
     if method == "simclr":
         return find_init_weights(init, encoder, device)
     if init == "auto":
-        return None, f"{method} learns a network of its own"
+        return None, f"the default of {method}"
     init_weights, why = find_init_weights(init, encoder, device)
     if init_weights is not None and METHODS[method].input != RGB:
         raise UserError(
-            f"--method {method} does not see images as pretrained weights do.",
+            f"--method {method} cannot use pretrained weights: they take RGB images, and its network "
+            f"takes {METHODS[method].input} images.",
             "start from scratch: --init scratch.",
         )
     return init_weights, why
 
 
 def build_objective(config: dict[str, Any], seed: int, start: Encoder | None) -> Objective:
-    """What is trained, from random weights or those of `start`. Raises UserError for an encoder that the
-    method cannot use."""
+    """Returns the module that is trained, with random weights or those of `start`. Raises UserError if
+    the method cannot use the encoder."""
     torch.manual_seed(seed)
     adapter = WIDTH if config["adapt"] == LAYER else 0
     method, options = METHODS[config["method"]], config["options"]
@@ -96,7 +99,7 @@ def build_objective(config: dict[str, Any], seed: int, start: Encoder | None) ->
     return method(encoder, Recipe(**config["recipe"]), start is not None, **options)
 
 
-def learned_from(
+def training_data_of(
     objective: Objective,
     config: dict[str, Any],
     cache: ImageCache,
@@ -105,10 +108,11 @@ def learned_from(
     precision: str,
     budget: Budget | None = None,
 ) -> tuple[TrainingData, Budget]:
-    """The images, or for an adapter the features of their views; and what is left of the budget."""
+    """Returns the images, or for an adapter the features of their views, and what is left of the
+    budget."""
     budget = budget or Budget(None, None, DEFAULT_EPOCHS, DEFAULT_MINUTES)
     if isinstance(objective, Method):
-        some = evenly_spaced(indices, _LOOKED_AT)
+        some = evenly_spaced(indices, _LOOK_AT_IMAGES)
         objective.look_at(torch.from_numpy(cache.pixels[some]), torch.from_numpy(cache.aspects[some]))
         return TrainingData(cache.pixels, cache.aspects, indices), budget
     return objective.prepare(
@@ -127,15 +131,15 @@ def learned_from(
 def estimate_statistics(
     encoder: Encoder, data: TrainingData, device: torch.device, images: int = 4096
 ) -> None:
-    """Gives the encoder's BatchNorm the statistics of whole, clean images, in place of those of what it
-    was shown: the mean over random batches of at most `images` of them."""
+    """Replaces the statistics of the encoder's BatchNorm layers, which are of its training inputs, by
+    those of whole, clean images: the mean over random batches of at most `images` images."""
     layers = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
         layer.momentum = None  # A plain mean over batches.
     encoder.to(device).train()
-    # In folders images come class by class: a batch of neighbours would not vary as all of them do.
+    # Folders list images class by class: a batch of neighbours would vary less than all images do.
     some = data.indices[epoch_order(0, 0, len(data))[:images]]
     for rows in np.array_split(some, max(1, len(some) // 256)):
         pixels, aspects = to_device(data.pixels[rows], device), to_device(data.aspects[rows], device)
@@ -163,14 +167,15 @@ def pretraining_plan(
         if objective.gentle:
             return gentle_pretraining(optimizer)
         if objective.learning_rate and optimizer == "auto":
-            return "adamw", objective.learning_rate, 1e-4, "what the method is stable with"
+            return "adamw", objective.learning_rate, 1e-4, "stable for this method"
         return choose_pretraining(batch, steps, size, optimizer)
 
     return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)
 
 
 def pretraining_images(source: Source, cache: ImageCache, transductive: bool, seed: int) -> np.ndarray:
-    """The good images outside the test split, whose labels decide nothing else here."""
+    """Returns the readable images outside the test split; with `transductive`, all readable images.
+    Labels are used only to draw the test split."""
     if transductive:
         return cache.good
     return np.setdiff1d(cache.good, test_indices(source, seed), assume_unique=True)
@@ -192,9 +197,11 @@ def check_settings(
         raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
 
 
-def describe(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -> ArtifactMetadata:
-    """What an encoder says of the run that made it, from the run's configuration."""
-    how = {name: config[name] for name in _HOW if name in config}
+def encoder_metadata(
+    config: dict[str, Any], encoder: Encoder, method: str, neck: int
+) -> ArtifactMetadata:
+    """Returns the metadata of an encoder, from the configuration of the run that trained it."""
+    training = {name: config[name] for name in _TRAINING_KEYS if name in config}
     return ArtifactMetadata(
         kind="encoder",
         encoder=config["encoder"],
@@ -209,6 +216,6 @@ def describe(config: dict[str, Any], encoder: Encoder, method: str, neck: int) -
         clfew_version=__version__,
         adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features,
         sees=encoder.input,
-        training={"pretrain": {"command": config["command_line"]} | how},
-        data={"pretrain": {k: config[k] for k in _FROM_WHAT}},
+        training={"pretrain": {"command": config["command_line"]} | training},
+        data={"pretrain": {k: config[k] for k in _DATA_KEYS}},
     )

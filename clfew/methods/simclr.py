@@ -22,14 +22,15 @@ LOSSES = ("nt-xent", "dcl")
 
 
 def is_decoupled(loss: str) -> bool:
-    """Whether a loss by its name is the decoupled one. Raises UsageError for an unknown name."""
+    """Returns whether the loss named `loss` is the decoupled one. Raises UsageError for an unknown
+    name."""
     if loss not in LOSSES:
         raise UsageError(f"--loss {loss} is not known.", f"choose {' or '.join(LOSSES)}.")
     return loss == "dcl"
 
 
 def nt_xent(z_2BxP: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
-    """NT-Xent (SimCLR, equation 1): mean over the 2B ordered positive pairs (i, i + B).
+    """Returns NT-Xent (SimCLR, equation 1), the mean over the 2B ordered positive pairs (i, i + B).
 
     Similarities and their log-sum-exp are computed in float32 whatever the autocast: bfloat16
     keeps 8 bits, too few for a softmax at low temperature. `decoupled` leaves the positive out of
@@ -49,8 +50,8 @@ def nt_xent(z_2BxP: Tensor, temperature: float, decoupled: bool = False) -> Tens
 
 
 def projector(dim: int, hidden: int, output: int) -> nn.Sequential:
-    """Three linear layers, BatchNorm after each, ReLU between, as google-research/simclr
-    builds them for SimCLRv2 (`model_util.projection_head`).
+    """Returns three linear layers, with BatchNorm after each and ReLU between them, as
+    google-research/simclr builds them for SimCLRv2 (`model_util.projection_head`).
 
     BatchNorm makes biases redundant, so the linear layers have none.
     """
@@ -67,7 +68,7 @@ class SimCLR(Method):
     """The encoder, its projector and the loss over two views of each image.
 
     temperature: 0.1 to 0.5 (SimCLR, table 5: 0.1 for ImageNet and large batches, 0.5 for long runs
-        on small images); 0.2 is between them for short ones.
+        on small images). The default, 0.2, lies between them and is for short runs.
     loss: "nt-xent" or "dcl" (see `nt_xent`).
     """
 
@@ -95,4 +96,4 @@ class SimCLR(Method):
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
         first, second = self.views(batch).chunk(2)
-        return [("a view", first), ("another", second)]
+        return [("one view", first), ("another view", second)]

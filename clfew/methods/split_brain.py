@@ -1,4 +1,4 @@
-"""Split-Brain Autoencoder: half of a network tells colours from lightness, the other half the reverse.
+"""Split-Brain Autoencoder: half of a network predicts colours from lightness, the other the reverse.
 
 Zhang, Isola and Efros, Split-Brain Autoencoders: Unsupervised Learning by Cross-Channel Prediction, CVPR
 2017 (section 3, with classification losses in place of regression).
@@ -26,8 +26,8 @@ LIGHTNESS_BINS = 100
 def cross_channel_loss(
     colour_BxQxHxW: Tensor, light_BxLxHxW: Tensor, lab_Bx3xHxW: Tensor, bins_Qx2: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the bin nearest to each pixel's colour, told from lightness; and of its lightness
-    in hundredths, told from colour."""
+    """Returns two cross-entropies: of the bin nearest to each pixel's colour, which is predicted from
+    lightness, and of the pixel's lightness in hundredths, which is predicted from colour."""
     ab = lab_Bx3xHxW[:, 1:].permute(0, 2, 3, 1)
     with torch.autocast(ab.device.type, enabled=False):
         nearest = torch.cdist(ab.flatten(0, 2), bins_Qx2).argmin(1).view(ab.shape[:3])
@@ -38,8 +38,8 @@ def cross_channel_loss(
 
 
 class SplitBrain(Method):
-    """Two networks beside each other, each with half the channels (a published network has no half: then
-    there are two whole ones); features are both networks' side by side."""
+    """Two networks beside each other, each with half the channels. Networks such as resnet18 cannot be
+    halved; for these there are two whole ones. The features are those of both networks side by side."""
 
     input = LAB
 
@@ -63,12 +63,12 @@ class SplitBrain(Method):
         return decoder(channels_of_both // 2, outputs, side, self.reduced)
 
     def look_at(self, images_NxSxSx3: Tensor, aspects_N: Tensor) -> None:
-        """The bins are the colours that these images have."""
+        """Makes the colours of these images the bins."""
         self.bins, _ = colour_bins(colours_of(images_NxSxSx3, aspects_N, self.reduced))
         self.tells_colour = self._decoder(len(self.bins)).to(self.bins.device)
 
     def view(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Views, and their L, a, b at the resolution at which they are told."""
+        """Returns views, and their L, a, b at the resolution at which they are predicted."""
         view = self.one_view(batch)
         return view, rgb_to_lab(F.adaptive_avg_pool2d(view, self.reduced))
 
@@ -80,8 +80,11 @@ class SplitBrain(Method):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         view, lab = self.view(batch)
-        of_colour, of_light = cross_channel_loss(*self.logits(view), lab, self.bins)
-        return of_colour + of_light, {"colour": of_colour.detach(), "lightness": of_light.detach()}
+        colour_loss, light_loss = cross_channel_loss(*self.logits(view), lab, self.bins)
+        return colour_loss + light_loss, {
+            "colour": colour_loss.detach(),
+            "lightness": light_loss.detach(),
+        }
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
@@ -97,6 +100,6 @@ class SplitBrain(Method):
         lab = rgb_to_lab(view)
         return [
             ("image", view),
-            ("its colours, told", lab_to_rgb(torch.cat([lab[:, :1], ab], dim=1))),
-            ("its light, told", lab_to_rgb(torch.cat([enlarged(brightness), lab[:, 1:]], dim=1))),
+            ("predicted colours", lab_to_rgb(torch.cat([lab[:, :1], ab], dim=1))),
+            ("predicted lightness", lab_to_rgb(torch.cat([enlarged(brightness), lab[:, 1:]], dim=1))),
         ]

@@ -1,7 +1,7 @@
-"""Encoder and classifier files: sealed safetensors with a checked description.
+"""Encoder and classifier files: safetensors with checksums and checked metadata.
 
-The metadata key "clfew" holds one JSON object (`About`). Weights are loaded strictly: every tensor,
-every shape, every value finite.
+The safetensors metadata key "clfew" holds one JSON object (`ArtifactMetadata`). Weights are loaded
+strictly: every tensor must be present, have the right shape and hold only finite values.
 """
 
 import json
@@ -30,7 +30,7 @@ M = TypeVar("M", bound="Module")
 def save_encoder(
     path: Path, encoder: "Encoder", projector: "Any", metadata: ArtifactMetadata, seen: np.ndarray
 ) -> None:
-    """Writes an encoder and its projector. `seen` holds the digests of the images it learned from."""
+    """Writes an encoder and its projector. `seen` holds the digests of the images it was trained on."""
     tensors = _prefixed("encoder", encoder) | _prefixed("projector", projector)
     tensors["seen.pretraining"] = _digests(seen)
     _save(path, tensors, metadata)
@@ -43,18 +43,22 @@ def save_classifier(
     pretraining: np.ndarray,
     finetuning: np.ndarray,
 ) -> None:
-    """Writes a classifier with the digests of the images it learned from, with and without labels."""
+    """Writes a classifier, with the digests of the images it was trained on without labels
+    (`pretraining`) and with labels (`finetuning`).
+    """
     tensors = _prefixed("classifier", classifier)
     tensors["seen.pretraining"], tensors["seen.finetuning"] = _digests(pretraining), _digests(finetuning)
     _save(path, tensors, metadata)
 
 
 def load_encoder(path: Path) -> "tuple[Encoder, Any, ArtifactMetadata, np.ndarray]":
-    """The encoder, the projector's first layer (linear, BatchNorm, ReLU), the description, and the
-    digests of the images it was pretrained on. A classifier's encoder can be loaded too; its
-    layer below the classifier is then the projector's first.
+    """Loads an encoder. Returns the encoder, the projector's first layer (linear, BatchNorm, ReLU), the
+    metadata, and the digests of the images it was pretrained on.
 
-    Raises UserError.
+    The encoder of a classifier can be loaded too; the classifier's neck then takes the place of the
+    projector's first layer.
+
+    Raises UserError if the file cannot be used.
     """
     from clfew.models.classifier import build_neck, encoder_of
 
@@ -68,16 +72,16 @@ def load_encoder(path: Path) -> "tuple[Encoder, Any, ArtifactMetadata, np.ndarra
     neck = _built(path, lambda: build_neck(encoder.dim, metadata.neck), first, below)
     tensors = _load_tensors(path)
     _load_strictly(path, encoder, _below(tensors, part))
-    first_layer = {n: v for n, v in _below(tensors, below).items() if f"{below}.{n}" in first}
-    _load_strictly(path, neck, first_layer)
+    first_layer_tensors = {n: v for n, v in _below(tensors, below).items() if f"{below}.{n}" in first}
+    _load_strictly(path, neck, first_layer_tensors)
     return encoder, neck, metadata, _seen(path, tensors, "pretraining")
 
 
 def load_classifier(path: Path) -> "tuple[Classifier, ArtifactMetadata, dict[str, np.ndarray]]":
-    """The classifier, its description, and the digests of what it has seen, by step ("pretraining",
-    "finetuning").
+    """Loads a classifier. Returns the classifier in eval mode, its metadata, and the digests of the
+    images it was trained on, by step ("pretraining", "finetuning").
 
-    Raises UserError, also for an encoder, which predicts nothing.
+    Raises UserError if the file cannot be used or holds an encoder, which has no classes to predict.
     """
     from clfew.models.classifier import Classifier
 
@@ -98,9 +102,9 @@ def load_classifier(path: Path) -> "tuple[Classifier, ArtifactMetadata, dict[str
 def _save(path: Path, tensors: "dict[str, Tensor]", metadata: ArtifactMetadata) -> None:
     import safetensors.torch
 
-    description = json.dumps(asdict(metadata))
+    encoded = json.dumps(asdict(metadata))
     try:
-        content = add_checksum(safetensors.torch.save(tensors, {"clfew": description}))
+        content = add_checksum(safetensors.torch.save(tensors, {"clfew": encoded}))
     except Damaged as error:
         raise UserError(
             f"{path} cannot be written: {error}.", "use fewer or shorter class names."
@@ -123,7 +127,7 @@ def _load_tensors(path: Path) -> "dict[str, Tensor]":
         check_data(path, read_header(path))
         return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, Damaged, OSError) as error:
-        raise UserError(f"{path} cannot be used: {error}.", "make it again, or take a copy.") from None
+        raise UserError(f"{path} cannot be used: {error}.", "make it again, or use a copy.") from None
 
 
 def _load_strictly(path: Path, module: Any, tensors: "dict[str, Tensor]") -> None:
@@ -137,45 +141,51 @@ def _load_strictly(path: Path, module: Any, tensors: "dict[str, Tensor]") -> Non
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[1:2]).strip() or str(error)
         raise UserError(
-            f"The weights in {path} do not fit the network it names ({reason}).",
+            f"The weights in {path} do not fit the network named in its metadata ({reason}).",
             OTHER_VERSION,
         ) from None
 
 
 def _digests(digests: np.ndarray) -> "Tensor":
-    """uint64 digests as int64, the same bits: torch computes little with uint64."""
+    """Returns uint64 digests, sorted, as an int64 tensor of the same bits: torch supports few operations
+    on uint64.
+    """
     import torch
 
     return torch.from_numpy(np.sort(digests.astype(np.uint64)).view(np.int64).copy())
 
 
 def _seen(path: Path, tensors: "dict[str, Tensor]", step: str) -> np.ndarray:
-    """The digests that `_digests` stored."""
+    """Returns the uint64 digests that `_digests` wrote for a step."""
     import torch
 
-    stored = tensors.get(f"seen.{step}")
-    if stored is None or stored.dtype != torch.int64 or stored.ndim != 1:
-        raise UserError(f"{path} does not say which images it has seen in {step}.", OTHER_VERSION)
-    return stored.numpy().view(np.uint64)
+    digests = tensors.get(f"seen.{step}")
+    if digests is None or digests.dtype != torch.int64 or digests.ndim != 1:
+        raise UserError(f"{path} does not list the images used in {step}.", OTHER_VERSION)
+    return digests.numpy().view(np.uint64)
 
 
 def _built(path: Path, build: "Callable[[], M]", shapes: dict[str, tuple[int, ...]], prefix: str) -> "M":
-    """What `build` makes of a description; its errors name the file. First without memory, so that a
-    description cannot ask for more of it than the file has weights."""
+    """Returns the module that `build` makes from an artifact's metadata, if its tensors have the names
+    and shapes that the file holds below `prefix`.
+
+    The module is first built without allocating memory: damaged metadata must not be able to request
+    more memory than the file's weights need. Raises UserError that names the file.
+    """
     from clfew.models.backbones import ShapesOnly
 
     try:
         with ShapesOnly():
             wanted = {f"{prefix}.{n}": tuple(v.shape) for n, v in build().state_dict().items()}
-        there = {name: shape for name, shape in shapes.items() if name.startswith(f"{prefix}.")}
-        if wanted == there:
+        found = {name: shape for name, shape in shapes.items() if name.startswith(f"{prefix}.")}
+        if wanted == found:
             return build()
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error.message}", error.hint) from None
-    name = min(n for n in wanted.keys() | there.keys() if wanted.get(n) != there.get(n))
+    name = min(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
     raise UserError(
-        f"The weights in {path} do not fit the network it names ({name} is "
-        f"{there.get(name, 'not there')}, not {wanted.get(name, 'there')}).",
+        f"The weights in {path} do not fit the network named in its metadata ({name}: the file has "
+        f"{found.get(name, 'no such tensor')}, the network {wanted.get(name, 'no such tensor')}).",
         OTHER_VERSION,
     )
 
@@ -183,5 +193,6 @@ def _built(path: Path, build: "Callable[[], M]", shapes: dict[str, tuple[int, ..
 def _check_dim(path: Path, metadata: ArtifactMetadata, encoder: "Encoder") -> None:
     if metadata.dim != encoder.dim:
         raise UserError(
-            f"{path} says {metadata.dim} features, but its encoder gives {encoder.dim}.", OTHER_VERSION
+            f"The metadata of {path} names {metadata.dim} features, but its encoder has {encoder.dim}.",
+            OTHER_VERSION,
         )

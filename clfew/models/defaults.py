@@ -1,4 +1,4 @@
-"""What `auto` chooses, each with its reason."""
+"""The defaults that `auto` chooses, each with its reason in words."""
 
 import math
 
@@ -15,26 +15,27 @@ from clfew.models.pretrained import Expected
 CROP_AREA = 0.3
 
 PRETRAINED_LEAST, PRETRAINED_MOST_ON_CPU = 96, 128
-"""Pixels. Networks trained on large images see little in smaller ones; larger ones take a CPU too
-long.
+"""Pixels. Networks trained on large images recognise little in smaller ones; on a CPU larger images take
+too long.
 """
 
 
 def choose_size(
     size: int | None, native: int, device: torch.device, many: bool = False
 ) -> tuple[int, str]:
-    """The side of the images the encoder sees: their own (`native`), within what the device can do.
+    """Chooses the side of the encoder's input images: their own side (`native`), with an upper limit by
+    device.
 
-    many: whether it learns from all images, for many epochs, as pretraining does. On a CPU, images of
-    25 to 40 pixels are then seen at 24: in the time of one epoch at 32 there are almost two, which in
-    runs of minutes is worth more than the pixels.
+    many: whether the encoder trains on all images for many epochs, as in pretraining. On a CPU, images
+    of 25 to 40 pixels are then scaled to 24: one epoch at 32 pixels takes as long as almost two at 24,
+    which in runs of minutes is worth more than the pixels.
     """
     if size is not None:
         return size, "as asked for"
     if many and device.type == "cpu" and 24 < native <= 40:
-        return 24, f"the images are {native} px; a CPU gets through more of them at 24"
+        return 24, f"the images are {native} px; at 24 a CPU trains for more epochs"
     most = 224 if device.type == "cuda" else 64
-    # A multiple of four divides well over the stages of an encoder.
+    # A multiple of four can be halved by the stages of an encoder.
     resolved = min(most, max(16, math.ceil(native / 4) * 4))
     limit = f", {most} at most on a {device.type.upper()}" if native > most else ""
     return resolved, f"the images are {native} px{limit}"
@@ -43,9 +44,9 @@ def choose_size(
 def choose_pretrained_size(
     size: int | None, native: int, expected: Expected, device: torch.device
 ) -> tuple[int, str]:
-    """The side at which a pretrained encoder sees images: their own, enlarged to at least 96 pixels and
-    to no more than the encoder was trained at (128 on a CPU). Raises UserError for a size that an
-    encoder with one size does not take."""
+    """Chooses the side of a pretrained encoder's input images: their own side (`native`), enlarged to at
+    least 96 pixels and limited to the side the encoder was trained at (on a CPU also to 128). Raises
+    UserError if the encoder takes only one size and `size` is another."""
     if expected.fixed:
         if size not in (None, expected.size):
             raise UserError(
@@ -59,17 +60,18 @@ def choose_pretrained_size(
         return expected.size or choose_size(None, native, device)[0], "as the weights were trained"
     most = min(expected.size, PRETRAINED_MOST_ON_CPU) if device.type == "cpu" else expected.size
     resolved = min(most, max(PRETRAINED_LEAST, math.ceil(native / 32) * 32))
-    return resolved, f"the images are {native} px, the pretrained encoder's {expected.size}"
+    return resolved, f"the images are {native} px, those of the pretrained weights {expected.size}"
 
 
 def cached_side(size: int, native: int) -> int:
-    """Images are kept larger than the encoder sees them, by a quarter or up to half where that is
-    their own size, so that crops stay sharp; smaller ones at their own size."""
+    """Returns the side at which images are cached. Images of up to 1.5 times the encoder's input `size`
+    are cached at their own size (`native`, at least 16 pixels), larger ones at 1.25 times `size`, so
+    that crops stay sharp."""
     return max(16, native) if native <= 1.5 * size else math.ceil(1.25 * size)
 
 
 def choose_encoder(name: str, size: int, images: int, device: torch.device) -> tuple[str, str]:
-    """A network that gets enough epochs in a usual budget on this device."""
+    """Chooses a network small enough for enough epochs in a usual budget on this device."""
     if name != "auto":
         return name, "as asked for"
     if device.type == "cuda":
@@ -82,40 +84,43 @@ def choose_encoder(name: str, size: int, images: int, device: torch.device) -> t
 def choose_batch(
     batch: int | None, images: int, device: torch.device, large: bool = False
 ) -> tuple[int, str]:
-    """At least a dozen steps an epoch, within 32 and 128 on a CPU, 512 on a GPU. large: what is trained
-    is so small that a batch of 512 costs nothing."""
+    """Chooses a batch size that gives at least a dozen steps an epoch, between 32 and 128 on a CPU,
+    between 32 and 512 on a GPU, and at most the number of images. large: the trained part is so small
+    that a batch of 512 costs nothing extra. Raises UserError if `batch` is larger than the number of
+    images."""
     if batch is not None:
         if batch > images:
             raise UserError(
-                f"--batch {batch} is more than the {images} images there are to learn from.",
+                f"--batch {batch} is larger than the number of training images, {images}.",
                 f"use --batch {2 ** int(math.log2(images))}, or leave it out.",
             )
         return batch, "as asked for"
     if large:
-        return min(images, 512), "features of views, not images"
+        return min(images, 512), "trains on features of views, not on images"
     most = 512 if device.type == "cuda" else 128
-    fitting = 2 ** int(math.log2(max(1, images / 12)))
-    return min(images, max(32, min(most, fitting))), f"{images:,} images"
+    power_of_two = 2 ** int(math.log2(max(1, images / 12)))
+    return min(images, max(32, min(most, power_of_two))), f"{images:,} images"
 
 
 def choose_recipe(size: int, cache: ImageCache, indices: np.ndarray, flip: bool) -> tuple[Recipe, str]:
-    """Random views as in the paper's appendix A, scaled for small images (appendix B.9: half the
-    colour strength, no blur); at full strength where the images of the store are grey.
+    """Chooses random views as in the SimCLR paper's appendix A, for small images as in appendix B.9:
+    half the colour strength, no blur. If the cached images are grey, the strength is not halved.
 
-    Crops cover 30 % of an image or more, not 8 %: that suits runs of fewer than a hundred epochs.
+    Crops cover at least 30 % of an image, not 8 %, which suits runs of fewer than a hundred epochs.
     """
     if size >= 64:
         return Recipe(CROP_AREA, flip, jitter=1.0, blur=0.5), "with blur, as for large images"
     pixels = cache.pixels[evenly_spaced(indices, 200)].astype(np.int16)
     if np.abs(pixels - pixels.mean(axis=3, keepdims=True)).mean() < 0.5:
-        return Recipe(CROP_AREA, flip, jitter=1.0, blur=0.0), "the images are grey, only light changes"
+        return Recipe(CROP_AREA, flip, jitter=1.0, blur=0.0), "grey images: only their lightness changes"
     return Recipe(CROP_AREA, flip, jitter=0.5, blur=0.0), "no blur, as for small images"
 
 
 def normalisation(
     cache: ImageCache, indices: np.ndarray, input: str = RGB
 ) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation, of each channel that an encoder sees, over a thousand images."""
+    """Returns the mean and standard deviation of each channel of the encoder's `input`, over a thousand
+    images. Standard deviations are at least 0.05."""
     pixels = cache.pixels[evenly_spaced(indices, 1000)]
     if input != RGB:
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255

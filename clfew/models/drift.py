@@ -1,4 +1,5 @@
-"""How far training has moved an encoder from the weights it started from, told without labels.
+"""Drift: how far training has moved an encoder from the weights it started from, measured without
+labels.
 
 Shape suffixes: N images, D features, K neighbours.
 """
@@ -16,37 +17,37 @@ from clfew.models.encoder import Encoder
 from clfew.models.features import apply_to_cache
 
 IMAGES = 1000
-"""So many images, spread over the data, are compared."""
+"""The number of images that are compared, evenly spaced over the data."""
 
 NEIGHBOURS = 10
 FEWEST_KEPT = 0.15
-"""Of an image's ten nearest neighbours, the share below which the alarm is raised."""
-
+"""The alarm is raised if a smaller fraction of each image's ten nearest neighbours is unchanged."""
 
 LEAST_RANK = 0.05
-"""Of the effective rank before, the share below which the alarm is raised: collapse, not the choice of
-fewer directions, which an adapter makes."""
+"""The alarm is raised if the effective rank falls below this fraction of its value before training. The
+limit is so low that it detects collapse only; an adapter reduces the effective rank without collapse."""
 
 
 def neighbours_kept(before_NxD: np.ndarray, after_NxD: np.ndarray) -> float:
-    """The mean share of each image's ten nearest neighbours (by cosine) that both encoders agree on.
+    """Returns the mean fraction of each image's ten nearest neighbours (by cosine similarity) that are
+    the same for both encoders.
 
-    1 where nothing has changed; 10 / N for two encoders that have nothing in common.
+    It is 1 if nothing has changed, and 10 / N for two encoders that have nothing in common.
     """
     pairs = zip(_nearest(before_NxD), _nearest(after_NxD), strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in pairs]))
 
 
 def effective_rank(features_NxD: np.ndarray) -> float:
-    """The exponential of the entropy of the singular values (Garrido et al., RankMe, ICML
-    2023), after the mean is taken away: how many directions the features use."""
+    """Returns the effective rank of centred features: the exponential of the entropy of their singular
+    values (Garrido et al., RankMe, ICML 2023). It measures how many dimensions the features use."""
     values = np.linalg.svd(features_NxD - features_NxD.mean(0), compute_uv=False)
-    shares = values / max(values.sum(), 1e-12) + 1e-7
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    fractions = values / max(values.sum(), 1e-12) + 1e-7
+    return float(np.exp(-(fractions * np.log(fractions)).sum()))
 
 
 def drift(before_NxD: np.ndarray, after_NxD: np.ndarray) -> dict[str, float]:
-    """`neighbours_kept`, and the effective rank in shares of what it was."""
+    """Returns `neighbours_kept`, and the effective rank after training divided by that before."""
     ratio = effective_rank(after_NxD) / effective_rank(before_NxD)
     return {
         "neighbours_kept": round(neighbours_kept(before_NxD, after_NxD), 4),
@@ -55,15 +56,17 @@ def drift(before_NxD: np.ndarray, after_NxD: np.ndarray) -> dict[str, float]:
 
 
 def alarm(found: dict[str, float]) -> str:
-    """What is wrong with a drift, "" for nothing."""
+    """Returns what is wrong with a drift (as from `drift`), "" if nothing is."""
     if found["neighbours_kept"] < FEWEST_KEPT:
-        return f"only {found['neighbours_kept']:.0%} of the neighbours are still what they were"
+        return f"only {found['neighbours_kept']:.0%} of the nearest neighbours are unchanged by training"
     if found["rank_ratio"] < LEAST_RANK:
-        return f"the features use {found['rank_ratio']:.0%} of the directions they used"
+        return f"the effective rank of the features is only {found['rank_ratio']:.0%} of what it was"
     return ""
 
 
 def _nearest(features_NxD: np.ndarray) -> np.ndarray:
+    """Returns the indices of each image's nearest neighbours by cosine similarity of centred features,
+    (N, K)."""
     unit = features_NxD - features_NxD.mean(0)
     unit = unit / np.linalg.norm(unit, axis=1, keepdims=True).clip(1e-12)
     cosine_NxN = unit @ unit.T
@@ -81,8 +84,8 @@ def report_drift(
     device: torch.device,
     precision: str,
 ) -> dict[str, float]:
-    """The drift of `encoder` from the artifact `start`, said on stderr, with an alarm where it is
-    due.
+    """Measures the drift of `encoder` from the artifact `start` and reports it on stderr, with an alarm
+    if it is too large.
     """
     compared = evenly_spaced(indices, IMAGES)
     before, after = (
@@ -91,12 +94,12 @@ def report_drift(
     )
     found = drift(before, after)
     console.say(
-        f"drift      {found['neighbours_kept']:.0%} of the nearest neighbours are what they were, "
-        f"{found['rank_ratio']:.0%} of the effective rank is left"
+        f"drift      {found['neighbours_kept']:.0%} of each image's nearest neighbours are unchanged by "
+        f"training, the effective rank is {found['rank_ratio']:.0%} of what it was"
     )
     if wrong := alarm(found):
         console.say(
-            f"alarm      {wrong}: the weights it started from may be worth more. Compare with "
+            f"alarm      {wrong}: the weights before training may be better. Compare with "
             f"clfew finetune --from {shlex.quote(str(start))}, or train less."
         )
     return found

@@ -1,4 +1,5 @@
-"""Encoders: networks that turn an image into a feature vector; `clfew.models.backbones` has their names."""
+"""Encoders: networks that turn an image into a feature vector. `clfew.models.backbones` lists the
+names."""
 
 import copy
 
@@ -16,10 +17,10 @@ RGB, LIGHTNESS, LAB = INPUTS
 
 
 def as_input(images_NxCxHxW: Tensor, input: str) -> Tensor:
-    """What an encoder is given of images in [0, 1], three channels in [0, 1].
+    """Converts RGB images in [0, 1] to an encoder's input, three channels in [0, 1].
 
-    "rgb": their colours. "lightness": CIE L in all three, for one that learned to tell colours. "lab":
-    lightness and colours apart.
+    input: "rgb" leaves the images as they are. "lightness" puts CIE L into all three channels, for an
+    encoder that was trained to predict colours. "lab" gives CIE L, a and b.
     """
     if input == RGB:
         return images_NxCxHxW
@@ -32,10 +33,12 @@ def as_input(images_NxCxHxW: Tensor, input: str) -> Tensor:
 class Encoder(nn.Module):
     """A backbone with its input normalisation.
 
-    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim). adapter:
-    width of a linear layer beside the backbone's own features (see `SideLayer`), 0 for none. input: what
-    the backbone is given of the images (see `as_seen`); mean and std are of that. stage: whose maps are
-    averaged to features, counted from 1 at the image; 0 takes the backbone's own.
+    Takes images in [0, 1] of shape (N, 3, size, size), returns features of shape (N, dim).
+
+    mean, std: mean and standard deviation of the three channels of the input. adapter: width of a linear
+    layer beside the backbone's own features (see `SideLayer`), 0 for none. input: the form in which the
+    backbone gets the images (see `as_input`). stage: the stage whose feature maps are averaged to
+    features, counted from 1 at the image; 0 takes the backbone's own features.
     """
 
     mean: Tensor
@@ -55,7 +58,7 @@ class Encoder(nn.Module):
         self.name, self.size, self.input, self.stage = name, size, input, stage
         self.backbone = build_backbone(name, size)
         self._stages: list[str] | None = None
-        # Not among the weights: an artifact keeps them in its description.
+        # Not saved with the weights: an artifact has them in its metadata.
         for key, values in (("mean", mean), ("std", std)):
             channels = torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(key, channels, persistent=False)
@@ -71,11 +74,12 @@ class Encoder(nn.Module):
         return self.adapt(self.backbone_features(images_NxCxSxS))
 
     def adapt(self, features_NxD: Tensor) -> Tensor:
-        """Features as they are given, from those of the backbone."""
+        """Computes the encoder's features from those of the backbone."""
         return features_NxD if self.adapter is None else self.adapter(features_NxD)
 
     def without_adapter(self) -> "Encoder":
-        """A copy that gives the backbone's features as they are; itself where it does so already."""
+        """Returns a copy whose features are the backbone's, or the encoder itself if it has no
+        adapter."""
         if self.adapter is None:
             return self
         plain = copy.deepcopy(self)
@@ -83,45 +87,48 @@ class Encoder(nn.Module):
         return plain
 
     def read_at(self, stage: int) -> "Encoder":
-        """A copy whose features are the mean of stage `stage`'s maps, counted from 1. Raises UserError
-        where there is no such stage."""
+        """Returns a copy whose features are the mean of the feature maps of stage `stage`, counted from
+        1. Raises UserError if there is no such stage."""
         plain = copy.deepcopy(self.without_adapter())
         plain.stage, plain.dim = stage, _stage_dim(plain, stage)
         return plain
 
     def backbone_features(self, images_NxCxSxS: Tensor) -> Tensor:
-        """Features before the adapter."""
+        """Computes the features before the adapter."""
         inputs = self.prepare(images_NxCxSxS)
         if self.stage:
             return self.maps(inputs)[self.stage - 1].mean((2, 3))
         return self.backbone(inputs).flatten(1)
 
     def prepare(self, images_NxCxSxS: Tensor) -> Tensor:
-        """Images as the backbone is given them: their colours as it sees them, normalised."""
+        """Converts images to the backbone's input: as `self.input` names, then normalised."""
         return (as_input(images_NxCxSxS, self.input) - self.mean) / self.std
 
     def maps(self, inputs_NxCxSxS: Tensor) -> list[Tensor]:
-        """What each stage gives for prepared images, (N, C, H, W); see `clfew.models.feature_maps`."""
+        """Computes the feature maps of each stage for prepared images, (N, C, H, W); see
+        `clfew.models.feature_maps`."""
         if isinstance(self.backbone, Halves):
             return [torch.cat(pair, dim=1) for pair in self.backbone.maps_of_both(inputs_NxCxSxS)]
         return feature_maps(self.backbone, self.stage_names(), inputs_NxCxSxS)
 
     def map_shapes(self) -> list[tuple[int, int]]:
-        """Channels and side of the maps of each stage."""
+        """Returns the channels and the side of the feature maps of each stage."""
         return [(m.shape[1], m.shape[2]) for m in output_shapes(_Maps(self), self.size)]
 
     def stage_names(self) -> list[str]:
-        """The modules of the backbone that end its stages."""
+        """Returns the names of the backbone's modules that end its stages."""
         if self._stages is None:
             self._stages = stage_modules(self.backbone, self.size)
         return self._stages
 
     def stage_module(self, number: int) -> nn.Module:
-        """The module that ends stage `number`, counted from 0."""
+        """Returns the module that ends stage `number`, counted from 0."""
         return self.backbone.get_submodule(self.stage_names()[number])
 
 
 class _Maps(nn.Module):
+    """`Encoder.maps` as the forward of a module, as `output_shapes` needs it."""
+
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
@@ -131,13 +138,13 @@ class _Maps(nn.Module):
 
 
 class SideLayer(nn.Module):
-    """Features (N, inputs) to about twice as many (N, dim): themselves, standardised, and beside them
-    what a linear layer of `width` makes of them, repeated until it has about as many.
+    """Maps features (N, inputs) to about twice as many (N, dim): the standardised features, and beside
+    them the output of a linear layer of `width`, repeated until it has about as many numbers.
 
-    Each half is a unit vector, so the cosine of two images is the mean of both halves'. Alone, the
-    linear layer's features were worse than the encoder's own where those suited the images already
-    (aerial photographs), and better where they did not (hand signs, CIFAR-10); both together were close
-    to the better of the two everywhere, on held-out parts of the training splits.
+    Each half is a unit vector, so the cosine similarity of two images is the mean of that of both
+    halves. Alone, the linear layer's features were worse than the encoder's own if those already suited
+    the images (aerial photographs), and better if they did not (hand signs, CIFAR-10). Both together
+    were close to the better of the two everywhere, on held-out parts of the training splits.
     """
 
     centre: Tensor
@@ -148,6 +155,7 @@ class SideLayer(nn.Module):
         self.inputs = inputs
         self.linear = nn.Linear(inputs, width)
         self.register_buffer("centre", torch.zeros(inputs))
+        # The standard deviation of each feature; saved encoders have it under this name.
         self.register_buffer("spread", torch.ones(inputs))
         self.copies = max(1, round(inputs / width))
         self.dim = inputs + self.copies * width
@@ -159,21 +167,24 @@ class SideLayer(nn.Module):
 
 
 def freeze_statistics(module: nn.Module) -> None:
-    """Lets every BatchNorm below `module` use the statistics it has and leave them as they are."""
+    """Puts every BatchNorm layer in `module` into eval mode: it uses its running statistics and does not
+    update them."""
     for layer in module.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eval()
 
 
-def freeze_first(module: nn.Module, share: float) -> None:
-    """Keeps the first `share` of the weight tensors, in the order of the network, as they are."""
+def freeze_first(module: nn.Module, fraction: float) -> None:
+    """Excludes the first `fraction` of the weight tensors, in the order of the network, from
+    training."""
     parameters = list(module.parameters())
-    for parameter in parameters[: round(share * len(parameters))]:
+    for parameter in parameters[: round(fraction * len(parameters))]:
         parameter.requires_grad_(False)
 
 
 def _feature_dim(backbone: nn.Module, name: str, size: int) -> int:
-    """The number of features."""
+    """Returns the backbone's number of features. Raises UserError if it cannot take images of `size`
+    pixels."""
     try:
         features: Tensor = output_shapes(backbone, size)
         return features.flatten(1).shape[1]
@@ -185,7 +196,8 @@ def _feature_dim(backbone: nn.Module, name: str, size: int) -> int:
 
 
 def _stage_dim(encoder: Encoder, stage: int) -> int:
-    """The channels of a stage's maps. Raises UserError where there is no such stage."""
+    """Returns the number of channels of a stage's feature maps. Raises UserError if there is no such
+    stage."""
     shapes = encoder.map_shapes()
     if stage > len(shapes):
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a network says of stored images, or of files while they are read."""
+"""Computes a network's features or outputs for cached images, or for files while they are read."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,8 @@ _ADAPTED_AT_ONCE = 4096
 
 
 def batch_size(size: int, device: torch.device) -> int:
-    """Images at a time: on a CPU, what passes between two layers should stay near its caches."""
+    """Returns the number of images per batch. On a CPU it is smaller for larger images, so that the
+    activations between two layers fit its caches or nearly do."""
     return 256 if device.type != "cpu" else max(16, min(256, 16 * 224**2 // size**2))
 
 
@@ -40,7 +41,8 @@ def apply_to_cache(
     device: torch.device,
     precision: str = "fp32",
 ) -> np.ndarray:
-    """`network` on the evaluation view of images `indices` of a store: float32, (len(indices), D).
+    """Applies `network` to the evaluation view of the images `indices` of an image cache: float32,
+    (len(indices), D).
 
     The network is put into eval mode and left there.
     """
@@ -60,20 +62,20 @@ def remembered(
     pixels: np.ndarray,
     indices: np.ndarray,
     compute: Callable[[np.ndarray], np.ndarray],
-    *what: object,
+    *settings: object,
 ) -> np.ndarray:
-    """What `compute` gives for images `indices` of a store, a row each; of those that were asked for
-    before with the same weights and settings (`what`), what it gave then: several draws of the labels
-    in one process read much the same features.
+    """Returns the rows that `compute` returns for the images `indices` of an image cache. Rows that were
+    computed before with the same weights and `settings` are reused: several label samples in one process
+    need mostly the same features.
     """
     file = getattr(pixels, "filename", None)
-    if file is None:  # Nothing tells one array in memory from a later one in its place.
+    if file is None:  # A later array in memory can have the address of an earlier one.
         return compute(indices)
     digest = hashlib.blake2b(digest_size=16)
     for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    key = (digest.hexdigest(), str(file), *map(str, what))
+    key = (digest.hexdigest(), str(file), *map(str, settings))
     known, rows = _RECENT.pop(key, (np.empty(0, np.int64), None))
     missing = np.setdiff1d(indices, known)
     if len(missing):
@@ -82,7 +84,7 @@ def remembered(
         known = np.concatenate([known, missing])[order]
         rows = (new if rows is None else np.concatenate([rows, new]))[order]
     assert rows is not None
-    _RECENT[key] = (known, rows)  # Last, as the newest.
+    _RECENT[key] = (known, rows)  # At the end: the dictionary is ordered from oldest to newest.
     while len(_RECENT) > _MOST_RECENT:
         _RECENT.pop(next(iter(_RECENT)))
     return rows[np.searchsorted(known, indices)]
@@ -96,15 +98,15 @@ def features_of(
     device: torch.device,
     precision: str,
 ) -> np.ndarray:
-    """An encoder's features of stored images, float32 (N, D); see `remembered`, by which encoders that
-    differ in their adapter only share what their backbone says."""
+    """Returns an encoder's features of cached images, float32 (N, D). The features before the adapter
+    are reused (see `remembered`), also by encoders that differ only in their adapter."""
     backbone, arrays = encoder.without_adapter(), (pixels, aspects)
-    how = (encoder.size, encoder.input, encoder.stage)
+    settings = (encoder.size, encoder.input, encoder.stage)
 
     def compute(rows: np.ndarray) -> np.ndarray:
         return apply_to_cache(backbone, encoder.size, *arrays, rows, device, precision)
 
-    features = remembered(backbone, pixels, indices, compute, *how, device, precision)
+    features = remembered(backbone, pixels, indices, compute, *settings, device, precision)
     if encoder.adapter is None:
         return features
     encoder.to(device).eval()
@@ -122,10 +124,11 @@ def apply_to_files(
     device: torch.device,
     precision: str = "fp32",
 ) -> Iterator[tuple[list[T], list[BadImage | None], np.ndarray]]:
-    """`network` on images that are decoded on all cores meanwhile, in order and in bounded memory.
+    """Applies `network` to images while later ones are decoded on all cores, in order and in bounded
+    memory.
 
-    `read` returns the encoded bytes of a reference or raises BadImage. Yields batches: references,
-    what is wrong with each or None, and the network's float32 results for those with nothing wrong.
+    `read` returns the encoded bytes of a reference or raises BadImage. Yields batches: the references,
+    the error of each (None for a good image), and the network's float32 results for the good images.
     """
     keep_freed_memory(device)
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -151,7 +154,8 @@ def apply(
     device: torch.device,
     precision: str = "fp32",
 ) -> np.ndarray:
-    """`network`, in eval mode on `device`, on the evaluation view of a few stored images: (N, D)."""
+    """Applies `network`, in eval mode on `device`, to the evaluation view of a few cached images: (N,
+    D)."""
     images, aspects = to_device(pixels_NxSxSx3, device), to_device(aspects_N, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         return network(evaluation_view(images, aspects, size)).float().cpu().numpy()

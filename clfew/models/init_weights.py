@@ -1,8 +1,8 @@
-"""Where an encoder's weights come from before clfew trains them: `--init`.
+"""Finds and loads the weights that training starts from: `--init`.
 
-`scratch` is random weights; `imagenet` is published ones, fetched where they are not on the machine;
-FILE is anybody's (see `clfew.models.checkpoints`); RUN is another run of clfew; `auto` is published weights that
-are on the machine already, and never fetches any.
+`scratch` is random weights. `imagenet` is pretrained weights, which are fetched if they are not on the
+machine. FILE is a checkpoint of any tool (see `clfew.models.checkpoints`). RUN is another run of clfew.
+`auto` is pretrained weights that are already on the machine; it never fetches any.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from clfew.errors import UserError
 from clfew.models import pretrained, timm_backbones
 from clfew.models.artifacts import load_encoder
-from clfew.models.backbones import AS_PUBLISHED, SMALL_IMAGE, build_backbone, is_torchvision
+from clfew.models.backbones import SMALL_IMAGE, TORCHVISION_PREFIX, build_backbone, is_torchvision
 from clfew.models.checkpoints import SUFFIXES, fitted_state, nearest_file, read_state, recognise
 from clfew.models.encoder import Encoder
 from clfew.models.metadata import is_artifact, read_metadata
@@ -28,15 +28,15 @@ _PREFERRED = {
     "gpu": ("resnet50", "resnet34", "resnet18", LITE0),
 }
 _FETCHED = {"cpu": "resnet18", "gpu": "resnet50"}
-"""What `--init imagenet` takes where neither an encoder is named nor any weights are on the machine."""
+"""The network of `--init imagenet` if no encoder is named and no weights are on the machine."""
 
 
 @dataclass(frozen=True)
 class InitWeights:
-    """Weights to start from, not read yet.
+    """Weights to start from, not loaded yet.
 
     encoder: the name of the network they fit. what: where they come from, in words. source: IMAGENET or
-    the file they are in.
+    the file they are in. expected: the images they were trained on.
     """
 
     encoder: str
@@ -46,10 +46,10 @@ class InitWeights:
 
 
 def find_init_weights(init: str, encoder: str, device: torch.device) -> tuple[InitWeights | None, str]:
-    """What `--init` names, for the encoder named ("auto" for any): the weights, None for random ones,
-    and the reason in a few words.
+    """Finds the weights that `--init` names for the encoder of a name ("auto" for any). Returns the
+    weights (None for random ones) and the reason in a few words.
 
-    Raises UserError for a file that is not there and for an encoder without published weights.
+    Raises UserError for a file that does not exist and for an encoder without pretrained weights.
     """
     if init == SCRATCH:
         return None, "as asked for"
@@ -63,7 +63,8 @@ def find_init_weights(init: str, encoder: str, device: torch.device) -> tuple[In
 
 
 def load_init_weights(init_weights: InitWeights, encoder: Encoder) -> None:
-    """Puts the weights into an encoder of this name. Raises UserError where they cannot be had."""
+    """Loads the weights into the backbone of an encoder of the same name. Raises UserError if they
+    cannot be fetched or read, or do not fit."""
     if init_weights.source == IMAGENET:
         state = pretrained.fetch(init_weights.encoder, encoder)
     elif is_artifact(path := Path(init_weights.source)):
@@ -84,6 +85,7 @@ def _kind(device: torch.device) -> str:
 
 
 def _on_this_machine(encoder: str, device: torch.device) -> tuple[InitWeights | None, str]:
+    """Finds pretrained weights that need not be fetched; returns them, or None, and the reason."""
     for name in _PREFERRED[_kind(device)] if encoder == "auto" else (encoder,):
         if pretrained.is_here(name):
             return _pretrained_weights(name), "its weights are on this machine"
@@ -105,13 +107,13 @@ def _pretrained_weights(name: str) -> InitWeights:
     elif name.startswith(timm_backbones.PREFIX):
         what = "timm's pretrained weights"
     else:
-        name = AS_PUBLISHED + name.removeprefix(AS_PUBLISHED)
+        name = TORCHVISION_PREFIX + name.removeprefix(TORCHVISION_PREFIX)
         what = "torchvision's ImageNet weights"
     return InitWeights(name, what, IMAGENET, expected)
 
 
 def _from_path(path: Path, encoder: str) -> InitWeights:
-    """A run of clfew, an artifact of clfew, or a file of weights from elsewhere."""
+    """Finds the weights in a run of clfew, an artifact of clfew, or a checkpoint of another tool."""
     if path.is_dir() and own_artifact(path) is None:
         raise UserError(
             f"The folder {path} holds no encoder to start from.",
@@ -125,31 +127,32 @@ def _from_path(path: Path, encoder: str) -> InitWeights:
         )
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
-            f"{path} is no file of weights by its name.", f"these are: {', '.join(SUFFIXES)}."
+            f"{path} is not a file of weights, judging by its name.",
+            f"such a file ends in one of {', '.join(SUFFIXES)}.",
         )
     if is_artifact(path):
-        return _own(path, encoder)
+        return _from_own_artifact(path, encoder)
     tensors = read_state(path)
     name = encoder
     if name == "auto":
         name = recognise(tensors, _candidates(), lambda n: build_backbone(n, _trial_size(n)))
         if not name:
             raise UserError(
-                f"{path} holds the weights of no network that is recognised by their names "
+                f"The network of the weights in {path} is not recognised by their names "
                 f"({', '.join(list(tensors)[:3])}, …).",
                 "name the network they come from: --encoder resnet18, --encoder timm:NAME, …",
             )
-    full_name, expected = _named(name, tensors)
+    full_name, expected = _name_and_expected(name, tensors)
     return InitWeights(full_name, f"the weights in {path}", str(path.resolve()), expected)
 
 
 def own_artifact(path: Path) -> Path | None:
-    """The artifact of clfew that a run or a file is, None for anything else."""
+    """Returns the artifact of clfew in a run folder or at a path, None if there is none."""
     inside = [path / name for name in ARTIFACTS.values()] if path.is_dir() else [path]
     return next((file for file in inside if file.is_file() and is_artifact(file)), None)
 
 
-def _own(path: Path, encoder: str) -> InitWeights:
+def _from_own_artifact(path: Path, encoder: str) -> InitWeights:
     metadata, _ = read_metadata(path)
     if encoder not in ("auto", metadata.encoder):
         raise UserError(
@@ -160,38 +163,38 @@ def _own(path: Path, encoder: str) -> InitWeights:
 
 
 def _candidates() -> list[str]:
-    """Networks whose files are recognised without --encoder: torchvision's, and the one of
+    """Returns the networks whose files are recognised without --encoder: torchvision's, and the one of
     clfew[lite].
     """
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
     first = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-    both = [name for bare in first for name in (AS_PUBLISHED + bare, bare)]
+    both = [name for bare in first for name in (TORCHVISION_PREFIX + bare, bare)]
     lite = [LITE0] if timm_backbones.is_installed() else []
-    return both + lite + [AS_PUBLISHED + name for name in known if name not in first]
+    return both + lite + [TORCHVISION_PREFIX + name for name in known if name not in first]
 
 
 def _trial_size(name: str) -> int:
-    """A size at which a candidate has the stem it is tried with, and takes the images it is for."""
-    if name.startswith(AS_PUBLISHED):
+    """Returns an image size at which a candidate can be built and has the stem that is to be tried."""
+    if name.startswith(TORCHVISION_PREFIX):
         return pretrained.expected(name).size
     return SMALL_IMAGE // 2 if ":" not in name else 224
 
 
-def _named(name: str, tensors: dict[str, Tensor]) -> tuple[str, Expected]:
-    """The encoder that a file's weights are for, in full, and what they expect: nobody wrote that into
-    the file, so it is what is usual for the network."""
+def _name_and_expected(name: str, tensors: dict[str, Tensor]) -> tuple[str, Expected]:
+    """Returns the full name of the encoder that a file's weights are for, and the images they expect.
+    The file does not record these, so the usual values for the network are taken."""
     if name.startswith(timm_backbones.PREFIX):
         expected = pretrained.expected(name)
-        if any("_blocks." in key for key in tensors):  # Names that only the package's weights have.
+        if any("_blocks." in key for key in tensors):  # Only the weights of the package have such names.
             expected = Expected(LITE0_MEAN, LITE0_STD, expected.size, False)
         return name, expected
     if not is_torchvision(name):
         return name, Expected(IMAGENET_MEAN, IMAGENET_STD, 0, False)
-    bare = name.removeprefix(AS_PUBLISHED)
+    bare = name.removeprefix(TORCHVISION_PREFIX)
     first = [v for k, v in tensors.items() if k.endswith("conv1.weight") and v.shape[1:2] == (3,)]
     if bare.startswith("resnet") and first and first[0].shape[-1] == 3:
         # The stem of small images, as in solo-learn's CIFAR recipes.
         return bare, Expected(IMAGENET_MEAN, IMAGENET_STD, 32, False)
-    return AS_PUBLISHED + bare, pretrained.expected(bare)
+    return TORCHVISION_PREFIX + bare, pretrained.expected(bare)

@@ -1,5 +1,5 @@
-"""What an artifact says of itself: a description that is checked field by field before a model is built
-from it, readable without torch.
+"""The metadata of an artifact. It is read without torch, and checked field by field before a model is
+built from it.
 """
 
 import json
@@ -17,12 +17,12 @@ FORMAT_VERSION = 3
 KINDS = ("encoder", "classifier")
 OTHER_VERSION = "was it made by another version of clfew?"
 MODES = ("full", "linear", "knn", "propagate")
-"""How `finetune` makes a classifier."""
+"""The ways in which `finetune` makes a classifier."""
 
 INPUTS = ("rgb", "lightness", "lab")
-"""What of the images an encoder is given."""
+"""The forms in which an encoder can get its images; see `clfew.models.encoder.as_input`."""
 
-_READ: dict[str, dict[str, tuple[type, ...]]] = {
+_DATA_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
     "pretrain": {"source": (str,), "split_seed": (int,)},
     "finetune": {
         "source": (str,),
@@ -31,7 +31,7 @@ _READ: dict[str, dict[str, tuple[type, ...]]] = {
         "label_file": (str, type(None)),
     },
 }
-"""What of a step's data is read again, with its types."""
+"""The fields of a step's data that later commands read, with their types."""
 
 DISTILLED = "distilled"
 """The mode of a classifier that `distill` made."""
@@ -39,17 +39,19 @@ DISTILLED = "distilled"
 
 @dataclass(frozen=True)
 class ArtifactMetadata:
-    """What an artifact says of itself.
+    """The metadata of an artifact.
 
-    kind: "encoder" or "classifier". encoder: its name (see `clfew.models.encoder`). size: side in pixels
-    of what the encoder sees. side: side at which images are stored before that. mean, std: of the
-    three channels, for images in [0, 1]. dim: features. method: how the encoder was pretrained
-    ("simclr"), "" from scratch. flip: whether mirror images mean the same. neck: width of the
-    projector layer kept below the classifier, 0 for none. classes and mode: of a classifier.
-    temperature: what its logits are divided by. adapter: width of the linear layer beside the
-    network's features, 0 for none. sees, stage: what of the images the network is given, and the stage
-    its features are read from (see `clfew.models.encoder.Encoder`). training: resolved settings, by step
-    ("pretrain", "finetune"). data: source, fingerprint and the seed of the test split, by step likewise.
+    kind: "encoder" or "classifier". encoder: its name (see `clfew.models.backbones`). size: side in
+    pixels of the encoder's input. side: side in pixels at which images are cached before that. mean,
+    std: mean and standard deviation of the three channels, for images in [0, 1]. dim: number of
+    features. method: how the encoder was pretrained ("simclr"), "" from scratch. flip: whether a
+    mirrored image has the same class. neck: width of the projector layer kept below the classifier, 0
+    for none. classes, mode: class names, and how the classifier was made; only for a classifier.
+    temperature: the classifier's logits are divided by it. adapter: width of the linear layer beside the
+    network's features, 0 for none. sees, stage: the form in which the network gets its images, and the
+    stage its features are read from (see `clfew.models.encoder.Encoder`). training: resolved settings,
+    by step ("pretrain", "finetune"). data: source, fingerprint and the seed of the test split, also by
+    step.
     """
 
     kind: str
@@ -75,7 +77,7 @@ class ArtifactMetadata:
 
 
 def _problem(metadata: dict[str, Any]) -> str:
-    """What is wrong with a description read from a file, "" for nothing."""
+    """Returns what is wrong with metadata read from a file, "" if nothing is."""
     if metadata.get("format_version") != FORMAT_VERSION:
         return f"its format version is {metadata.get('format_version')!r}, not {FORMAT_VERSION}"
     kinds: dict[str, type] = {
@@ -101,10 +103,10 @@ def _problem(metadata: dict[str, Any]) -> str:
         "format_version": int,
     }
     if set(metadata) != set(kinds):
-        return f"its fields differ: {', '.join(sorted(set(metadata) ^ set(kinds)))}"
+        return f"it lacks fields or has unknown ones: {', '.join(sorted(set(metadata) ^ set(kinds)))}"
     for name, kind in kinds.items():
         if type(metadata[name]) is not kind:
-            return f"its field {name} is no {kind.__name__}"
+            return f"its field {name} is not of the type {kind.__name__}"
     for name in ("mean", "std"):
         values = metadata[name]
         if len(values) != 3 or not all(type(v) in (int, float) and abs(v) < 1e6 for v in values):
@@ -121,9 +123,11 @@ def _problem(metadata: dict[str, Any]) -> str:
     ):
         return f"its kind is {metadata['kind']!r} with mode {metadata['mode']!r}"
     if is_classifier != (len(metadata["classes"]) >= 2):
-        return f"an {metadata['kind']} with {len(metadata['classes'])} classes"
+        return (
+            f"it is an artifact of the kind {metadata['kind']} with {len(metadata['classes'])} classes"
+        )
     if not 0 < metadata["temperature"] < math.inf:
-        return "its temperature is no positive number"
+        return "its temperature is not a positive number"
     if not (4 <= metadata["size"] <= 1024 and 4 <= metadata["side"] <= 8192):
         return "its image size is out of range"
     if not (
@@ -134,39 +138,41 @@ def _problem(metadata: dict[str, Any]) -> str:
         return "its number of features is out of range"
     for name in ("training", "data"):
         if not all(type(step) is dict for step in metadata[name].values()):
-            return f"its field {name} does not hold its steps"
-    if problem := _problem_of_steps(metadata["training"]):
+            return f"its field {name} does not hold an object for each step"
+    if problem := _training_problem(metadata["training"]):
         return problem
     needed = ["finetune"] * is_classifier + ["pretrain"] * ("pretrain" in metadata["data"])
     for step in needed:
-        of_step = metadata["data"].get(step, {})
-        if wrong := [key for key, kinds in _READ[step].items() if type(of_step.get(key)) not in kinds]:
-            return f"its field data does not say the {wrong[0]} of {step}"
+        step_data = metadata["data"].get(step, {})
+        if wrong := [
+            key for key, kinds in _DATA_FIELDS[step].items() if type(step_data.get(key)) not in kinds
+        ]:
+            return f"its field data lacks a valid {wrong[0]} for {step}"
     if metadata["sees"] not in INPUTS or not 0 <= metadata["stage"] <= 64:
-        return f"it sees {metadata['sees']!r} at stage {metadata['stage']}"
+        return f"its field sees is {metadata['sees']!r} and its stage {metadata['stage']}"
     return ""
 
 
-def _problem_of_steps(training: dict[str, dict[str, Any]]) -> str:
-    """What is wrong with what is read again of how an artifact was made."""
+def _training_problem(training: dict[str, dict[str, Any]]) -> str:
+    """Returns what is wrong with those training settings that later commands read, "" if nothing is."""
     if not all(type(step.get("command", "")) is str for step in training.values()):
-        return "a command that made it is no text"
+        return "a command in its field training is not text"
     if type(training.get("init", {"source": ""}).get("source")) is not str:
-        return "it does not say which weights it started from"
+        return "its field training does not name the weights it started from"
     drift = training.get("pretrain", {}).get("drift", {})
     if type(drift) is not dict or not all(type(value) in (int, float) for value in drift.values()):
-        return "its drift is no numbers"
+        return "its drift does not consist of numbers"
     if drift and not {"neighbours_kept", "rank_ratio"} <= set(drift):
         return "its drift is incomplete"
     return ""
 
 
 def read_metadata(path: Path) -> tuple[ArtifactMetadata, dict[str, tuple[int, ...]]]:
-    """The description in an artifact and the shape of each tensor, without loading weights or torch.
+    """Reads the metadata of an artifact and the shape of each tensor, without loading weights or torch.
 
-    Raises UserError for anything that is not a whole clfew artifact.
+    Raises UserError if the file is not a complete clfew artifact.
     """
-    hint = "encoder.safetensors and classifier.safetensors in a run folder are what clfew writes."
+    hint = "clfew writes encoder.safetensors and classifier.safetensors to its run folders."
     if not path.is_file():
         raise UserError(f"There is no file {path}.", hint)
     try:
@@ -189,8 +195,8 @@ def read_metadata(path: Path) -> tuple[ArtifactMetadata, dict[str, tuple[int, ..
         if version in ("1", "2"):
             content["format_version"] = FORMAT_VERSION
         elif version == str(FORMAT_VERSION) and not has_checksum(header):  # New in version 3.
-            raise UserError(f"{path} cannot be used: its seal is missing.", OTHER_VERSION)
-    problem = _problem(content) if isinstance(content, dict) else "its description is no JSON object"
+            raise UserError(f"{path} cannot be used: its checksum is missing.", OTHER_VERSION)
+    problem = _problem(content) if isinstance(content, dict) else "its metadata is not a JSON object"
     if others := types - {"F32", "I64"}:
         problem = f"it holds numbers of the type {min(others)}"
     if problem:
@@ -199,7 +205,7 @@ def read_metadata(path: Path) -> tuple[ArtifactMetadata, dict[str, tuple[int, ..
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether a file says that clfew wrote it; it may be damaged all the same."""
+    """Whether a file is marked as written by clfew; it may still be damaged."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return "clfew" in (file.metadata() or {})

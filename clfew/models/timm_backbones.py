@@ -1,4 +1,4 @@
-"""Encoders of timm (`timm:NAME`), which the extra clfew[timm] installs."""
+"""Builds timm's networks (`timm:NAME`); the extra clfew[timm] installs timm."""
 
 from difflib import get_close_matches
 from typing import Any
@@ -12,9 +12,9 @@ PREFIX = "timm:"
 
 
 def import_timm() -> Any:
-    """The module. Raises UserError where it is not installed."""
+    """Returns the module timm. Raises UserError if it is not installed."""
     try:
-        # A network may just be built on the meta device, on which torch 2.6 cannot import its own parts.
+        # This may run inside a meta device context, in which torch 2.6 cannot import its own parts.
         with torch.device("cpu"):
             import timm
     except ImportError:
@@ -33,11 +33,11 @@ def is_installed() -> bool:
 
 
 def pretrained_settings(name: str) -> Any:
-    """timm's description of a network's pretrained weights: mean, std, input_size, fixed_input_size,
-    hf_hub_id and the like. Raises UserError for a name that timm does not know."""
+    """Returns timm's settings of a network's pretrained weights: mean, std, input_size,
+    fixed_input_size, hf_hub_id and the like. Raises UserError for a name that timm does not know."""
     timm = import_timm()
     bare = name.removeprefix(PREFIX)
-    # Names with a colon reach out to a hub or a disk, which building a network never does.
+    # timm would read names with a colon from a hub or a disk, which building a network must not do.
     if ":" in bare or not timm.is_model(bare):
         known = timm.list_models()
         close = get_close_matches(bare.split(".")[0], known, n=3)
@@ -45,7 +45,7 @@ def pretrained_settings(name: str) -> Any:
             f"timm has no network named '{bare}'.",
             f"did you mean {' or '.join(PREFIX + c for c in close)}?"
             if close
-            else f"{PREFIX}resnet18 and {PREFIX}vit_small_patch14_dinov2 are some.",
+            else f"known names are, for example, {PREFIX}resnet18 and {PREFIX}vit_small_patch14_dinov2.",
         )
     settings = timm.models.get_pretrained_cfg(bare, allow_unregistered=True)
     if settings is None:
@@ -58,9 +58,11 @@ def pretrained_settings(name: str) -> Any:
 
 
 def build(name: str, size: int) -> nn.Module:
-    """The network without its classifier and with random weights, for images of `size` pixels."""
+    """Builds a network without its classifier and with random weights, for images of `size` pixels.
+
+    Raises UserError if timm does not know it or it cannot take that size."""
     settings = pretrained_settings(name)
-    # A network of patches has one embedding for each place of the image.
+    # A network of patches has one embedding for each position in the image, so its size is fixed.
     fixed = {"img_size": size} if settings.fixed_input_size else {}
     try:
         return import_timm().create_model(

@@ -1,4 +1,4 @@
-"""compare.html and compare.png: what a comparison found, in one file that needs no network."""
+"""compare.html and compare.png: the results of a comparison, in one page that needs no network."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from clfew.console import printable
 from clfew.report.png import data_uri, png_of
 from clfew.runs.files import write_bytes, write_text
 
-# Tableau's ten colours of 2016, made to be told apart.
+# Tableau's ten colours of 2016, chosen to be easy to distinguish.
 _COLOURS = (
     "#4e79a7",
     "#f28e2b",
@@ -28,25 +28,32 @@ _GREY = {"raw-pixels": "#8a8f98", "random": "#b3b8c2", "scratch": "#5d6779"}
 
 
 def write_comparison(folder: Path, result: dict[str, Any]) -> None:
-    """Writes compare.png and compare.html into the folder of a comparison. Raises UserError."""
+    """Writes compare.png and compare.html into the folder of a comparison.
+
+    Raises UserError if a file cannot be written.
+    """
     picture = draw_comparison(result)
     write_bytes(folder / "compare.png", picture)
     write_text(folder / "compare.html", render(folder, result, picture))
 
 
 def draw_comparison(result: dict[str, Any]) -> bytes:
-    """Label-efficiency curves with 95 % intervals as a PNG: the best at the largest budget first."""
+    """Draws label-efficiency curves with 95 % intervals and returns them as a PNG.
+
+    The legend starts with the method that is best at the largest label budget.
+    """
     figure = Figure(figsize=(8, 4.6), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     budgets = sorted({row["labels"] for row in result["rows"]})
-    methods = sorted(set(result["titles"]) - set(_GREY))  # The same colours for the same methods.
+    # Colours go by name, so that a method's colour does not depend on its accuracy.
+    methods = sorted(set(result["titles"]) - set(_GREY))
     ends = {row["method"]: row["mean"] for row in result["rows"] if row["labels"] == budgets[-1]}
     count = len(ends)
     for place, name in enumerate(sorted(ends, key=lambda m: -ends[m])):
         rows = sorted((r for r in result["rows"] if r["method"] == name), key=lambda r: r["labels"])
         line, marker = _BASELINES.get(name, ("-", "o"))
         colour = _GREY.get(name) or _COLOURS[methods.index(name) % len(_COLOURS)]
-        # Beside one another, or intervals would hide one another.
+        # Points are shifted sideways a little, or their intervals would hide one another.
         shift = 1.05 ** ((place - (count - 1) / 2) * 0.35)
         axes.errorbar(
             [r["labels"] * shift for r in rows],
@@ -68,7 +75,7 @@ def draw_comparison(result: dict[str, Any]) -> bytes:
         axes.set_xscale("log")
     axes.set_xticks(budgets, [f"{n}" for n in budgets])
     axes.minorticks_off()
-    axes.set_xlabel("labels used, in all")
+    axes.set_xlabel("number of labels used")
     axes.set_ylabel("accuracy on unseen images, % (95 % interval)")
     axes.grid(axis="y", color="#e3e7ee")
     axes.spines[["top", "right"]].set_visible(False)
@@ -77,11 +84,11 @@ def draw_comparison(result: dict[str, Any]) -> bytes:
 
 
 def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
-    """The page, with the pictures in it."""
+    """Returns the page as HTML, with all pictures embedded in it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(printable=printable, percent=lambda share: f"{100 * share:.1f}")
+    environment.filters.update(printable=printable, percent=lambda fraction: f"{100 * fraction:.1f}")
     samples = {
         row["method"]: data_uri((folder / row["samples"]).read_bytes())
         for row in result["pretraining"]
@@ -97,12 +104,13 @@ def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
 
 
 def header(result: dict[str, Any]) -> list[str]:
+    """Returns the header of the accuracy table: a title, then each label budget with its label count."""
     counts = {row["budget"]: row["labels"] for row in result["rows"]}
     return ["accuracy, %", *(f"{budget} ({count})" for budget, count in counts.items())]
 
 
 def lines(result: dict[str, Any]) -> list[list[str]]:
-    """A line for each encoder: its name, then mean ± half of the 95 % interval for each budget."""
+    """Returns a line for each encoder: its title, then each budget's mean ± half of the 95 % interval."""
     budgets = list(dict.fromkeys(row["budget"] for row in result["rows"]))
     cells = {(row["method"], row["budget"]): row for row in result["rows"]}
     names = list(dict.fromkeys(row["method"] for row in result["rows"]))

@@ -1,7 +1,7 @@
-"""The pictures of a report, as PNG bytes; in a light and a dark theme.
+"""The pictures of a report, as PNG bytes, each in a light or a dark theme.
 
-Class names are untrusted text: they are never read as TeX, are shortened in the middle, and
-characters that no font here can draw become ▯ rather than a warning.
+Class names are untrusted text: they are never read as TeX and are shortened in the middle. Characters
+that no installed font can draw become ▯ instead of causing a warning.
 
 Shape suffixes: N images, M images shown, C classes, D features, S side in pixels, B bins.
 """
@@ -28,12 +28,13 @@ from clfew.finetuning.metrics import calibration_bins
 from clfew.report.png import png_of
 
 MAP_IMAGES = 1500
-"""t-SNE takes a few seconds for this many points; more of them hide one another anyway."""
+"""The most images on the map. t-SNE takes a few seconds for this many points, and more would hide one
+another anyway."""
 NAMED_CLASSES = 20
-"""With more classes than this, counts do not fit a matrix's cells and no legend is readable."""
-DPI = 200  # Shown at half its pixels, a picture is sharp on a dense screen.
+"""With more classes than this, counts do not fit into a matrix's cells and a legend is not readable."""
+DPI = 200  # The page shows pictures at half their size in pixels, to be sharp on a dense screen.
 
-# Tableau's ten colours of 2016, made to be told apart on white and on dark.
+# Tableau's ten colours of 2016, chosen to be easy to distinguish on white and on dark.
 _COLOURS = (
     "#4e79a7",
     "#f28e2b",
@@ -46,7 +47,7 @@ _COLOURS = (
     "#ff9da7",
     "#8c8c8c",
 )
-# Whichever of these is installed draws the characters that DejaVu Sans lacks.
+# Those of these fonts that are installed draw the characters that DejaVu Sans lacks.
 _MORE_FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
@@ -64,7 +65,10 @@ _MORE_FONTS = (
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours as #rrggbb. right and wrong also differ in lightness, for who cannot see the hue."""
+    """Colours as #rrggbb.
+
+    right and wrong also differ in lightness, for readers who cannot distinguish the hues.
+    """
 
     paper: str
     ink: str
@@ -81,13 +85,16 @@ DARK = Theme("#181b22", "#e7eaf0", "#98a1b2", "#2c323d", right="#6aa3ff", wrong=
 def confusion_picture(
     confusion: Sequence[Sequence[int]], classes: Sequence[str], theme: Theme = LIGHT
 ) -> bytes:
-    """Rows are true classes; a cell's colour is its share of the row, on the diagonal in another hue."""
+    """Draws a confusion matrix: rows are true classes, columns are predicted classes.
+
+    A cell's colour strength is its fraction of the row. The diagonal has another hue.
+    """
     counts_CxC = np.asarray(confusion, dtype=np.int64)
     count = len(counts_CxC)
-    share_CxC = counts_CxC / np.maximum(counts_CxC.sum(1, keepdims=True), 1)
+    fraction_CxC = counts_CxC / np.maximum(counts_CxC.sum(1, keepdims=True), 1)
     named = count <= NAMED_CLASSES
-    # A mistake made for 1 image in 50 is a point of interest, yet next to invisible on a linear ramp.
-    strength_CxC = share_CxC ** (0.7 if named else 0.5)
+    # A mistake made for 1 image in 50 matters, but would be almost invisible on a linear colour scale.
+    strength_CxC = fraction_CxC ** (0.7 if named else 0.5)
     right, wrong, paper = (np.array(colors.to_rgb(c)) for c in (theme.right, theme.wrong, theme.paper))
     hues = np.where(np.eye(count, dtype=bool)[..., None], right, wrong)
     pixels_CxCx3 = paper + strength_CxC[..., None] * (hues - paper)
@@ -97,11 +104,11 @@ def confusion_picture(
         figure = Figure(figsize=(side, side))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(pixels_CxCx3, interpolation="nearest")
-        # Between 40 and a few hundred classes every k-th name is written: as many as fit.
+        # Of more than 45 classes only every k-th name is written: as many as fit.
         shown = range(0, count, 1 if count <= 45 else math.ceil(count / 40))
         size = 9 if named else 7
         names = [readable(classes[i], i) for i in shown]
-        # Names in a row fit side by side at some 12 letters an inch.
+        # Names fit side by side, without a slant, at about 12 letters an inch.
         slanted = max(map(len, names)) * count > 12 * side
         slant: Any = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
         axes.set_yticks(list(shown), names, fontsize=size)
@@ -124,7 +131,7 @@ def confusion_picture(
 def reliability_picture(
     confidence_N: np.ndarray, correct_N: np.ndarray, ece: float, theme: Theme = LIGHT
 ) -> bytes:
-    """Accuracy against confidence in 15 bins of equal width, over a histogram of the confidences."""
+    """Draws accuracy against confidence in 15 bins of equal width, above a histogram of confidence."""
     count_B, accuracy_B, confidence_B = calibration_bins(confidence_N, correct_N)
     filled = count_B > 0
     accuracy_B, confidence_B = accuracy_B[filled], confidence_B[filled]
@@ -148,7 +155,7 @@ def reliability_picture(
         top.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
         top.set_title(f"Expected calibration error {100 * ece:.1f} %", loc="left", pad=28)
         handles = [Patch(color=theme.right), Patch(**gap), Line2D([], [], **dashes)]
-        names = ["share right", "gap to the confidence", "as it should be"]
+        names = ["accuracy", "gap to confidence", "perfect calibration"]
         top.legend(handles, names, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=3)
         bottom.bar(left_B, count_B, color=theme.faint, **bars)
         bottom.set(xlabel="confidence", ylabel="images", ylim=(0, count_B.max() * 1.08))
@@ -158,9 +165,11 @@ def reliability_picture(
 
 
 def embed(features_NxD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Which images are shown (M,) and where (M, 2): PCA to 50 dimensions, then t-SNE.
+    """Places images on a map by their features: PCA to 50 dimensions, then t-SNE to 2.
 
-    A random 1,500 images at most. Below 10 images t-SNE has no neighbourhoods to keep: PCA alone.
+    Returns the indices of the images shown (M,) and their positions (M, 2). At most 1,500 images are
+    shown, chosen at random. Fewer than 10 images are placed by PCA alone, because t-SNE needs
+    neighbourhoods to preserve.
     """
     shuffled_N = np.random.default_rng(seed).permutation(len(features_NxD))
     shown_M = np.sort(shuffled_N[:MAP_IMAGES])
@@ -172,7 +181,8 @@ def embed(features_NxD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarr
     first = principal[:, :2]
     if len(shown_M) < 10 or np.ptp(principal) < 1e-9:
         return shown_M, first
-    # t-SNE starts small (Kobak and Berens 2019), and features of equal value would start at 0 / 0.
+    # t-SNE starts from the principal components at a small scale (Kobak and Berens 2019). The max avoids
+    # a division by 0 where the first component is constant.
     start = first / max(first[:, 0].std(), 1e-12) * 1e-4
     perplexity = min(30.0, (len(shown_M) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init=start, learning_rate="auto", random_state=seed)
@@ -186,7 +196,7 @@ def embedding_picture(
     classes: Sequence[str],
     theme: Theme = LIGHT,
 ) -> bytes:
-    """The map that `embed` gives, coloured by true class; wrong predictions have a dark ring."""
+    """Draws the map that `embed` returns, coloured by true class. Wrong predictions have a ring."""
     count, named = len(classes), len(classes) <= NAMED_CLASSES
     wheel = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
     colour_Cx4 = colors.to_rgba_array([_COLOURS[i % 10] for i in range(count)]) if named else wheel
@@ -198,7 +208,7 @@ def embedding_picture(
         figure = Figure(figsize=(9.2 if named else 8.0, 5.4), layout="constrained")
         axes = figure.subplots()
         for marker in sorted(set(marker_C)):
-            # Those predicted wrong come last, on top.
+            # Wrong predictions are drawn last, so that they lie on top.
             drawn = [i for i in np.argsort(wrong_M, kind="stable") if marker_C[labels_M[i]] == marker]
             look: Any = {"color": colour_Cx4[labels_M[drawn]], "edgecolors": edge_Mx4[drawn]}
             x, y = points_Mx2[drawn].T
@@ -212,7 +222,7 @@ def embedding_picture(
             names = [readable(classes[i], int(i)) for i in present] + names
             place["loc"], place["bbox_to_anchor"] = "center left", (1.0, 0.5)
         handles = [Line2D([], [], linestyle="", markersize=6, **dot) for dot in dots]
-        # The names are put in afterwards: matplotlib leaves out a name that begins with _.
+        # The names are set afterwards, because matplotlib omits legend entries that begin with _.
         legend = axes.legend(handles, ["-"] * len(handles), **place)
         for text, name in zip(legend.get_texts(), names, strict=True):
             text.set_text(name)
@@ -223,7 +233,10 @@ def embedding_picture(
 
 
 def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LIGHT) -> bytes:
-    """Loss over epochs from the rows of metrics.jsonl, the learning rate lightly behind it."""
+    """Draws the loss over epochs from the rows of metrics.jsonl, and the learning rate as a dotted line.
+
+    A long curve is drawn pale, with its moving average on top.
+    """
     kept = [row for row in rows if math.isfinite(row.get("loss", math.nan))]
     epochs = [float(row.get("epoch", row.get("step", i))) for i, row in enumerate(kept)]
     loss = np.array([float(row["loss"]) for row in kept])
@@ -252,9 +265,10 @@ def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LI
 
 
 def thumbnail(image_SxSx3: np.ndarray, aspect: float, longest: int = 160) -> tuple[bytes, str]:
-    """An image stored as a square, at its own aspect (width / height): its bytes and their MIME type.
+    """Restores the aspect (width / height) of an image that was squeezed to a square.
 
-    Never enlarged. Small images are kept exactly, as PNG; larger ones as JPEG.
+    Returns the file's bytes and MIME type. The image is never enlarged. A small image is kept exactly,
+    as PNG; a larger one becomes a JPEG.
     """
     aspect = float(np.clip(aspect, 1 / 8, 8)) if math.isfinite(aspect) and aspect > 0 else 1.0
     side = min(len(image_SxSx3), longest)
@@ -271,7 +285,10 @@ def thumbnail(image_SxSx3: np.ndarray, aspect: float, longest: int = 160) -> tup
 
 
 def readable(name: str, index: int, limit: int = 18) -> str:
-    """`name` on one line, shortened in the middle, as the fonts can write it: at worst "class 3"."""
+    """Returns `name` on one line, shortened in the middle, without characters that the fonts lack.
+
+    If no character is left, the name becomes "class" and its number, such as "class 3".
+    """
     name = " ".join(name.split())
     if not name.isascii():
         name = "".join(c if ord(c) in _drawable() else "▯" for c in name)
@@ -283,19 +300,23 @@ def readable(name: str, index: int, limit: int = 18) -> str:
 
 @cache
 def _fonts() -> list[str]:
-    """DejaVu Sans, which comes with matplotlib, and what more is installed: naming others would warn."""
+    """Returns DejaVu Sans, which comes with matplotlib, and those of _MORE_FONTS that are installed.
+
+    Fonts that are not installed are left out, because matplotlib would warn about them.
+    """
     installed = set(font_manager.get_font_names())
     return ["DejaVu Sans", *(name for name in _MORE_FONTS if name in installed)]
 
 
 @cache
 def _drawable() -> frozenset[int]:
+    """Returns the code points of all characters that the fonts can draw."""
     paths = [font_manager.findfont(name) for name in _fonts()]
     return frozenset(code for path in paths for code in font_manager.get_font(path).get_charmap())
 
 
 def _style(theme: Theme) -> Any:
-    """A context of matplotlib's settings; a Figure of its own needs no pyplot and no display."""
+    """Returns a context manager that sets matplotlib's colours and fonts to the theme."""
     settings: Any = {
         "text.parse_math": False,
         "text.usetex": False,
@@ -324,6 +345,7 @@ def _style(theme: Theme) -> Any:
 
 
 def _quiet(*several: Axes, grid: bool = True) -> None:
+    """Removes the frame and the tick marks of axes and shows horizontal grid lines only."""
     for axes in several:
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, pad=6)
@@ -331,6 +353,9 @@ def _quiet(*several: Axes, grid: bool = True) -> None:
 
 
 def _png(figure: Figure) -> bytes:
-    """A figure without a layout of its own is cropped to what is drawn, which takes drawing it twice."""
+    """Returns a figure as PNG bytes.
+
+    A figure without a layout engine is cropped to its content, for which matplotlib draws it twice.
+    """
     box = None if figure.get_layout_engine() else "tight"
     return png_of(figure, dpi=DPI, bbox_inches=box, pad_inches=0.08)

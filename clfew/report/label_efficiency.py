@@ -1,4 +1,4 @@
-"""The picture of what labels buy: accuracy over the number of labels, one line a method."""
+"""The plot of label efficiency: accuracy against the number of labels, one line for each method."""
 
 from typing import Any
 
@@ -18,25 +18,27 @@ _STYLES = (
 
 
 def draw_label_efficiency(
-    rows: list[dict[str, Any]], titles: dict[str, str], labels: str = "labels used, in all"
+    rows: list[dict[str, Any]], titles: dict[str, str], labels: str = "number of labels used"
 ) -> bytes:
-    """A PNG of accuracy (mean, and the spread of the draws as bars) against labels.
+    """Draws mean accuracy against the number of labels and returns the plot as a PNG.
 
-    rows: with `labels`, `method`, `mean`, `std`. titles: what each method is called, in the order of
-    the legend from the bottom up; more than three stand below the lines, not among them. labels: what
-    the axis counts.
+    Error bars show the standard deviation over label samples.
+
+    rows: dicts with the keys `labels`, `method`, `mean` and `std`. titles: the legend's title of each
+    method, in the order of the legend from the bottom up; a legend of more than three methods is placed
+    below the plot instead of inside it. labels: the title of the x axis.
     """
     is_long = len(titles) > 3
     figure = Figure(figsize=(6.4, 5 if is_long else 4), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     for (method, title), (colour, marker, line) in zip(titles.items(), _STYLES, strict=False):
-        of_method = sorted((r for r in rows if r["method"] == method), key=lambda r: r["labels"])
-        if not of_method:  # Its style is kept for it.
+        rows_of = sorted((r for r in rows if r["method"] == method), key=lambda r: r["labels"])
+        if not rows_of:  # The style is skipped too, so that each method keeps its own.
             continue
         axes.errorbar(
-            [r["labels"] for r in of_method],
-            [100 * r["mean"] for r in of_method],
-            yerr=[100 * r["std"] for r in of_method],
+            [r["labels"] for r in rows_of],
+            [100 * r["mean"] for r in rows_of],
+            yerr=[100 * r["std"] for r in rows_of],
             label=title,
             color=colour,
             marker=marker,

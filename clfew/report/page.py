@@ -1,6 +1,6 @@
-"""report.html: what a classifier gets right and wrong, in one file that needs no network.
+"""report.html: what a classifier gets right and wrong, in one page that needs no network.
 
-Class and file names are untrusted: jinja2 escapes them, `printable` spells out what steers text.
+Class and file names are untrusted: jinja2 escapes them, and `printable` spells out control characters.
 
 Shape suffixes: N images, C classes, S side in pixels, D features.
 """
@@ -24,7 +24,7 @@ from clfew.report.text import flatten
 from clfew.runs.files import write_bytes, write_text
 
 percent = partial(text.percent, space="\u202f")
-"""With a narrow space that does not break."""
+"""Formats a percentage with a narrow no-break space before the sign."""
 
 MISTAKES = 24
 PAIRS = 6
@@ -34,12 +34,13 @@ SAMPLES = 6
 
 @dataclass(frozen=True)
 class ReportDetails:
-    """What a report shows beyond its figures.
+    """The data that a report shows besides the numbers of report.json.
 
-    probabilities: float32 (N, C). labels: int64 (N,), the true classes. images: N of uint8 (S, S, 3),
-    squeezed to squares; only those shown are read. aspects: float32 (N,), width / height before
-    that. features: float32 (N, D). identities: file names. curves: rows of metrics.jsonl by step
-    ("pretrain", "finetune"). commands: what was typed. settings: by step, nested as they come.
+    probabilities: the predictions, float32 (N, C). labels: the true classes, int64 (N,). images: N
+    images squeezed to squares, uint8 (S, S, 3); only those on the page are read. aspects: width / height
+    of each image before it was squeezed, float32 (N,). features: float32 (N, D). identities: file names.
+    curves: the rows of metrics.jsonl of each step ("pretrain", "finetune"). commands: the command lines
+    that made the classifier. settings: the settings of each step, nested as in its config.
     """
 
     probabilities: np.ndarray
@@ -54,13 +55,13 @@ class ReportDetails:
 
 
 def write_report(folder: Path, report: dict[str, Any], details: ReportDetails) -> list[Path]:
-    """Writes report.html and its three pictures into `folder`: their paths, the page first.
+    """Writes report.html and its three pictures into `folder` and returns their paths, the page first.
 
-    `report` is the content of report.json. Raises UserError where the disk does not take a file.
+    report: the content of report.json. Raises UserError if a file cannot be written.
     """
     drawn = _draw(report, details)
     page = folder / "report.html"
-    # A lone surrogate, from a name that is not UTF-8, has no encoding of its own.
+    # A lone surrogate, from a file name that is not UTF-8, cannot be encoded and is replaced.
     write_text(page, render(report, details, drawn).encode("utf-8", "replace").decode())
     paths = [page]
     for name in ("confusion", "reliability", "embedding"):
@@ -70,27 +71,29 @@ def write_report(folder: Path, report: dict[str, Any], details: ReportDetails) -
 
 
 def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tuple[bytes, bytes]]) -> str:
-    """The page. `drawn` holds each picture as PNG, light and dark."""
+    """Returns the page as HTML. drawn: each picture as two PNG files, light and dark."""
     classes = [printable(name) for name in report["classes"]]
     predicted_N, confidence_N = details.probabilities.argmax(1), details.probabilities.max(1)
     wrong = np.flatnonzero(predicted_N != details.labels)
     surest = wrong[np.argsort(-confidence_N[wrong], kind="stable")][:MISTAKES]
-    shoot = _photographer(details, classes, predicted_N, confidence_N)
+    describe = _image_details(details, classes, predicted_N, confidence_N)
     count_C = np.bincount(details.labels, minlength=len(classes))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(percent=percent, whole=lambda share: percent(share, 0), count=_count)
+    environment.filters.update(
+        percent=percent, whole=lambda fraction: percent(fraction, 0), count=_count
+    )
     environment.filters.update(printable=printable)
     return environment.get_template("report.html").render(
         report=report,
-        commonest={"name": classes[count_C.argmax()], "share": count_C.max() / count_C.sum()},
+        commonest={"name": classes[count_C.argmax()], "fraction": count_C.max() / count_C.sum()},
         pictures={name: _figure(pair) for name, pair in drawn.items()},
-        pairs=_pairs(report, details.labels, predicted_N, confidence_N, shoot),
+        pairs=_pairs(report, details.labels, predicted_N, confidence_N, describe),
         verdict=verdict(float(confidence_N.mean()), report["accuracy"], report["ece"], report["n"]),
         wrong=len(wrong),
-        mistakes=[shoot(index) for index in surest],
-        samples=_samples(classes, details.labels, predicted_N, shoot),
+        mistakes=[describe(index) for index in surest],
+        samples=_samples(classes, details.labels, predicted_N, describe),
         tested_classes=int((count_C > 0).sum()),
         mapped=min(len(details.labels), figures.MAP_IMAGES),
         curves=[
@@ -110,19 +113,17 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
 
 
 def verdict(claimed: float, accuracy: float, ece: float, images: int) -> str:
-    """One sentence on what the reliability diagram says; claimed: the mean confidence."""
-    says = f"on average it is {percent(claimed, 0)} sure and {percent(accuracy, 0)} right"
+    """Summarises the reliability diagram in one sentence. claimed: the mean confidence."""
+    means = f"its mean confidence is {percent(claimed, 0)} and its accuracy is {percent(accuracy, 0)}"
     if images < 100:
-        return f"With so few images this is a rough picture: {says}."
+        return f"With so few images this is only a rough estimate: {means}."
     if claimed - accuracy > 0.03:
-        return f"It is over-confident: {says}, so take its confidence with a pinch of salt."
+        return f"The classifier is over-confident: {means}."
     if accuracy - claimed > 0.03:
-        return f"It is under-confident: {says}, so it is better than it claims."
+        return f"The classifier is under-confident: {means}."
     if ece > 0.05:
-        return (
-            f"Its confidence is right on the whole, yet not throughout: {says}, but some groups are off."
-        )
-    return f"Its confidence can be taken at its word: {says}."
+        return f"The classifier's confidence is right on average, but not for every group: {means}."
+    return f"The classifier's confidence can be trusted: {means}."
 
 
 def _count(number: int) -> str:
@@ -130,7 +131,7 @@ def _count(number: int) -> str:
 
 
 def _draw(report: dict[str, Any], details: ReportDetails) -> dict[str, tuple[bytes, bytes]]:
-    """Every picture of the page, light and dark."""
+    """Draws every picture of the page, light and dark."""
     classes = report["classes"]
     predicted_N = details.probabilities.argmax(1)
     confidence_N, correct_N = details.probabilities.max(1), predicted_N == details.labels
@@ -151,12 +152,12 @@ def _draw(report: dict[str, Any], details: ReportDetails) -> dict[str, tuple[byt
     return drawn
 
 
-def _photographer(
+def _image_details(
     details: ReportDetails, classes: Sequence[str], predicted_N: np.ndarray, confidence_N: np.ndarray
 ) -> Callable[[int], dict[str, Any]]:
-    """Gives a function from an image's index to what the page shows of it."""
+    """Returns a function from an image's index to what the page shows about that image."""
 
-    def shoot(index: int) -> dict[str, Any]:
+    def describe(index: int) -> dict[str, Any]:
         content, mime = figures.thumbnail(details.images[index], float(details.aspects[index]))
         true, predicted = int(details.labels[index]), int(predicted_N[index])
         return {
@@ -169,7 +170,7 @@ def _photographer(
             "file": printable(details.identities[index]),
         }
 
-    return shoot
+    return describe
 
 
 def _pairs(
@@ -177,14 +178,18 @@ def _pairs(
     labels_N: np.ndarray,
     predicted_N: np.ndarray,
     confidence_N: np.ndarray,
-    shoot: Callable[[int], dict[str, Any]],
+    describe: Callable[[int], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The most confused pairs, each with its surest mistake and the surest hit of the other class."""
+    """Returns the most confused pairs of classes.
+
+    Each comes with its most confident mistake and with the most confident correct prediction of the
+    class that was predicted.
+    """
     number = {name: index for index, name in enumerate(report["classes"])}
 
     def surest(true: int, predicted: int) -> dict[str, Any] | None:
         found = np.flatnonzero((labels_N == true) & (predicted_N == predicted))
-        return shoot(found[confidence_N[found].argmax()]) if len(found) else None
+        return describe(found[confidence_N[found].argmax()]) if len(found) else None
 
     pairs = []
     for pair in report["most_confused"][:PAIRS]:
@@ -206,9 +211,9 @@ def _samples(
     classes: Sequence[str],
     labels_N: np.ndarray,
     predicted_N: np.ndarray,
-    shoot: Callable[[int], dict[str, Any]],
+    describe: Callable[[int], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """A few random images of each class; of very many classes, of those recognised worst."""
+    """Returns a few random images of each class; of many classes, only of those with lowest recall."""
     random = np.random.default_rng(0)
     tested = [int(index) for index in np.unique(labels_N)]
     recall = {index: float((predicted_N[labels_N == index] == index).mean()) for index in tested}
@@ -218,7 +223,7 @@ def _samples(
     for index in tested:
         members = np.flatnonzero(labels_N == index)
         drawn = np.sort(random.permutation(members)[:SAMPLES])
-        shots = [shoot(member) for member in drawn]
+        shots = [describe(member) for member in drawn]
         samples.append(
             {"name": classes[index], "recall": recall[index], "n": len(members), "shots": shots}
         )
@@ -226,7 +231,10 @@ def _samples(
 
 
 def _per_class(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the table, the worst recall first; number: what the pictures call a nameless class."""
+    """Returns the rows of the table of classes, lowest recall first.
+
+    A row's number is the one that pictures show for a class whose name cannot be drawn.
+    """
     table = [
         {**row, "name": printable(row["class"]), "number": number} for number, row in enumerate(rows, 1)
     ]
@@ -234,7 +242,7 @@ def _per_class(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _summary(rows: list[dict[str, Any]]) -> str:
-    """A line under a training curve, of what the rows happen to hold."""
+    """Returns the caption of a training curve, made of those values that the rows contain."""
     losses = [row["loss"] for row in rows if "loss" in row]
     parts = [f"{rows[-1]['step']:,} steps"] if "step" in rows[-1] else []
     if "epoch" in rows[-1]:
@@ -250,7 +258,7 @@ def _summary(rows: list[dict[str, Any]]) -> str:
 
 
 def _figure(pair: tuple[bytes, bytes]) -> dict[str, Any]:
-    """A picture for the page at half its pixels: sharp on a dense screen."""
+    """Returns a picture for the page, shown at half its size in pixels to be sharp on a dense screen."""
     light, dark = pair
     width, height = struct.unpack(">II", light[16:24])
     sources = {"light": data_uri(light, "image/png"), "dark": data_uri(dark, "image/png")}

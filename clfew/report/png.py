@@ -1,4 +1,4 @@
-"""Pictures as PNG files, and as text within a page."""
+"""Encodes figures as PNG files and embeds files in a page as data URIs."""
 
 import base64
 import io
@@ -8,12 +8,12 @@ from matplotlib.figure import Figure
 
 
 def png_of(figure: Figure, **options: Any) -> bytes:
-    """A figure as the bytes of a PNG file; options: of matplotlib's `savefig`."""
+    """Returns a figure as the bytes of a PNG file. options: keyword arguments of `Figure.savefig`."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", **options)
     return buffer.getvalue()
 
 
 def data_uri(content: bytes, mime: str = "image/png") -> str:
-    """A file as an address that holds it, so that a page needs no other file."""
+    """Returns a data URI that contains the file, so that a page needs no other file."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""samples.png: what a pretraining method makes of a few images."""
+"""samples.png: pictures of what a pretraining method does with a few images."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ IMAGES = 6
 def samples_of(
     method: Method, data: TrainingData, seed: int, device: torch.device, images: int = IMAGES
 ) -> Pictures:
-    """The method's pictures of a few images, spread over the data."""
+    """Returns the method's pictures of a few images, evenly spaced over the data."""
     rows = evenly_spaced(data.indices, images)
     batch = Batch(
         to_device(data.pixels[rows], device),
@@ -33,7 +33,7 @@ def samples_of(
 
 
 def draw_pictures(pictures: Pictures) -> bytes:
-    """A PNG with a column for each title and a row for each image."""
+    """Returns a PNG with a column for each title and a row for each image."""
     rows = len(pictures[0][1])
     figure = Figure(figsize=(1.3 * len(pictures), 1.3 * rows + 0.3), dpi=160, layout="constrained")
     axes = np.atleast_2d(figure.subplots(rows, len(pictures), squeeze=False))
@@ -49,4 +49,5 @@ def draw_pictures(pictures: Pictures) -> bytes:
 def write_samples(
     path: Path, method: Method, data: TrainingData, seed: int, device: torch.device
 ) -> None:
+    """Writes samples.png. Raises UserError if the file cannot be written."""
     write_bytes(path, draw_pictures(samples_of(method, data, seed, device)))

@@ -1,4 +1,4 @@
-"""Numbers and settings as text, for pages and for the terminal."""
+"""Formats numbers and settings as text, for pages and for the terminal."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from clfew.console import printable
 
 
 def percent(fraction: float | None, digits: int = 1, space: str = " ") -> str:
-    """0.803 as "80.3 %"; "–" for None."""
+    """Formats a fraction as a percentage: 0.803 becomes "80.3 %", None becomes "–"."""
     return "–" if fraction is None else f"{100 * fraction:.{digits}f}{space}%"
 
 
 def flatten(values: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows: {"a": {"b": [1, 2]}} gives [("a.b", "1, 2")]."""
+    """Flattens nested settings into rows: {"a": {"b": [1, 2]}} becomes [("a.b", "1, 2")]."""
     if isinstance(values, dict):
         items = list(values.items())
     elif isinstance(values, list | tuple) and any(isinstance(v, dict | list | tuple) for v in values):

@@ -1,8 +1,8 @@
-"""A seal on safetensors files: digests of all that is in them, so that a changed byte is noticed.
+"""Checksums for safetensors files: digests of their whole content, so that a changed byte is noticed.
 
 The format checks that a file is whole, not that its bytes are those that were written. Two entries of
-the metadata say it: "data" is the digest of the tensors' bytes, "seal" that of everything else in the
-header. They protect from damage, not from whoever makes a file to deceive.
+the metadata check the bytes: "data" is the digest of the tensors' bytes, "seal" is the digest of
+everything else in the header. They protect from damage, not from deliberate changes.
 """
 
 import hashlib
@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 MAX_HEADER = 16 * 2**20
-"""Bytes: many times what 2,000 classes with long names take. What is larger is not read."""
+"""In bytes: many times what 2,000 classes with long names take. A larger header is not read."""
 
 _DATA, _CHECKSUM = "data", "seal"
 _NO_HEADER = "its header cannot be read"
 
 
 class Damaged(Exception):
-    """A file that is not as it was written; the message says what is wrong with it."""
+    """A file whose bytes have changed since it was written. The message names what is wrong with it."""
 
 
 def add_checksum(content: bytes) -> bytes:
-    """A whole safetensors file with both digests in its metadata."""
+    """Returns a whole safetensors file with both digests added to its metadata. Raises Damaged if the
+    header would be too large."""
     size = struct.unpack("<Q", content[:8])[0]
     header, data = json.loads(content[8 : 8 + size]), memoryview(content)[8 + size :]
     metadata = header.setdefault("__metadata__", {})
@@ -32,13 +33,15 @@ def add_checksum(content: bytes) -> bytes:
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
     if len(encoded) > MAX_HEADER:
-        raise Damaged(f"its description would take {len(encoded):,} bytes")
+        raise Damaged(f"its metadata would take {len(encoded):,} bytes")
     return struct.pack("<Q", len(encoded)) + encoded + data
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file. Raises Damaged, also where a seal is there and does not fit;
-    OSError."""
+    """Returns the header of a safetensors file.
+
+    Raises Damaged if it cannot be read or does not match its checksum, if it has one; OSError.
+    """
     with open(path, "rb") as file:
         start = file.read(8)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else MAX_HEADER + 1
@@ -50,7 +53,7 @@ def read_header(path: Path) -> dict[str, Any]:
         metadata = header.get("__metadata__", {})
         with_checksum = metadata.get(_CHECKSUM)
         if with_checksum is not None and with_checksum != _digest(_canonical(header)):
-            raise Damaged("its header is not as it was written")
+            raise Damaged("its header does not match its checksum")
     except (ValueError, AttributeError, TypeError, RecursionError):
         raise Damaged(_NO_HEADER) from None
     return header
@@ -61,7 +64,7 @@ def has_checksum(header: dict[str, Any]) -> bool:
 
 
 def check_data(path: Path, header: dict[str, Any]) -> None:
-    """Raises Damaged where the tensors of a sealed file are not as they were written; OSError."""
+    """Raises Damaged if the tensors of a file with a checksum do not match it; OSError."""
     if not has_checksum(header):
         return
     digest = hashlib.blake2b(digest_size=16)
@@ -70,7 +73,7 @@ def check_data(path: Path, header: dict[str, Any]) -> None:
         while block := file.read(2**20):
             digest.update(block)
     if digest.hexdigest() != header["__metadata__"].get(_DATA):
-        raise Damaged("its weights are not as they were written")
+        raise Damaged("its weights do not match their checksum")
 
 
 def _canonical(header: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk at any instant leaves the previous file whole."""
+"""Writes files so that a kill or a full disk at any instant leaves the previous file whole."""
 
 import contextlib
 import csv
@@ -18,9 +18,9 @@ _UNFINISHED = ".unfinished"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes beside `path`, syncs, gives the mode the umask asks for, renames over it.
+    """Writes a file beside `path`, syncs it, sets its mode by the umask, and renames it over `path`.
 
-    Raises UserError naming the path and the bytes needed where the disk does not take them.
+    Raises UserError, with the path and the bytes needed, if the file cannot be written.
     """
     temporary = None
     try:
@@ -44,14 +44,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote left in a folder that nobody else writes."""
+    """Removes unfinished files of a killed process from a folder in which no other process writes."""
     for leftover in folder.glob(f".*{_UNFINISHED}"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a log; a kill in the middle leaves a part of it. Raises UserError."""
+    """Appends a line to a log. A kill in the middle leaves a part of the line. Raises UserError."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -63,13 +63,13 @@ def append_line(path: Path, line: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until what was appended to a file, if it is there, is on the disk."""
+    """Waits until what was appended to a file is on the disk. Errors are ignored."""
     with contextlib.suppress(OSError), open(path, "ab") as file:
         os.fsync(file.fileno())
 
 
 def digest_of(path: Path) -> str:
-    """A digest of a file's bytes. Raises OSError."""
+    """Returns a digest of a file's bytes. Raises OSError."""
     digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -78,13 +78,13 @@ def digest_of(path: Path) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes a folder, unless it is there. Raises UserError."""
+    """Makes a folder unless it exists already. Raises UserError."""
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(
             f"The folder {folder} cannot be made: {error.strerror or error}.",
-            "check that its parent is there and can be written.",
+            "check that its parent folder exists and can be written.",
         ) from None
 
 
@@ -105,42 +105,46 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def csv_line(row: Sequence[Any]) -> str:
-    """A line of CSV in which no text is a formula to a spreadsheet: see `guarded`."""
+    """Returns a line of CSV in which a spreadsheet takes no text for a formula: see `guarded`."""
     cells = [guarded(cell) if isinstance(cell, str) else cell for cell in row]
-    # The writer leaves a carriage return bare, which ends the row for whoever reads it.
-    is_broken = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+    # csv.writer does not quote a carriage return, which ends the row for a reader.
+    must_quote = any(isinstance(cell, str) and "\r" in cell for cell in cells)
     buffer = io.StringIO()
-    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if is_broken else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if must_quote else csv.QUOTE_MINIMAL
     csv.writer(buffer, lineterminator="\n", quoting=quoting).writerow(cells)
     return buffer.getvalue()
 
 
-# Some spreadsheets divide rows at semicolons and tabs too.
+# The position before a formula: at the start of a cell, or after a semicolon or tab, at which some
+# spreadsheets divide rows too; then come any apostrophes and one of = + - @ tab CR LF. `_UNGUARDED`
+# matches this position, `_GUARDED` an apostrophe in it.
 _BEFORE_FORMULA = r"(?<![^;\t])", r"(?='*[=+\-@\t\r\n])"
 _UNGUARDED, _GUARDED = (re.compile(mark.join(_BEFORE_FORMULA)) for mark in ("", "'"))
 
 
 def guarded(cell: str) -> str:
-    """A cell of CSV as it is written: spreadsheets run one that begins as a formula does, or of which a
-    part does, unless an apostrophe stands before it. Where there are some already goes one more, so that
-    `unguarded` can tell."""
+    """Returns a CSV cell as it is written, so that no spreadsheet runs it as a formula.
+
+    An apostrophe is put before a cell, or a part of one, that begins like a formula. One is added also
+    where there are some already, so that `unguarded` restores the cell.
+    """
     return _UNGUARDED.sub("'", cell)
 
 
 def unguarded(cell: str) -> str:
-    """A cell as it was before `guarded`."""
+    """Returns a cell as it was before `guarded`."""
     return _GUARDED.sub("", cell)
 
 
 def _umask() -> int:
-    """The process's umask; reading it means setting it, so it is put back at once."""
+    """Returns the process's umask. It can only be read by setting it, so it is restored at once."""
     current = os.umask(0o077)
     os.umask(current)
     return current
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the system lets a folder be opened."""
+    """Makes the rename itself durable, if the system allows a folder to be opened."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,4 +1,4 @@
-"""Run folders: where they are, what is in them, which one a command works from."""
+"""Run folders: where they are, what is in them, and which one a command works from."""
 
 import contextlib
 import json
@@ -19,22 +19,22 @@ from clfew.runs.locks import held
 RUNS = Path("runs")
 ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
 _MAKERS = {"pretrain": ("pretrain",), "finetune": ("finetune", "distill")}
-"""The commands whose runs hold an artifact of a kind."""
+"""For each kind of artifact, the commands whose runs hold one."""
 
 _LAST_FILES = {**ARTIFACTS, "distill": "result.json"}
-"""What a run writes last, by its command. A comparison can always be gone on with: a method that failed
-is tried again."""
+"""For each command, the file that its runs write last. A comparison has none, as it can always be
+resumed: a method that failed is tried again."""
 
 
 LABELS = "labels.csv"
-"""In a fine-tuning run: the images whose labels it was given, path,label."""
+"""In a fine-tuning run: a CSV of the images whose labels it uses, path,label."""
 
 START = "start.safetensors"
-"""In a pretraining run: the pretrained encoder it started from, an artifact like the one it made."""
+"""In a pretraining run: the pretrained encoder it started from, an artifact like the one it makes."""
 
 
 class Run:
-    """A run folder being written."""
+    """A run folder that a command writes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self._has_logged = folder, False
@@ -44,20 +44,20 @@ class Run:
         write_json(self.folder / "config.json", {"created": now, **config, "versions": versions()})
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
-        """bad_images.csv: path and reason of each image that cannot be used; no file for none."""
+        """Writes bad_images.csv, path and reason of each image that cannot be used, if there is any."""
         if bad:
             write_csv(self.folder / "bad_images.csv", ["path", "reason"], bad)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Appends a row to metrics.jsonl. The first one takes the place of those from its step on, which
-        a process that was killed has left."""
+        """Appends a row to metrics.jsonl. The first call also removes the rows from its step on, which a
+        killed process has left."""
         if not self._has_logged and (self.folder / "metrics.jsonl").exists():
             self.keep_metrics_until(row["step"] - 1)
         self._has_logged = True
         append_line(self.folder / "metrics.jsonl", json.dumps(row))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, up to one that a crash or a full disk left half-written."""
+        """Returns the rows of metrics.jsonl, up to one that a crash or a full disk left half-written."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         rows = []
@@ -67,25 +67,28 @@ class Run:
         return rows
 
     def keep_metrics_until(self, step: int) -> None:
-        """Forgets the rows after `step`: a resumed training writes them again."""
+        """Removes the rows after `step`, which a resumed training writes again."""
         rows = [json.dumps(row) + "\n" for row in self.metrics() if row["step"] <= step]
         write_text(self.folder / "metrics.jsonl", "".join(rows))
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has written all that it writes."""
+    """Returns whether a run has written its last file."""
     last = _LAST_FILES.get(str(read_config(folder).get("command")))
     return last is not None and (folder / last).exists()
 
 
 def unfinished(folder: Path, command: str) -> dict[str, Any]:
-    """The configuration of a run of `command` that can be gone on with. Raises UserError."""
+    """Returns the configuration of a run of `command` that can be resumed.
+
+    Raises UserError if there is no such run or it has finished.
+    """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}.", "runs are in ./runs, or where --out put them.")
     config = read_config(folder)
     if config.get("command") != command:
         raise UserError(
-            f"{folder} is no run of clfew {command}.",
+            f"{folder} is not a run of clfew {command}.",
             f"name its folder, such as runs/{command}-1."
             if not config.get("command")
             else f"it is one of clfew {config['command']}.",
@@ -100,19 +103,22 @@ def unfinished(folder: Path, command: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def resumed_run(folder: Path, command: str) -> Iterator[dict[str, Any]]:
-    """Holds a run of `command` that is gone on with; yields its configuration. Raises UserError."""
+    """Locks a run of `command` for this process to resume it (see `held`); yields its configuration.
+
+    Raises UserError if there is no such run or it has finished.
+    """
     if not is_finished(folder):
         unfinished(folder, command)
         with held(folder):
-            yield unfinished(folder, command)  # It may have been finished while this one asked.
+            yield unfinished(folder, command)  # Another process may just have finished it.
         return
-    with held(folder):  # A process killed at its very end has left it.
+    with held(folder):  # A process killed at its very end leaves its state.
         shutil.rmtree(folder / "state", ignore_errors=True)
     unfinished(folder, command)
 
 
 def check_unchanged(folder: Path, config: dict[str, Any], digest: str) -> None:
-    """Raises UserError where a run's images (see `Source.digest`) are not those it was started with."""
+    """Raises UserError if a run's images (see `Source.digest`) are not those it was started with."""
     if config.get("digest") != digest:
         raise UserError(
             f"The images in {config.get('source')}, or their labels, have changed since {folder} was "
@@ -122,24 +128,24 @@ def check_unchanged(folder: Path, config: dict[str, Any], digest: str) -> None:
 
 
 def check_same_file(path: Path, digest: str, what: str) -> None:
-    """Raises UserError where a file that a run works from is not the one it was started with."""
+    """Raises UserError if a file that a run works from is not the one it was started with."""
     with contextlib.suppress(OSError):
         if digest_of(path) == digest:
             return
-    raise UserError(f"{path}, {what}, is not there any more or has changed.", "start a new run.")
+    raise UserError(f"{path}, {what}, has been removed or changed.", "start a new run.")
 
 
 def check_new(out: Path | None) -> None:
-    """Raises UserError where `out` is there already: a run is never overwritten."""
+    """Raises UserError if `out` exists already: a run is never overwritten."""
     if out is not None and (out.exists() or out.is_symlink()):
         raise UserError(
-            f"{out} is there already, and a run is never overwritten.",
+            f"{out} exists already, and a run is never overwritten.",
             "name another folder with --out, or remove this one first.",
         )
 
 
 def new_run(kind: str, out: Path | None = None) -> Run:
-    """Creates `out`, or the next free runs/KIND-N."""
+    """Creates a run folder: `out`, or by default the next free runs/KIND-N. Raises UserError."""
     check_new(out)
     try:
         if out is not None:
@@ -157,7 +163,7 @@ def new_run(kind: str, out: Path | None = None) -> Run:
             try:
                 folder.mkdir()
                 return Run(folder)
-            except FileExistsError:  # Another clfew took the number just now.
+            except FileExistsError:  # Another clfew has just taken this number.
                 number += 1
     except OSError as error:
         raise UserError(
@@ -167,7 +173,7 @@ def new_run(kind: str, out: Path | None = None) -> Run:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A run's config.json, {} where there is none that can be read."""
+    """Returns a run's config.json, or {} if there is none that can be read."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -176,7 +182,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def newest(kind: str) -> Path | None:
-    """The artifact of the newest finished run of a kind under ./runs."""
+    """Returns the artifact of the newest finished run in ./runs that made this kind, or None."""
     name = ARTIFACTS[kind]
     makers = _MAKERS[kind]
     finished = [
@@ -188,9 +194,9 @@ def newest(kind: str) -> Path | None:
 
 
 def find_artifact(named: str | None, kind: str, hint: str) -> Path:
-    """The artifact to work from: the run or file that was named, else the newest run's of `kind`.
+    """Returns the artifact to work from: that of the named run or file, else the newest of `kind`.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if named is None:
         found = newest(kind)
@@ -202,8 +208,9 @@ def find_artifact(named: str | None, kind: str, hint: str) -> Path:
         for name in (ARTIFACTS[kind], *ARTIFACTS.values()):
             if (path / name).is_file():
                 return path / name
-        state = "has not finished" if (path / "config.json").exists() else "is no run of clfew"
-        raise UserError(f"The folder {path} {state}: there is no {ARTIFACTS[kind]} in it.", hint)
+        is_run = (path / "config.json").exists()
+        problem = "holds a run that has not finished" if is_run else "is not a run of clfew"
+        raise UserError(f"The folder {path} {problem}: there is no {ARTIFACTS[kind]} in it.", hint)
     if not path.exists():
         raise UserError(f"There is no run or file {path}.", "clfew's own runs are in runs/.")
     return path
@@ -215,17 +222,17 @@ def versions() -> dict[str, str]:
 
 
 def command_line() -> str:
-    """The command being run, as it can be typed again; "" when clfew is used as a library."""
+    """Returns the running command as it can be typed again, or "" if clfew is used as a library."""
     is_command = Path(sys.argv[0]).name in ("clfew", "__main__.py")
     return shlex.join(["clfew", *sys.argv[1:]]) if is_command else ""
 
 
 def from_here(path: Path) -> Path:
-    """A path as it is shown and typed: relative to where one is, if it lies below."""
+    """Returns a path as it is shown and typed: relative to the working folder if it lies below that."""
     absolute, here = path.resolve(), Path.cwd().resolve()
     return absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
 
 
 def from_option(artifact: Path, kind: str) -> str:
-    """` --from RUN` where the next command would not find this artifact by itself, else nothing."""
+    """Returns ` --from RUN` if the next command would not find this artifact by itself, else ""."""
     return "" if newest(kind) == artifact else f" --from {shlex.quote(str(artifact.parent))}"

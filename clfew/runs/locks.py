@@ -9,15 +9,15 @@ from clfew.errors import UserError
 from clfew.runs.files import sweep
 
 LOCK = "lock"
-"""In a run's folder while a process works there."""
+"""The file in a run's folder that is there while a process works in it."""
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keeps a run's folder to this process; inside, what a killed one left half-written is removed.
+    """Keeps a run's folder to this process, and removes files that a killed one left half-written.
 
-    Raises UserError where another process has it. The lock is the system's: it ends with the process,
-    however that ends.
+    Raises UserError if another process works in the folder. It is a lock of the operating system, which
+    ends with the process, however that ends.
     """
     if os.name != "posix":
         yield
@@ -27,7 +27,7 @@ def held(folder: Path) -> Iterator[None]:
     lock, is_locked = folder / LOCK, False
     while not is_locked:
         try:
-            # To be written: of folders, and of files that are only read, NFS gives no locks.
+            # Opened for writing, as NFS does not lock folders or files that are opened for reading.
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(
@@ -40,9 +40,9 @@ def held(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"Another clfew is working in {folder}.", "wait until it has finished, or stop it first."
             ) from None
-        except OSError:  # A filesystem without locks: who else is here is not known.
+        except OSError:  # A filesystem without locks: other processes go unnoticed.
             break
-        with contextlib.suppress(OSError):  # Otherwise its last holder has just removed it.
+        with contextlib.suppress(OSError):  # If it is another file, the last holder has just removed it.
             is_locked = os.path.samestat(os.fstat(descriptor), os.stat(lock))
         if not is_locked:
             os.close(descriptor)

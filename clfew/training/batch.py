@@ -1,4 +1,4 @@
-"""What a training objective is given at each step, and how it gets there in time."""
+"""The batches a training objective is given, one a step, loaded ahead of time."""
 
 import hashlib
 import itertools
@@ -16,17 +16,18 @@ from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
 from clfew.training.plan import Plan
 
-_COPIED = 4096
+_ROWS_PER_COPY = 4096
+"""The number of images that are copied to the GPU at a time."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B images as cached, with what is needed to draw views of them.
+    """B images from the image cache, with what is needed to make random views of them.
 
-    images: uint8, (B, S, S, 3), or whatever the data has in their place (features of views, for an
-    adapter). aspects: float32, (B,), width / height before storing.
-    random: the draws of these images in this epoch. labels: int64, (B,), where the objective
-    learns from labels. progress: share of the training done, in [0, 1].
+    images: uint8, (B, S, S, 3), or whatever the data holds in their place (for an adapter, the features
+    of views). aspects: float32, (B,), width / height of the original images.
+    random: the random numbers of these images in this epoch. labels: int64, (B,), if the objective
+    learns from labels. progress: the fraction of the training that is done, in [0, 1].
     """
 
     images: Tensor
@@ -38,9 +39,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The images a run learns from: rows `indices` of a store's arrays, or of an array of features.
+    """The images a run trains on: the rows `indices` of an image cache's arrays, or of an array of
+    features.
 
-    labels: int64, one for each of `indices`, where the objective learns from labels.
+    labels: int64, one for each of `indices`, if the objective learns from labels.
     """
 
     pixels: np.ndarray
@@ -52,14 +54,14 @@ class TrainingData:
         return len(self.indices)
 
     def digest(self) -> str:
-        """Tells trainings on other images, or with other labels, apart."""
+        """Returns a hash that differs between trainings on other images or with other labels."""
         digest = hashlib.blake2b(self.indices.tobytes(), digest_size=16)
         digest.update(b"" if self.labels is None else self.labels.tobytes())
         return digest.hexdigest()
 
 
 class Batches:
-    """The batches from step `start` on; the next one is gathered while the step computes."""
+    """The batches from step `start` on. The next batch is gathered while the current step computes."""
 
     def __init__(self, data: TrainingData, plan: Plan, device: torch.device, start: int) -> None:
         self._data, self._plan, self._device = data, plan, device
@@ -80,14 +82,14 @@ class Batches:
         self._read.close()
 
     def _iterate(self) -> Iterator[Batch]:
-        coming = self._pool.submit(self.gather, next(self._steps))
+        upcoming = self._pool.submit(self.gather, next(self._steps))
         while True:
-            batch = coming.result()
-            coming = self._pool.submit(self.gather, next(self._steps))
+            batch = upcoming.result()
+            upcoming = self._pool.submit(self.gather, next(self._steps))
             yield batch
 
     def _on_device(self) -> Tensor | None:
-        """All images on the GPU where they take less than half of its free memory."""
+        """Returns all images in GPU memory if they take at most half of what is free, else None."""
         if self._device.type != "cuda":
             return None
         free, _ = torch.cuda.mem_get_info(self._device)
@@ -95,16 +97,17 @@ class Batches:
         image_bytes = math.prod(images.shape[1:]) * images.dtype.itemsize
         if image_bytes * len(self._data) > free // 2:
             return None
-        kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
+        # PyTorch's name for NumPy's data type.
+        dtype = torch.from_numpy(np.empty(0, images.dtype)).dtype
         shape = (len(self._data), *images.shape[1:])
-        resident = torch.empty(shape, dtype=kind, device=self._device)
-        for start in range(0, len(self._data), _COPIED):
-            rows = self._data.indices[start : start + _COPIED]
-            resident[start : start + _COPIED] = to_device(self._read(rows), self._device)
+        resident = torch.empty(shape, dtype=dtype, device=self._device)
+        for start in range(0, len(self._data), _ROWS_PER_COPY):
+            rows = self._data.indices[start : start + _ROWS_PER_COPY]
+            resident[start : start + _ROWS_PER_COPY] = to_device(self._read(rows), self._device)
         return resident
 
     def gather(self, step: int) -> Batch:
-        """The batch of a step, on the device."""
+        """Returns the batch of a step, on the device."""
         data, plan = self._data, self._plan
         per_epoch = plan.steps_per_epoch(len(data))
         epoch, position = divmod(step, per_epoch)
@@ -118,5 +121,6 @@ class Batches:
             images = to_device(self._read(rows), self._device)
         labels = None if data.labels is None else to_device(data.labels[chosen], self._device)
         aspects = to_device(data.aspects[rows], self._device)
-        # An image's draws follow its place in the source, whatever else the run learns from.
+        # An image's random numbers depend on its index in the source, not on which other images the run
+        # trains on.
         return Batch(images, aspects, ImageRandom(plan.seed, epoch, rows), labels, step / plan.steps)

@@ -1,4 +1,4 @@
-"""From a budget in epochs or minutes to a plan of steps."""
+"""Turns a budget in epochs or minutes into a plan with a number of steps."""
 
 import functools
 import time
@@ -17,12 +17,16 @@ from clfew.training.optim import OptimizerChoice
 from clfew.training.plan import Plan
 
 _MOST_STEPS = 1e15
-"""Years, at a microsecond each; the positions in a schedule of so many are still exact."""
+"""Years of training at a microsecond a step. Up to here, positions in the schedule are exact floats."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """epochs or minutes, or neither: then `default_epochs`, but no longer than `default_minutes`."""
+    """The length of a training.
+
+    It is given in epochs or in minutes. If neither is given, the training takes `default_epochs`, but no
+    longer than `default_minutes`.
+    """
 
     epochs: float | None
     minutes: float | None
@@ -43,17 +47,22 @@ def plan_within(
     precision: str,
     compilation: str,
 ) -> Plan:
-    """A plan in whole steps: of a number of epochs, else of what fits into the minutes by a trial of a
-    few steps.
+    """Returns a plan with a whole number of steps.
 
-    choose_optimizer(steps): see `optim.choose_pretraining`. lr: None for its choice. compilation:
-    "auto", "on" or "off". Says on stderr what it chose and why. Raises UserError.
+    The steps are those of the epochs of the budget. If it gives none, they are as many as fit into its
+    minutes, measured in a trial of a few steps.
+
+    choose_optimizer(steps): see `optim.choose_pretraining`. lr: the peak learning rate; None for the one
+    that `choose_optimizer` returns. compilation: "auto", "on" or "off". Prints on stderr what was chosen
+    and why. Raises UserError if the budget is not valid or compilation takes too much of it.
     """
     epochs, minutes = budget.epochs, budget.minutes
     per_epoch = max(1, len(data) // batch)
     for option, value, most in (("epochs", epochs, _MOST_STEPS / per_epoch), ("minutes", minutes, 1e9)):
-        if value is not None and not 0 < value < most:  # What is not a number is neither.
-            raise UsageError(f"--{option} {value:g} is no budget.", f"give a number below {most:g}.")
+        if value is not None and not 0 < value < most:  # NaN fails this comparison too.
+            raise UsageError(
+                f"--{option} {value:g} is not a valid budget.", f"give a number below {most:g}."
+            )
     longest = round(budget.default_epochs * per_epoch)
     steps = longest if epochs is None else round(epochs * per_epoch)
     seconds = 60 * (minutes or budget.default_minutes)
@@ -61,30 +70,31 @@ def plan_within(
 
     @functools.cache
     def step_seconds(compile: bool) -> float:
-        likely, rate, decay, _ = choose_optimizer(steps)
-        trial = Plan(100, batch, likely, rate, decay, 1, seed, precision, compile)
+        optimizer, rate, decay, _ = choose_optimizer(steps)
+        trial = Plan(100, batch, optimizer, rate, decay, 1, seed, precision, compile)
         return seconds_per_step(objective, data, trial, device, seconds)
 
     if epochs is None and compilation != "on":
-        fitting = max(1, int(seconds * 0.95 / step_seconds(False)))
-        steps = fitting if minutes else min(steps, fitting)
+        steps_that_fit = max(1, int(seconds * 0.95 / step_seconds(False)))
+        steps = steps_that_fit if minutes else min(steps, steps_that_fit)
     compile, why_compile = choose_compile(compilation, device, steps, step_seconds)
     if epochs is None:
-        # The trial of a compiled network takes more than its twentieth of the budget.
+        # A trial may take a twentieth of the budget; that of a compiled network takes more.
         left = min(0.95 * seconds, seconds - (time.monotonic() - started))
         if compile and left < 0.5 * seconds:
             raise UserError(
                 f"Compiling takes more than half of the {seconds / 60:g} minutes.",
-                "do without: --compile off; or give more --minutes.",
+                "train without compilation (--compile off), or give more --minutes.",
             )
-        fitting = max(1, int(left / step_seconds(compile)))
-        steps = fitting if minutes else min(longest, fitting)
+        steps_that_fit = max(1, int(left / step_seconds(compile)))
+        steps = steps_that_fit if minutes else min(longest, steps_that_fit)
         console.say(
-            f"budget     {seconds / 60:g} minutes are {fitting / per_epoch:.4g} epochs at this speed"
+            f"budget     {seconds / 60:g} minutes are enough for {steps_that_fit / per_epoch:.4g} "
+            "epochs at this speed"
             + (
                 ""
                 if minutes
-                else f"; the default is {budget.default_epochs:g} epochs or what fits in them"
+                else f"; the default is {budget.default_epochs:g} epochs, or fewer if they do not fit"
             )
         )
     steps = max(1, steps)

@@ -1,4 +1,4 @@
-"""torch.compile: whether it pays for a run, found by a trial, and its use."""
+"""Decides by a trial whether torch.compile makes a run faster, and compiles the encoder."""
 
 import contextlib
 import os
@@ -14,16 +14,16 @@ from clfew.errors import UsageError, UserError
 
 FEWEST_STEPS = 200
 SHORTEST_RUN = 20 * 60
-"""Seconds. A trial takes a minute or so, mostly to compile: a shorter run would not win it back."""
+"""Seconds. A trial takes about a minute, mostly to compile. A shorter run would not save that much."""
 SMALLEST_GAIN = 1.1
-"""Smaller gains are within what two short trials differ by."""
+"""Two short trials differ by up to this factor by chance, so smaller gains are ignored."""
 
 
 @contextlib.contextmanager
 def compiled(objective: nn.Module, wanted: bool) -> Iterator[None]:
-    """Inside this context the encoder of the objective is compiled, if that is wanted.
+    """Compiles the encoder of the objective inside this context, if `wanted`.
 
-    Its weights, their names and what it returns stay as they are.
+    Its weights, their names and its outputs stay the same.
     """
     if not wanted:
         yield
@@ -37,44 +37,46 @@ def compiled(objective: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 def check_compile(name: str, device: torch.device) -> None:
-    """Raises UsageError for a `name` that is not auto, on or off; UserError for "on" where a compiler
-    is missing."""
+    """Raises UsageError if `name` is not auto, on or off, and UserError if it is "on" and a compiler is
+    missing."""
     if name not in ("auto", "on", "off"):
         raise UsageError(f"--compile {name} is not known.", "choose auto, on or off.")
     missing = _missing_compiler(device)
     if name == "on" and missing:
         raise UserError(
-            f"Compiling the network needs {missing}.", "install it, or do without: --compile off"
+            f"Compiling the network needs {missing}.",
+            "install it, or train without compilation: --compile off",
         )
 
 
 def choose_compile(
     name: str, device: torch.device, steps: int, step_seconds: Callable[[bool], float]
 ) -> tuple[bool, str]:
-    """Whether a run of `steps` steps is faster compiled, and why.
+    """Returns whether to compile the network in a run of `steps` steps, and why.
 
-    name: "auto", "on" or "off". `step_seconds(compiled)` measures the time of a step. Raises UserError
-    for "on" where the network cannot be compiled.
+    name: "auto", "on" or "off". "auto" compiles if that makes the run faster. step_seconds(compiled):
+    measures the time of a step. Raises UserError if `name` is "on" and the network cannot be compiled.
     """
     if name == "off":
         return False, "as asked for"
     if name == "on":
         try:
             step_seconds(True)
-        except UserError:  # Of memory: compiling has no part in it.
+        except UserError:  # The batch does not fit into memory: that is not the compiler's fault.
             raise
-        # A compiler fails in many ways.
+        # A compiler can fail with many types of exception.
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise UserError(
-                f"The network cannot be compiled here ({reason[0]}).", "do without: --compile off"
+                f"The network cannot be compiled here ({reason[0]}).",
+                "train without compilation: --compile off",
             ) from None
         return True, "as asked for"
     missing = _missing_compiler(device)
     if missing:
         return False, f"needs {missing}"
     if steps < FEWEST_STEPS or (plain := step_seconds(False)) * steps < SHORTEST_RUN:
-        return False, "the run is too short for it to pay"
+        return False, "the run is too short for compilation to pay off"
     started = time.monotonic()
     try:
         fast = step_seconds(True)
@@ -86,10 +88,10 @@ def choose_compile(
 
 
 def _missing_compiler(device: torch.device) -> str | None:
-    """What torch.compile needs and does not find here."""
+    """Returns what torch.compile needs but is missing on this machine, or None."""
     if device.type == "cpu":
         return None if shutil.which(os.environ.get("CXX", "g++")) else "a C++ compiler (g++)"
-    if device.type == "cuda":  # Triton builds its launchers.
+    if device.type == "cuda":  # Triton compiles its kernel launchers with it.
         found = any(map(shutil.which, (os.environ.get("CC", "gcc"), "clang")))
         return None if found else "a C compiler (gcc)"
     return f"a CPU or an NVIDIA GPU, not {device.type}"

@@ -1,16 +1,16 @@
-"""Convolutions on a CPU: gradients of their weights as one matrix product, where that is faster, and
-another way for layers whose gradients crash.
+"""Convolutions on a CPU. The gradients of their weights are computed as one matrix product where that is
+faster, and layers whose gradients crash are computed in another way.
 
-Late in a network images are small and channels many. There oneDNN's float32 kernel for the gradient
-of the weights runs at a tenth to a half of the processor's speed (torch 2.15, AVX2, two cores: 12 of
-130 GFLOP/s for 512 channels on 1×1 pixels, 38 for 256 on 2×2, 85 for 512 on 7×7), while gathering
-what each output pixel sees into the rows of a matrix and multiplying runs at 100 to 150.
-`examples/benchmarks/convolutions.py` shows it for a machine.
+Late in a network, images are small and have many channels. There oneDNN's float32 kernel for the
+gradient of the weights runs at a tenth to a half of the processor's speed (torch 2.15, AVX2, two cores:
+12 of 130 GFLOP/s for 512 channels on 1×1 pixels, 38 for 256 on 2×2, 85 for 512 on 7×7). Copying the
+input patch of each output pixel into a row of a matrix and multiplying matrices runs at 100 to 150
+GFLOP/s. `examples/benchmarks/convolutions.py` measures this on a machine.
 
-The gradient of depthwise weights is slower still where the kernel is about as large as the image: 75 ms
-for 1152 channels, 5×5, on 3×3 pixels, of which the forward pass takes 1. All products of a pixel seen
-with a gradient that arrived, summed over the images, are one small matrix product a channel; each tap of
-the kernel is a sum of some of them.
+The gradient of depthwise weights is slower still if the kernel is about as large as the image: it takes
+75 ms for 1152 channels, 5×5, on 3×3 pixels, while the forward pass takes 1 ms. Here the products of
+every input pixel with the gradient of every output pixel, summed over the images, are one small matrix
+product a channel. The gradient of each weight of the kernel is a sum of some of them.
 """
 
 import functools
@@ -24,32 +24,35 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 FEWEST_CHANNELS = 128
-"""With fewer input channels the gathering costs more than the product gains."""
+"""With fewer input channels, copying the patches costs more time than the matrix product saves."""
 MOST_PIXELS = 64
-"""Of what a depthwise convolution sees: the products grow with the square of it."""
+"""Of the input of a depthwise convolution: the number of products grows with its square."""
 FEWEST_TAPS = 25
-"""oneDNN's 3×3 depthwise gradients are fast."""
-_GATHERED_BYTES = 32 * 2**20
+"""The smallest depthwise kernel, in weights a channel. oneDNN's 3×3 depthwise gradients are fast."""
+_PATCH_BYTES = 32 * 2**20
+"""About the size of the patches that are copied at a time, before they are multiplied."""
 
 FEWEST_SAFE_CHANNELS = 16
-"""Float32 numbers in a register of AVX-512, eight in one of AVX2. With fewer input channels oneDNN's
-backward pass of a strided 1×1 convolution in channels-last memory writes outside its memory wherever it
-shares the images out unevenly among the threads: torch 2.14 and 2.15, both kinds of processor
-(`examples/benchmarks/convolution_crashes.py`)."""
+"""A register of AVX-512 holds this many float32 numbers, one of AVX2 holds eight. With fewer input
+channels, oneDNN's backward pass of a strided 1×1 convolution in channels-last memory writes outside its
+memory whenever it divides the images unevenly among the threads. This happens in torch 2.14 and 2.15 on
+both kinds of processor (see `examples/benchmarks/convolution_crashes.py`)."""
 
 Pair = tuple[int, int]
 
 
 class TrainingConvolutions(TorchFunctionMode):
-    """Inside this context, `conv2d` avoids the layers that crash, and computes the gradients of suitable
-    weights with `weight_gradient` where `own_gradients` asks for it.
+    """Inside this context, `conv2d` avoids the kernels that crash. If `own_gradients`, it also computes
+    the gradients of suitable weights with `weight_gradient` or `depthwise_weight_gradient`.
 
-    A strided 1×1 convolution of few channels becomes a choice of pixels and a convolution without a
-    stride: the same numbers from another kernel. This is traced too, so a compiled network is as safe.
+    A strided 1×1 convolution of few channels is replaced by slicing its input with the stride and a
+    convolution without a stride. The numbers are the same, but another kernel computes them.
+    `torch.compile` traces the replacement, so a compiled network is just as safe.
 
-    Suitable weights are float32 on channels-last images on a CPU with FEWEST_CHANNELS or more, without
-    dilation, and either without groups or, where kernels are large and images small, with one group for
-    each channel. Everything else is left as it is.
+    Weights are suitable if they and the images are float32 on a CPU, the images are in channels-last
+    memory with FEWEST_CHANNELS channels or more, and the convolution has no dilation. It must have no
+    groups or, if kernels are large and images small, one group for each channel. Every other convolution
+    is unchanged.
     """
 
     def __init__(self, own_gradients: bool = True) -> None:
@@ -74,7 +77,7 @@ def _conv2d(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """`torch.nn.functional.conv2d`, whose parameters these are."""
+    """Replaces `torch.nn.functional.conv2d` and has its parameters after the first."""
     if is_unsafe(weight, stride, padding, groups):
         down, right = _pair(stride)
         return F.conv2d(input[..., ::down, ::right], weight, bias)
@@ -141,8 +144,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         images, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        # Asked for the bias, oneDNN would compute the weights too.
-        of_images, _, _ = torch.ops.aten.convolution_backward(
+        # If the gradient of the bias were requested here, oneDNN would compute that of the weights too.
+        images_gradient, _, _ = torch.ops.aten.convolution_backward(
             gradient,
             images,
             weight,
@@ -155,42 +158,45 @@ class _Convolution(torch.autograd.Function):
             ctx.groups,
             (ctx.needs_input_grad[0], False, False),
         )
-        of_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        bias_gradient = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         kernel = (weight.shape[2], weight.shape[3])
         compute = weight_gradient if ctx.groups == 1 else depthwise_weight_gradient
-        of_weight = compute(images, gradient, kernel, ctx.stride, ctx.padding)
-        return of_images, of_weight, of_bias, None, None, None
+        kernel_gradient = compute(images, gradient, kernel, ctx.stride, ctx.padding)
+        return images_gradient, kernel_gradient, bias_gradient, None, None, None
 
 
 def weight_gradient(
     images: Tensor, gradient: Tensor, kernel: Pair, stride: Pair, padding: Pair
 ) -> Tensor:
-    """The gradient of a convolution's weights, shape (K, C, *kernel), in channels-last memory.
+    """Computes the gradient of a convolution's weights, shape (K, C, *kernel), in channels-last memory.
 
-    images: (N, C, H, W), what the convolution saw. gradient: (N, K, H', W'), of what it returned.
+    images: (N, C, H, W), the input of the convolution. gradient: (N, K, H', W'), with respect to its
+    output.
     """
-    pixels, arrived = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
+    pixels, output_gradient = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
     count, height, width, channels = pixels.shape
-    _, out_height, out_width, outputs = arrived.shape
-    rows = _touching(kernel[0], stride[0], padding[0], height, out_height)
-    columns = _touching(kernel[1], stride[1], padding[1], width, out_width)
+    _, out_height, out_width, outputs = output_gradient.shape
+    rows = _positions_on_image(kernel[0], stride[0], padding[0], height, out_height)
+    columns = _positions_on_image(kernel[1], stride[1], padding[1], width, out_width)
     taps = len(rows) * len(columns)
     if not taps:
         return torch.zeros(outputs, channels, *kernel, dtype=images.dtype, device=images.device)
     total = images.new_zeros(taps * channels, outputs)
-    # A share of the images at a time, so that what was gathered is still in the cache when it is used.
-    share = max(1, _GATHERED_BYTES // (4 * out_height * out_width * taps * channels))
-    for start in range(0, count, share):
-        part = pixels[start : start + share]
+    # Only some images at a time, so that their patches are still in the processor's cache when they are
+    # multiplied.
+    chunk = max(1, _PATCH_BYTES // (4 * out_height * out_width * taps * channels))
+    for start in range(0, count, chunk):
+        part = pixels[start : start + chunk]
         part = F.pad(part, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-        seen = part.new_empty(len(part), out_height, out_width, len(rows), len(columns), channels)
+        patches = part.new_empty(len(part), out_height, out_width, len(rows), len(columns), channels)
         for a, i in enumerate(rows):
             down = slice(i, i + stride[0] * (out_height - 1) + 1, stride[0])
             for b, j in enumerate(columns):
                 right = slice(j, j + stride[1] * (out_width - 1) + 1, stride[1])
-                seen[:, :, :, a, b] = part[:, down, right]
+                patches[:, :, :, a, b] = part[:, down, right]
         total.addmm_(
-            seen.view(-1, taps * channels).T, arrived[start : start + share].reshape(-1, outputs)
+            patches.view(-1, taps * channels).T,
+            output_gradient[start : start + chunk].reshape(-1, outputs),
         )
     computed = total.view(len(rows), len(columns), channels, outputs).permute(3, 2, 0, 1)
     result = images.new_zeros(outputs, *kernel, channels).permute(0, 3, 1, 2)
@@ -201,34 +207,37 @@ def weight_gradient(
 def depthwise_weight_gradient(
     images: Tensor, gradient: Tensor, kernel: Pair, stride: Pair, padding: Pair
 ) -> Tensor:
-    """The gradient of a depthwise convolution's weights, shape (C, 1, *kernel).
+    """Computes the gradient of a depthwise convolution's weights, shape (C, 1, *kernel).
 
-    images: (N, C, H, W), what the convolution saw. gradient: (N, C, H', W'), of what it returned.
+    images: (N, C, H, W), the input of the convolution. gradient: (N, C, H', W'), with respect to its
+    output.
     """
     count, channels, height, width = images.shape
-    seen_CxPxN = images.permute(1, 2, 3, 0).reshape(channels, -1, count)
-    arrived_CxQxN = gradient.permute(1, 2, 3, 0).reshape(channels, -1, count)
-    products_CxPxQ = torch.bmm(seen_CxPxN, arrived_CxQxN.transpose(1, 2))
+    images_CxPxN = images.permute(1, 2, 3, 0).reshape(channels, -1, count)
+    gradient_CxQxN = gradient.permute(1, 2, 3, 0).reshape(channels, -1, count)
+    products_CxPxQ = torch.bmm(images_CxPxN, gradient_CxQxN.transpose(1, 2))
     outputs = (gradient.shape[2], gradient.shape[3])
-    taps_PQxK = _taps((height, width), outputs, kernel, stride, padding)
+    taps_PQxK = _taps_of_pixel_pairs((height, width), outputs, kernel, stride, padding)
     return (products_CxPxQ.flatten(1) @ taps_PQxK).view(channels, 1, *kernel)
 
 
 @functools.cache
-def _taps(image: Pair, output: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
-    """Which tap of the kernel joins a pixel of the image with one of the output: 0 or 1, of shape
-    (pixels · outputs, taps)."""
-    joins = []
+def _taps_of_pixel_pairs(image: Pair, output: Pair, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """Returns which tap (weight position) of the kernel connects a pixel of the image with a pixel of
+    the output: 1 where it does, else 0, of shape (pixels · outputs, taps)."""
+    connected = []
     for side in (0, 1):
-        seen = torch.arange(image[side])[:, None, None]
-        arrived = torch.arange(output[side])[None, :, None]
+        pixel = torch.arange(image[side])[:, None, None]
+        output_pixel = torch.arange(output[side])[None, :, None]
         tap = torch.arange(kernel[side])
-        joins.append((seen == arrived * stride[side] + tap - padding[side]).float())
-    both = torch.einsum("hpi,wqj->hwpqij", *joins)
+        connected.append((pixel == output_pixel * stride[side] + tap - padding[side]).float())
+    # h, w: a pixel of the image; p, q: a pixel of the output; i, j: a tap.
+    both = torch.einsum("hpi,wqj->hwpqij", *connected)
     return both.reshape(image[0] * image[1] * output[0] * output[1], kernel[0] * kernel[1])
 
 
-def _touching(kernel: int, stride: int, padding: int, length: int, outputs: int) -> range:
-    """The positions in the kernel that meet an image pixel anywhere, not only padding."""
+def _positions_on_image(kernel: int, stride: int, padding: int, length: int, outputs: int) -> range:
+    """Returns the positions in the kernel that cover an image pixel, not only padding, for some
+    output."""
     last = stride * (outputs - 1)
     return range(max(0, padding - last), min(kernel, length + padding))

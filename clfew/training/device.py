@@ -1,4 +1,4 @@
-"""Which device, precision and number of threads a run uses, each with its reason."""
+"""Chooses the device, the precision and the number of threads of a run; the first two with a reason."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,8 @@ from clfew.errors import UsageError, UserError
 
 
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:
-    """The device named, or the GPU where there is one. Raises UserError for one that is not there."""
+    """Returns the device `name` and why it was chosen. "auto" is the GPU if there is one, else the CPU.
+    Raises UserError if the device cannot be used."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), torch.cuda.get_device_name()
@@ -28,7 +29,8 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
 
 
 def choose_precision(device: torch.device, name: str = "auto") -> tuple[str, str]:
-    """bf16 or fp32: bfloat16 autocast where the hardware computes in it, and why."""
+    """Returns "bf16" or "fp32", and why. "auto" is bfloat16 autocast if the hardware has bfloat16
+    arithmetic. Raises UsageError for an unknown `name`."""
     if name not in ("auto", "bf16", "fp32"):
         raise UsageError(f"--precision {name} is not known.", "choose auto, bf16 or fp32.")
     if name != "auto":
@@ -43,7 +45,8 @@ def choose_precision(device: torch.device, name: str = "auto") -> tuple[str, str
 
 
 def _cpu_computes_bf16() -> bool:
-    """AVX512-BF16 or AMX. Elsewhere bfloat16 is emulated, ten times slower than float32."""
+    """Returns whether the CPU has AVX512-BF16 or AMX. Other CPUs emulate bfloat16, ten times slower than
+    float32."""
     checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
@@ -54,30 +57,35 @@ def set_threads(threads: int | None) -> None:
 
 
 def set_up_as_started(config: dict[str, Any], device: str, threads: int | None) -> torch.device:
-    """The device of a run that is gone on with, whose threads are set: those it ran on, unless others
-    are asked for or there are not as many here. Sums are rounded as they are divided among the threads,
-    so that with others the run ends with weights that differ in the last digits. Raises UserError."""
-    before = config.get("threads")
-    set_threads(threads or (before if before and before <= (os.cpu_count() or 1) else None))
+    """Sets the number of threads of a run that is resumed, and returns its device.
+
+    Both are what the run used before, unless others are given. If this machine has fewer processors than
+    the run had threads, PyTorch's number of threads stays. How sums are rounded depends on how they are
+    divided among the threads, so with another number the run ends with weights that differ in the last
+    digits. Raises UserError if the device cannot be used.
+    """
+    threads_before = config.get("threads")
+    are_available = threads_before and threads_before <= (os.cpu_count() or 1)
+    set_threads(threads or (threads_before if are_available else None))
     if device != "auto":
         return choose_device(device)[0]
     try:
         return choose_device(config.get("device", "auto"))[0]
     except UserError as error:
-        raise UserError(error.message, "to go on without it: --device cpu") from None
+        raise UserError(error.message, "to resume without it: --device cpu") from None
 
 
 def keep_freed_memory(device: torch.device) -> None:
-    """Lets the C library keep the memory of freed tensors for the next ones, where it is glibc and
-    the device a CPU. It does so until the process ends.
+    """Makes the C library keep the memory of freed tensors for new ones until the process ends. It has
+    an effect only on a CPU and with glibc.
 
-    By default every tensor of 32 MB or more is mapped anew and its pages are filled with zeros by
-    the kernel: 5 to 10 % of the time of a training step on a CPU.
+    By default the kernel maps new memory for every tensor of 32 MB or more and fills its pages with
+    zeros. That takes 5 to 10 % of the time of a training step on a CPU.
     """
     if device.type != "cpu":
         return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # The names in malloc.h, without M_.
-    with contextlib.suppress(OSError, AttributeError):  # Other systems, other C libraries.
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD and so on in malloc.h.
+    with contextlib.suppress(OSError, AttributeError):  # Other systems have other C libraries.
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)

@@ -1,4 +1,4 @@
-"""What can go wrong in a step of a training, noticed before the step is taken."""
+"""Detects a loss or gradient that is not finite before the optimizer takes its step."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ from clfew.training.state import save_state
 
 
 class NotFinite(Exception):
-    """A loss or a gradient norm that is not finite, before the optimizer's step."""
+    """The loss or the gradient norm is not finite. Raised before the optimizer's step."""
 
     def __init__(self, loss: float, norm: float) -> None:
         super().__init__(f"loss {loss}, gradient norm {norm}")
@@ -23,7 +23,8 @@ class NotFinite(Exception):
 
 
 def require_finite(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Raises NotFinite, with the optimizer's step still to be taken."""
+    """Raises NotFinite if the loss or the norm of all gradients is not finite. Called before the
+    optimizer takes its step."""
     gradients = [
         parameter.grad
         for group in optimizer.param_groups
@@ -36,8 +37,8 @@ def require_finite(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 class Kept:
-    """The buffers of a network as they were before a step: a forward pass changes running averages, and
-    one that is not finite would leave them so."""
+    """Copies of a network's buffers from before a step. A forward pass changes running averages, and a
+    value that is not finite would stay in them."""
 
     def __init__(self, module: nn.Module) -> None:
         saved = module.state_dict(keep_vars=True)
@@ -64,8 +65,8 @@ def diverged(
     batch: Batch,
     step: int,
 ) -> UserError:
-    """The error for a step that was not taken. Writes to `path` what led there: the state before that
-    step and the images of its batch, from which the same loss can be computed again."""
+    """Returns the error for a step that was not taken. Writes to `path` the state before that step and
+    the indices of the images of its batch, so that the same loss can be computed again."""
     what = "loss" if not math.isfinite(wrong.loss) else "gradient norm"
     value = wrong.loss if what == "loss" else wrong.norm
     hint = "start a new run with a smaller --lr, or with --precision fp32."
@@ -78,9 +79,9 @@ def diverged(
             "epoch": batch.random.epoch,
             "images": batch.random.indices.tolist(),
         }
-        with contextlib.suppress(UserError):  # A full disk, say: the loss is what is to be told.
+        with contextlib.suppress(UserError):  # The disk may be full: the error to report is the loss.
             save_state(path, objective, optimizer, plan, position)
-            hint += f" What led there is in {path}."
+            hint += f" The state before that step and its batch are in {path}."
     return UserError(
         f"The {what} is {value} at step {step + 1}: the training has diverged, and the step was not "
         "taken.",

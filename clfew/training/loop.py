@@ -1,7 +1,7 @@
 """The one training loop: pretraining and fine-tuning both run here.
 
-An objective is an `nn.Module` whose `loss(batch)` returns a scalar and tensors to log. What it
-draws is a function of (seed, epoch, index), so a run that is stopped and resumed takes exactly
+An objective is an `nn.Module` whose `loss(batch)` returns a scalar and tensors to log. Its random
+numbers are a function of (seed, epoch, index), so a run that is stopped and resumed takes exactly
 the steps it would have taken.
 """
 
@@ -30,12 +30,12 @@ from clfew.training.state import load_state, save_state
 SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
 WORTH_KEEPING_SECONDS = 5.0
-"""A training that took less is repeated rather than kept when it has ended."""
+"""The final state of a shorter training is not saved: if the command is resumed, it trains again."""
 _TRIAL_FRACTION, _TRIAL_STEPS = 0.05, 12
 
 
 class Objective(Protocol):
-    """What is trained; one with a moving average has `after_step(progress)` too."""
+    """What `train` trains. An objective with a moving average also has `after_step(progress)`."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -51,13 +51,12 @@ def train(
 ) -> None:
     """Trains `objective` in place for `plan.steps` steps.
 
-    `log` is given a row (step, epoch, loss, lr, images_per_second, data_wait, and what the objective
-    reports) about once a second and at the end. Where `saving` is given, or the command can be gone on
-    with (see `saving.resumable`), a state found there is continued, the state is kept every two minutes,
-    and SIGINT or SIGTERM saves it and raises Stopped. `lr_scale` maps a parameter's name to a factor on
-    its learning rate.
-    Raises UserError when the loss or the gradient is not finite, before that step is taken, and where
-    the batch does not fit into memory.
+    `log` is called with a row (step, epoch, loss, lr, images_per_second, data_wait, seconds, and the
+    tensors that the objective logs) about once a second and at the end. If `saving` is given, or the
+    command can be resumed (see `saving.resumable`), training resumes from a state that was saved there.
+    The state is then saved every two minutes, and SIGINT or SIGTERM saves it and raises Stopped.
+    `lr_scale` maps a parameter's name to a factor on its learning rate. Raises UserError if the loss or
+    the gradient is not finite, before that step is taken, and if the batch does not fit into memory.
     """
     saving = saving or next_saving()
     try:
@@ -66,7 +65,7 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    # Not in the handler: the error holds on to the tensors of the step that failed.
+    # Not inside the except block: there the error would keep the tensors of the failed step in memory.
     raise _does_not_fit(objective, data, plan, device)
 
 
@@ -95,7 +94,7 @@ def _train(
         Batches(data, plan, device, done) as batches,
     ):
         for step in range(done, plan.steps):
-            batch = meter.waiting(batches)
+            batch = meter.next_batch(batches)
             kept.take()
             try:
                 loss, extras = _step(objective, optimizer, batch, plan, step)
@@ -106,30 +105,32 @@ def _train(
             meter.count(len(batch.images))
             is_last = step + 1 == plan.steps
             seconds = seconds_before + time.monotonic() - started
-            if is_last or meter.due():
+            if is_last or meter.is_due():
                 row = meter.row(step + 1, loss, extras, optimizer)
                 log(row | {"seconds": round(seconds, 2)})
             if saving is None:
                 if stop.signal and not is_last:
                     raise Stopped(stop.signal, "")
-            elif _is_due(is_last, stop.signal, time.monotonic() - saved, seconds):
+            elif _must_save(is_last, stop.signal, time.monotonic() - saved, seconds):
                 position = {"step": step + 1, "seconds": seconds, "data": data.digest()}
-                # One that has ended needs its optimizer no more.
+                # A training that has ended does not need its optimizer any more.
                 save_state(saving.file, objective, None if is_last else optimizer, plan, position)
                 saved = time.monotonic()
                 if stop.signal:
                     raise Stopped(stop.signal, saving.resume_command)
 
 
-def _is_due(is_last: bool, signal: int, since: float, seconds: float) -> bool:
-    """Whether the state is to be saved after a step. The last one's too: the command has more to do."""
-    return bool(signal) or (seconds > WORTH_KEEPING_SECONDS if is_last else since > SAVE_SECONDS)
+def _must_save(is_last: bool, signal: int, since_saved: float, seconds: float) -> bool:
+    """Returns whether to save the state after a step, also after the last one, as the command goes on to
+    do more."""
+    return bool(signal) or (seconds > WORTH_KEEPING_SECONDS if is_last else since_saved > SAVE_SECONDS)
 
 
 def _does_not_fit(
     objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device
 ) -> UserError:
-    """The error for a batch that does not fit into memory, with one that does, found by trying."""
+    """Returns the error for a batch that does not fit into memory. Its hint names a batch that does fit,
+    found by trying."""
     batch = plan.batch // 2
     while batch >= 2:
         if device.type == "cuda":
@@ -152,10 +153,10 @@ def _does_not_fit(
 def seconds_per_step(
     objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device, budget: float
 ) -> float:
-    """The time a step takes, from a few trial steps whose effect is undone.
+    """Measures the seconds a step takes, in a few trial steps whose effect is undone.
 
-    The trial takes at most a twentieth of `budget` seconds, but no fewer than three steps. Raises
-    UserError where the batch does not fit into memory.
+    The trial takes about a twentieth of `budget` seconds at most, but no fewer than three steps. Raises
+    UserError if the batch does not fit into memory.
     """
     try:
         return _trial(objective, data, plan, device, budget)
@@ -173,14 +174,14 @@ def _trial(
     groups = parameter_groups(objective, plan.weight_decay)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
     times: list[float] = []
-    # The first step allocates, picks kernels and compiles.
+    # The first step is not counted: it allocates memory, selects kernels and compiles.
     try:
         with compiled(objective, plan.compile), Batches(data, plan, device, 0) as batches:
             while len(times) < 3 or (
                 len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_FRACTION * budget
             ):
                 started = time.monotonic()
-                with contextlib.suppress(NotFinite):  # What it takes is what is asked.
+                with contextlib.suppress(NotFinite):  # Only the time matters here.
                     _step(objective, optimizer, next(batches), plan, 0)
                 times.append(time.monotonic() - started)
     finally:
@@ -201,10 +202,10 @@ def _step(
     rate = learning_rate(step, plan.steps, plan.warmup_steps, plan.learning_rate)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
-    # Dropout and stochastic depth, in encoders that have them, resume exactly too.
+    # So that dropout and stochastic depth, in encoders that have them, also resume exactly.
     torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
     bf16 = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=plan.precision == "bf16")
-    # A compiled network has gradients of its own.
+    # A compiled network computes its gradients itself.
     with bf16, TrainingConvolutions(own_gradients=not plan.compile):
         loss, extras = objective.loss(batch)
     optimizer.zero_grad(set_to_none=True)
@@ -217,7 +218,7 @@ def _step(
 
 
 class _Meter:
-    """Counts images and waiting between two rows of the log."""
+    """Measures the images a second and the time spent waiting for data between two rows of the log."""
 
     def __init__(self, plan: Plan, images: int, done: int) -> None:
         self._per_epoch = plan.steps_per_epoch(images)
@@ -227,7 +228,7 @@ class _Meter:
     def _restart(self) -> None:
         self._since, self._images, self._waited = time.monotonic(), 0, 0.0
 
-    def waiting(self, batches: Iterator[Batch]) -> Batch:
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
         started = time.monotonic()
         batch = next(batches)
         self._waited += time.monotonic() - started
@@ -236,7 +237,7 @@ class _Meter:
     def count(self, images: int) -> None:
         self._images += images
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         first, self._first = self._first, False
         return first or time.monotonic() - self._since >= LOG_SECONDS
 

@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedule and parameter groups."""
+"""Optimizers, the learning-rate schedule and parameter groups."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,20 +13,21 @@ OptimizerChoice = tuple[str, float, float, str]
 OPTIMIZERS = ("lars", "sgd", "adamw", "muon")
 LARGE_BATCH = 1024
 SMALL_NETWORK = 2_000_000
-"""Parameters. In larger networks on a CPU, Muon's matrix products cost more than they bring."""
+"""Parameters. In larger networks on a CPU, Muon's matrix products cost more time than they save."""
 KEPT_FRACTION, ENCODER_RATE = 0.5, 0.1
-"""Of pretrained weights: the share of the layers, from the image on, that stays as it is, and the
-learning rate of the others in shares of a new layer's."""
+"""For pretrained weights: the fraction of the layers that is frozen, counted from the input, and the
+learning rate of the other layers as a fraction of that of a new layer."""
 
 SHORT_RUN_STEPS = 10_000
-"""50 epochs of CIFAR-10 in batches of 256."""
+"""About 50 epochs of CIFAR-10 in batches of 256."""
 
 
 def choose_pretraining(batch: int, steps: int, parameters: int, name: str = "auto") -> OptimizerChoice:
-    """What SimCLR trains random weights with.
+    """Chooses the optimizer with which SimCLR trains randomly initialised weights.
 
-    LARS with 0.075·√batch for large batches (SimCLR, appendix B.1; weight decay of SimCLRv2), Muon
-    for small networks; in larger ones SGD with 0.06·batch/256 for long runs, AdamW for short ones.
+    It is LARS with learning rate 0.075·√batch for large batches (SimCLR, appendix B.1; weight decay of
+    SimCLRv2) and Muon for small networks. Larger networks take SGD with learning rate 0.06·batch/256 in
+    long runs and AdamW in short ones.
     """
     reason = "as asked for"
     if name == "auto":
@@ -48,8 +49,8 @@ def choose_pretraining(batch: int, steps: int, parameters: int, name: str = "aut
 
 
 def gentle_pretraining(name: str = "auto") -> OptimizerChoice:
-    """What SimCLR trains pretrained weights with: the projector at this rate, the encoder at
-    ENCODER_RATE of it."""
+    """Chooses the optimizer with which SimCLR trains pretrained weights. The projector takes its
+    learning rate, the encoder ENCODER_RATE times as much."""
     chosen = "adamw" if name == "auto" else name
     rate, decay = {"lars": (0.1, 1e-4), "sgd": (0.03, 1e-4), "adamw": (1e-3, 1e-4), "muon": (3e-3, 0.0)}[
         chosen
@@ -58,12 +59,13 @@ def gentle_pretraining(name: str = "auto") -> OptimizerChoice:
         chosen,
         rate,
         decay,
-        "small steps, to keep what the weights know" if name == "auto" else "as asked for",
+        "small steps, to preserve the pretrained weights" if name == "auto" else "as asked for",
     )
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up over `warmup` steps, then a cosine from `peak` to 0 at `steps`."""
+    """Returns the learning rate of a step: a linear warm-up over `warmup` steps, then a cosine from
+    `peak` to 0 at `steps`."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -72,11 +74,11 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 def parameter_groups(
     module: nn.Module, weight_decay: float, scale: Callable[[str], float] = lambda name: 1.0
 ) -> list[dict[str, Any]]:
-    """Parameters by learning-rate scale and by whether they decay.
+    """Groups the trainable parameters by the scale of their learning rate and by whether they decay.
 
-    BatchNorm's parameters and biases neither decay nor adapt under LARS (SimCLR, appendix A):
-    they are the ones with at most one dimension. `scale` maps a parameter's name to the factor
-    on its learning rate.
+    BatchNorm's parameters and biases have neither weight decay nor LARS's adaptive rate (SimCLR,
+    appendix A). They are the parameters with at most one dimension. `scale` maps a parameter's name to
+    the factor on its learning rate.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -100,16 +102,16 @@ def build_optimizer(name: str, groups: list[dict[str, Any]], lr: float) -> torch
         return Muon(groups, lr)
     if name == "sgd":
         return torch.optim.SGD(groups, lr, momentum=0.9, nesterov=True)
-    # Not the fused one: it takes its state for laid out like the weights, which after a resume from
-    # a file it is not.
+    # Not the fused one: it assumes that its state has the memory layout of the weights, which is not so
+    # after a resume from a file.
     return torch.optim.AdamW(groups, lr, betas=(0.9, 0.99))
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al., arXiv:1708.03888), as SimCLR trains with it.
+    """Layer-wise adaptive rate scaling (You et al., arXiv:1708.03888), as SimCLR uses it.
 
-    Momentum 0.9, trust coefficient 0.001. Groups with `adapts` False (BatchNorm, biases) are
-    plain momentum SGD.
+    The momentum is 0.9 and the trust coefficient 0.001. Groups with `adapts` False (BatchNorm, biases)
+    are trained with plain momentum SGD.
     """
 
     def __init__(
@@ -139,12 +141,12 @@ class LARS(torch.optim.Optimizer):
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose direction is made orthogonal (Jordan et al., Muon, 2024).
+    """Momentum SGD whose update matrices are made orthogonal (Jordan et al., Muon, 2024).
 
-    Each weight of two or more dimensions, seen as a matrix with one row an output, moves along the
-    nearest matrix whose singular values are all about 1; rarely used directions so learn as fast as
-    dominant ones. Nesterov momentum 0.95. Groups with `adapts` False (BatchNorm, biases) take Adam's
-    steps (0.9, 0.99) at a tenth of the rate.
+    Each weight of two or more dimensions is treated as a matrix with one row for each output. Its
+    update is the matrix nearest to the momentum whose singular values are all about 1, so that rarely
+    used directions learn as fast as dominant ones. The Nesterov momentum is 0.95. Groups with `adapts`
+    False (BatchNorm, biases) take Adam's steps (betas 0.9 and 0.99) at a tenth of the learning rate.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], lr: float) -> None:
@@ -179,10 +181,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalised(matrix_RxC: Tensor) -> Tensor:
-    """U·Vᵀ of the singular value decomposition, roughly: singular values between 0.7 and 1.2.
+    """Returns about U·Vᵀ of the singular value decomposition: singular values between 0.7 and 1.2.
 
-    Five Newton-Schulz steps with the quintic coefficients of Jordan et al. Each multiplies the
-    matrix by a polynomial in its Gram matrix, so the steps are taken on the small Gram matrix, and
+    It takes five Newton-Schulz steps with the quintic coefficients of Jordan et al. Each step multiplies
+    the matrix by a polynomial in its Gram matrix. So the steps are taken on the small Gram matrix, and
     the product of all polynomials is applied once at the end.
     """
     rows, columns = matrix_RxC.shape
@@ -199,7 +201,7 @@ def orthogonalised(matrix_RxC: Tensor) -> Tensor:
 
 
 def _quintic(gram: Tensor) -> Tensor:
-    """3.4445 - 4.7750·gram + 2.0315·gram²"""
+    """Returns 3.4445 - 4.7750·gram + 2.0315·gram²."""
     result = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
     result.diagonal().add_(3.4445)
     return result

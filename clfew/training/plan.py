@@ -1,11 +1,14 @@
-"""What decides a training besides its data and its objective."""
+"""The plan of a training: everything that determines it besides its data and its objective."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Plan:
-    """compile: train a compiled encoder, whose rounding differs from the plain one's."""
+    """The settings of a training.
+
+    compile: whether the encoder is compiled. Its results are rounded differently then.
+    """
 
     steps: int
     batch: int

@@ -1,7 +1,7 @@
-"""Where the states of trainings are kept while a command can be gone on with.
+"""Keeps the states of trainings so that a command can be resumed.
 
-`pretrain` trains once; `finetune` and `distill` train several times, always the same trainings in the
-same order, so that a number says which is which.
+`pretrain` trains once. `finetune` and `distill` train several times. The trainings and their order are
+always the same, so a number identifies each of them.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ from clfew.training.state import FILE
 T = TypeVar("T")
 
 DIVERGED = "diverged.safetensors"
-"""What led to a loss that is not finite, beside the state."""
+"""The file, beside the state, with the state before a loss or gradient that is not finite."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Where the state of a training is kept until its command has done the rest, and the command that
-    resumes. name: of the file."""
+    """Where the state of a training is saved until its command has finished, and the command that
+    resumes it. name: the name of the file."""
 
     folder: Path
     resume_command: str
@@ -45,21 +45,25 @@ class Saving:
 
 @dataclass
 class Trainings:
-    """The trainings of a command, each with a file of its own, and what was decided on the way."""
+    """The trainings of a command, each with its own state file, and decisions that are saved with them.
+
+    started: how many trainings have started so far. part: a prefix of the names of the files.
+    """
 
     folder: Path
     resume_command: str
-    begun: int = field(default=0, init=False)
+    started: int = field(default=0, init=False)
     part: str = field(default="", init=False)
 
     def next(self) -> Saving:
-        self.begun += 1
-        name = f"{self.part}{self.begun}.safetensors"
+        """Returns where the next training saves its state."""
+        self.started += 1
+        name = f"{self.part}{self.started}.safetensors"
         return Saving(self.folder, self.resume_command, name)
 
     def remember(self, name: str, decide: Callable[[], T]) -> T:
-        """What `decide` gives, as it goes through JSON; decided once, however often the command is
-        stopped."""
+        """Returns the result of `decide`, written to JSON and read back. It is called only once, however
+        often the command is stopped and resumed."""
         path = self.folder / f"{name}.json"
         if not path.exists():
             make_folder(self.folder)
@@ -68,19 +72,20 @@ class Trainings:
         return content
 
     def once(self, name: str, decide: Callable[[], T]) -> T:
-        """As `remember`, of something that takes trainings: their states go when it is decided."""
-        outside = self.begun, self.part
-        self.begun, self.part = 0, f"{name}."
+        """Does the same as `remember` if `decide` includes trainings. Their states are removed once it
+        has returned."""
+        outside = self.started, self.part
+        self.started, self.part = 0, f"{name}."
         try:
             content = self.remember(name, decide)
         finally:
-            self.begun, self.part = outside
+            self.started, self.part = outside
         for state in self.folder.glob(f"{name}.*.safetensors"):
             state.unlink()
         return content
 
     def exist(self) -> bool:
-        """Whether there is anything to go on with."""
+        """Returns whether anything was saved from which to resume."""
         return self.folder.exists() and any(self.folder.iterdir())
 
 
@@ -88,14 +93,15 @@ _CURRENT: ContextVar[Trainings | None] = ContextVar("trainings", default=None)
 
 
 def next_saving() -> Saving | None:
-    """Where the training that now begins is to be kept; None outside `resumable`."""
+    """Returns where the training that starts now saves its state, or None outside `resumable`."""
     trainings = _CURRENT.get()
     return None if trainings is None else trainings.next()
 
 
 @contextlib.contextmanager
 def stoppable(resume_command: str) -> Iterator[None]:
-    """Inside, a signal raises Stopped with the command that goes on, whatever is being done."""
+    """Inside this context, SIGINT or SIGTERM raises Stopped with the command that resumes, whatever is
+    running."""
     try:
         yield
     except KeyboardInterrupt:
@@ -108,9 +114,12 @@ def stoppable(resume_command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def resumable(run: Run, resume_command: str, is_new: bool) -> Iterator[Trainings]:
-    """Inside, every training keeps its state in the run's folder, and a signal raises Stopped, whatever
-    is being done. The states go when all is done. A new run that nothing was saved of goes as a whole; a
-    signal that comes when all is saved changes nothing.
+    """Inside this context, every training saves its state in the run's folder, and a signal raises
+    Stopped, whatever is running.
+
+    The states are removed when the context ends without an error. If it ends with an error or a signal,
+    a new run of which nothing was saved is removed altogether. A signal that comes when the run has
+    written all its files has no effect.
     """
     trainings = Trainings(run.folder / "state", resume_command)
     token = _CURRENT.set(trainings)

@@ -1,4 +1,4 @@
-"""Stopping on request: the first SIGINT or SIGTERM is noted, the second ends the process at once."""
+"""Stops on request: the first SIGINT or SIGTERM is recorded, the second ends the process at once."""
 
 import os
 import signal
@@ -8,10 +8,11 @@ from typing import Any
 
 
 class StopRequest:
-    """While entered, `signal` holds the number of the first SIGINT or SIGTERM, 0 before it.
+    """Inside this context, `signal` holds the number of the first SIGINT or SIGTERM, or 0 before it.
 
-    Inside another one it starts with what that one has noted, and leaves it what came: a signal in the
-    last step of one training still stops the plan of several that it is part of.
+    Inside another StopRequest, it starts with the signal that the outer one has recorded, and passes its
+    own on to the outer one at the end. So a signal in the last step of one training also stops a command
+    that trains several times.
     """
 
     _HANDLED = (signal.SIGINT, signal.SIGTERM)
@@ -22,9 +23,9 @@ class StopRequest:
         self._outer: StopRequest | None = None
 
     def __enter__(self) -> "StopRequest":
-        # Python lets only the main thread set handlers; elsewhere the caller keeps its own.
+        # Python lets only the main thread set signal handlers. Other threads leave them as they are.
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._note) for s in self._HANDLED}
+            self._before = {s: signal.signal(s, self._record) for s in self._HANDLED}
             outer = getattr(self._before[signal.SIGINT], "__self__", None)
             if isinstance(outer, StopRequest):
                 self._outer, self.signal = outer, self.signal or outer.signal
@@ -36,7 +37,7 @@ class StopRequest:
         if self._outer is not None:
             self._outer.signal = self._outer.signal or self.signal
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         if self.signal:
             os._exit(128 + number)
         self.signal = number

@@ -1,7 +1,7 @@
-"""Training state as sealed safetensors: weights, optimizer and position, nothing pickled.
+"""The state of a training as a safetensors file with a checksum: weights, optimizer and position.
 
-Augmentation and batch order are functions of (seed, epoch, index), so there is no random state; bf16
-needs no loss scaling, so there is no scale.
+Nothing is pickled. Augmentation and batch order are functions of (seed, epoch, index), so there is no
+random state to save. bf16 needs no loss scaling, so there is no scale to save.
 """
 
 import json
@@ -29,8 +29,9 @@ def save_state(
     plan: Plan,
     position: dict[str, Any],
 ) -> None:
-    """Writes a state file and, if need be, its folder. `position` holds the step, the seconds already
-    used and the digest of the data; a training at its end has no `optimizer`. Raises UserError."""
+    """Writes a state file and, if needed, its folder. `position` holds the step, the seconds already
+    used and the digest of the data. `optimizer` is None at the end of a training. Raises UserError if
+    the file cannot be written."""
     tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
     for index, values in (optimizer.state_dict()["state"] if optimizer else {}).items():
         for name, value in values.items():
@@ -41,7 +42,7 @@ def save_state(
 
 
 def saved_step(path: Path) -> int:
-    """The step of a state file, 0 where there is none. Raises UserError for one that is damaged."""
+    """Returns the step of a state file, or 0 if there is no file. Raises UserError if it is damaged."""
     if not path.exists():
         return 0
     try:
@@ -55,8 +56,8 @@ def saved_step(path: Path) -> int:
 def load_state(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, data: str
 ) -> dict[str, Any]:
-    """Restores module and optimizer in place, returns the position. Raises UserError for a file that is
-    damaged, or of another training: of another plan, or on other data."""
+    """Restores module and optimizer in place and returns the position. Raises UserError if the file is
+    damaged or belongs to another training, with another plan or on other data."""
     try:
         header = read_header(path)
         if not has_checksum(header):
@@ -64,16 +65,16 @@ def load_state(
         before, position = json.loads(header["__metadata__"]["plan"]), _position(header)
         if others := [name for name, value in asdict(plan).items() if before.get(name) != value]:
             is_now = getattr(plan, others[0])
-            raise Damaged(f"its training has {others[0]} {before.get(others[0])}, not {is_now}")
+            raise Damaged(f"it was saved with {others[0]} {before.get(others[0])}, not {is_now}")
         if position.get("data") != data:
-            raise Damaged("its training is on other images or labels")
+            raise Damaged("it was saved by a training on other images or labels")
         check_data(path, header)
         tensors = safetensors.torch.load_file(path)
         module.load_state_dict(_below(tensors, "module."))
         if position["step"] < plan.steps:
             _load_optimizer(optimizer, _below(tensors, "optimizer."))
         return position
-    # Damaged files fail in many ways; a state that does not fit, in load_state_dict.
+    # Damaged files raise many types of error. A state of another network fails in load_state_dict.
     except (OSError, Damaged, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise _unusable(path, error) from None
 

@@ -1,11 +1,11 @@
-"""CIFAR-10 from scratch in minutes on a GPU: a linear probe of all labels; 500, 250 and 40 labels.
+"""CIFAR-10 from scratch in minutes on a GPU: a linear probe on all labels; 500, 250 and 40 labels.
 
     python examples/benchmarks/accelerator.py PACKED [--minutes 6] [--encoder resnet18] [--runs FOLDER]
 
 PACKED is a folder with train/CLASS/ and test/CLASS/, or an archive of it (such as cifar10.tar.xz), which
-is unpacked into --runs. SimCLR (no outside weights), then for each number of labels three draws, each
-fine-tuned, then distilled, beside the same network from scratch. The test split chooses nothing. What is
-finished is not run again; ends with one table.
+is unpacked into --runs. Runs SimCLR without outside weights. Then, for each of three label samples of
+each size, it fine-tunes, distils, and trains the same network from scratch. The test split is used for
+testing only. Finished parts are not run again. At the end it prints one table.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROWS = {"scratch": "same network from scratch", "finetune": "finetune", "distill
 
 
 def unpacked(packed, runs):
-    """The folder of images: `packed` itself, or what it holds, unpacked once."""
+    """Returns the folder of images: `packed` itself, or the archive's content, unpacked once."""
     if packed.is_dir():
         return packed
     folder = runs / "images"
@@ -39,13 +39,13 @@ def unpacked(packed, runs):
 
 
 def fresh(folder):
-    """A folder to write to: what a stopped run left is taken away."""
+    """Removes what an interrupted run left in the folder, and returns the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def measure(name, source, runs, options):
-    """The test accuracy of one row, labels and draw."""
+    """Returns the test accuracy of one row, number of labels and label sample."""
     row, labels, draw = name
     common = {"labels": str(labels), "seed": draw, "epochs": options.epochs}
     if row == "linear":
@@ -67,7 +67,7 @@ def measure(name, source, runs, options):
 
 
 def table(results):
-    """Markdown: the linear probe, and mean ± spread of the draws of each number of labels."""
+    """Returns a Markdown table: the linear probe, and mean ± standard deviation over label samples."""
     cells = [f"{100 * results.done['linear all 0']['accuracy']:.1f}", *["–"] * len(LABELS)]
     lines = [
         "| | all labels | " + " | ".join(f"{n} labels" for n in LABELS) + " |",

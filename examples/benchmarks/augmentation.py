@@ -1,13 +1,13 @@
-"""Does accuracy suffer from clfew's batched views? The same training with torchvision's transforms.
+"""Compares accuracy with clfew's batched views to accuracy with torchvision's transforms.
 
     python examples/benchmarks/augmentation.py DATA [--images 5000] [--epochs 10] [--seeds 3]
 
 DATA holds `cifar10/train`. The same network is trained from the same weights on the same images in the
 same order for the same steps, once with `clfew.data.augment.random_views` and once with torchvision's
 RandomResizedCrop, RandomHorizontalFlip, ColorJitter (four operations in random order, each clipped, hue
-in HSV) and RandomGrayscale of the same strengths, one PIL image at a time. kNN accuracy (20 neighbours)
-on 2,000 other training images. Also prints how far clfew's colours are from torchvision's on real images
-for the same drawn factors.
+in HSV) and RandomGrayscale of the same strengths, one PIL image at a time. Both are measured by kNN
+accuracy (20 neighbours) on 2,000 other training images. Also prints how much clfew's colours differ from
+torchvision's on real images for the same random factors.
 """
 
 import argparse
@@ -39,7 +39,7 @@ RECIPE = Recipe(0.3, jitter=0.5, grey=0.2, blur=0.0)
 
 
 def torchvision_views(images, aspects, size, recipe, random, views=2):
-    """The same recipe from torchvision's transforms, seeded by epoch and image."""
+    """Makes views of the same recipe with torchvision's transforms, seeded by epoch and image."""
     strength = recipe.jitter
     jitter = transforms.ColorJitter(0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
     view = transforms.Compose(
@@ -75,12 +75,16 @@ def accuracy(encoder, cache, labels, train_rows, test_rows):
 
 
 def colour_error(images, draws=20):
-    """Mean absolute difference of values in [0, 1] between both, by what is drawn, over real images."""
+    """Returns the mean absolute difference between both sides' pixel values in [0, 1] on real images.
+
+    It is measured without and with random hue, over `draws` sets of random factors. "the jitter itself"
+    is how much the jitter changes the images, for scale.
+    """
     generator = torch.Generator().manual_seed(0)
     errors, moved = {"without hue": [], "with hue": []}, []
     for _ in range(draws):
         u = torch.rand(len(images), 6, generator=generator)
-        u[:, 4], u[:, 5] = 0.0, 1.0  # Jittered, not made grey.
+        u[:, 4], u[:, 5] = 0.0, 1.0  # Every image is jittered, none is made grey.
         for name in errors:
             if name == "without hue":
                 u = u.clone()

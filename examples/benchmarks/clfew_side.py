@@ -1,4 +1,4 @@
-"""clfew's part of `throughput.py`: `clfew pretrain` as the command runs it, timed from its own log."""
+"""clfew's part of `throughput.py`: runs `pretrain` as the command does and times it from its log."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ def main():
     log = Run.log
 
     def timed(run, row):
-        """The command's own log, until the time is over: then this process ends as it stands."""
+        """Logs as the command does. Once the time is over, it prints the result and ends the process."""
         log(run, row)
         if row["step"] <= WARM_UP_STEPS:
             return

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the description of the machine, and results that survive a stop."""
+"""Shared by the benchmarks: a description of the machine, and results that survive an interruption."""
 
 import datetime
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def environment():
-    """The machine and the versions, for the head of a file of results."""
+    """Returns the machine and the versions, for the beginning of a results file."""
     import torch
 
     processor = platform.processor() or platform.machine()
@@ -32,14 +32,14 @@ def environment():
 
 
 class Results:
-    """Finished measurements by name in a JSON file: what is there already is not measured again."""
+    """Finished measurements by name in a JSON file. What the file contains is not measured again."""
 
     def __init__(self, path):
         self.path = Path(path)
         self.done = json.loads(self.path.read_text())["results"] if self.path.exists() else {}
 
     def get(self, key, measure):
-        """The result under `key`, from the file or else from `measure()`."""
+        """Returns the result under `key`, from the file or else from `measure()`."""
         if key not in self.done:
             self.done[key] = measure()
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,17 @@
-"""Which convolutions crash in their backward pass, each tried in a process of its own.
+"""Finds convolutions that crash in their backward pass. Each runs in a separate process.
 
     python examples/benchmarks/convolution_crashes.py [--layers 800]
 
 oneDNN, which computes PyTorch's convolutions on a CPU, writes outside its memory in the gradients of
-some strided 1×1 convolutions. Whether that kills the process depends on what lies there, so the C library is
-asked to check its memory where it can (glibc's libc_malloc_debug). Layers are drawn at random from two
-kinds, "pointwise" (1×1 with a stride, 1 to 32 channels) and "any" (kernels, strides, padding, groups and
-transposed ones): both precisions, batches of 1 to 256, sides of 4 to 56, 1 to 16 threads. Each runs as
-PyTorch has it, and again inside `TrainingConvolutions`, which is how clfew trains.
+some strided 1×1 convolutions. Whether that ends the process depends on what is stored there. So this
+script has the C library check its memory, if it can (glibc's libc_malloc_debug). Layers are random and
+of two kinds: "pointwise" (1×1 with a stride, 1 to 32 channels) and "any" (kernels, strides, padding,
+groups and transposed convolutions). They have both precisions, batches of 1 to 256, sides of 4 to 56
+pixels and 1 to 16 threads. Each runs once as PyTorch computes it and once inside `TrainingConvolutions`,
+as in clfew's training.
 
-Writes results/convolution_crashes-PROCESSOR.json after every 50 layers, with the signals that ended both
-processes of each layer (0 for none), and goes on from there.
+Writes results/convolution_crashes-PROCESSOR.json after every 50 layers, with the signals that ended the
+two processes of each layer (0 for none). When it is started again, it continues from that file.
 """
 
 import argparse
@@ -33,8 +34,8 @@ RESULTS = Path(__file__).with_name("results")
 CHECKER = "libc_malloc_debug.so.0"
 
 
-def draw_layer(number: int) -> dict[str, Any]:
-    """Layer `number` of the list, which is the same on every machine."""
+def random_layer(number: int) -> dict[str, Any]:
+    """Returns layer `number` of the list of random layers, which is the same on every machine."""
     draw = random.Random(number)
     layer: dict[str, Any] = {
         "kind": draw.choice(["pointwise", "any"]),
@@ -69,7 +70,7 @@ def draw_layer(number: int) -> dict[str, Any]:
 
 
 def run(layer: dict[str, Any], guarded: bool) -> None:
-    """Two steps forward and backward."""
+    """Runs two steps forward and backward. guarded: inside `TrainingConvolutions`."""
     torch.set_num_threads(layer["threads"])
     build = nn.ConvTranspose2d if layer["transposed"] else nn.Conv2d
     module = build(
@@ -93,13 +94,13 @@ def run(layer: dict[str, Any], guarded: bool) -> None:
 
 
 def signal_of(layer: dict[str, Any], guarded: bool) -> int:
-    """The signal that ended a process that runs the layer, 0 for none."""
+    """Runs the layer in a child process and returns the signal that ended it, 0 for none."""
     child = os.fork()
     if child == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         try:
             run(layer, guarded)
-        except RuntimeError:  # A kernel larger than its images.
+        except RuntimeError:  # The kernel is larger than the images.
             os._exit(0)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -107,11 +108,11 @@ def signal_of(layer: dict[str, Any], guarded: bool) -> int:
 
 
 def summary(signals: list[list[int]]) -> dict[str, Any]:
-    """How many layers crash, by kind, precision and number of input channels."""
+    """Counts the layers that crashed, by kind, precision and number of input channels."""
     tried: Counter[str] = Counter()
     crashed: Counter[str] = Counter()
     for number, (plain, _) in enumerate(signals):
-        row = draw_layer(number)
+        row = random_layer(number)
         inputs = row["inputs"] // row["groups"]
         few = "1-7" if inputs < 8 else "8-15" if inputs < 16 else "16 or more"
         strided_1x1 = row["kernel"] == 1 and row["stride"] > 1 and row["groups"] == 1
@@ -139,7 +140,7 @@ def main() -> None:
     path = RESULTS / f"convolution_crashes-{kind}.json"
     signals = json.loads(path.read_text())["signals"] if path.exists() else []
     for number in range(len(signals), layers):
-        layer = draw_layer(number)
+        layer = random_layer(number)
         signals.append([signal_of(layer, False), signal_of(layer, True)])
         if len(signals) % 50 == 0 or len(signals) == layers:
             figures = summary(signals)

@@ -1,10 +1,10 @@
-"""Gradients of convolution weights: oneDNN's, which PyTorch calls, and clfew's matrix product.
+"""Speed of convolution weights' gradients: oneDNN, which PyTorch calls, and clfew's matrix product.
 
     python examples/benchmarks/convolutions.py [--seconds 1] [--out FILE]
 
-For the layers of torchvision's resnet18 and of resnet8-w32 at usual sizes, on a CPU in float32: both
-in turn, GFLOP/s of the median, and the forward pass beside them. clfew takes its own from
-`FEWEST_CHANNELS` input channels on (`clfew/training/convolution.py`).
+For the layers of torchvision's resnet18 and of resnet8-w32 at usual sizes, on a CPU in float32. Both
+run in turn, and so does the forward pass for comparison; GFLOP/s are of the median time. clfew uses its
+own from `FEWEST_CHANNELS` input channels on (`clfew/training/convolution.py`).
 """
 
 import argparse
@@ -40,7 +40,7 @@ LAYERS = [
 
 
 def seconds_of(functions, budget):
-    """Median seconds of each function, run in turn."""
+    """Runs the functions in turn and returns the median seconds of each."""
     times = [[] for _ in functions]
     until = time.perf_counter() + budget
     while len(times[0]) < 4 or time.perf_counter() < until:
@@ -87,7 +87,7 @@ def main():
 
         operations = 2 * 9 * gradient.numel() * inputs
         rates = [operations / s / 1e9 for s in seconds_of((forward, onednn, product), options.seconds)]
-        taken = "" if inputs >= FEWEST_CHANNELS else "  (not taken)"
+        taken = "" if inputs >= FEWEST_CHANNELS else "  (not used)"
         line = f"{name:<30} " + " ".join(f"{rate:>8.0f}" for rate in rates)
         print(f"{line} {rates[2] / rates[1]:>6.2f}{taken}", flush=True)
         results.append(dict(zip(("layer", "forward", "onednn", "product"), (name, *rates), strict=True)))

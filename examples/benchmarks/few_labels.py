@@ -1,12 +1,13 @@
-"""Accuracy from 1, 2, 5, 10 and 50 labels a class, beside what else could be done with them.
+"""Accuracy from 1, 2, 5, 10 and 50 labels a class, of clfew's methods and of simpler ones.
 
     python examples/benchmarks/few_labels.py DATA [--runs FOLDER] [--only SET ...] [--table]
 
 DATA holds cifar10/, aerial/, sign-digits/ and fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/.
-Needs clfew[lite]. Five draws of the labels, the same for all methods; the test split chooses nothing.
-Pretraining runs come first and want the machine for themselves; then accuracies, which do not depend on
-time, but for those of `distill` (0.2 minutes), which come last. What is finished is not run again. Ends
-with two tables and results/few_labels-SET.png; --table only shows them.
+Needs clfew[lite]. All methods use the same five label samples. The test split is used for testing only.
+Pretraining runs come first, and nothing else should run on the machine meanwhile. Then come accuracies,
+which do not depend on time. Those of `distill`, which do (0.2 minutes), come last. Finished parts are
+not run again. At the end it prints two tables and writes results/few_labels-SET.png; --table does only
+that.
 """
 
 import argparse
@@ -45,8 +46,11 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Set:
-    """size: pixels that the pretrained network sees. small: that networks from scratch see. minutes: of
-    pretraining, from scratch and from the pretrained start."""
+    """How a set of images is trained on.
+
+    size: side in pixels of the pretrained network's input. small: the same of networks from scratch.
+    minutes: minutes of pretraining from scratch and of pretraining from pretrained weights.
+    """
 
     size: int
     small: int
@@ -68,12 +72,13 @@ class Bench:
         self.source, self.runs = str(data / name), runs / name
 
     def pretrained(self, kind):
-        """The folder of the pretraining run, "simclr" from scratch or "pretrained"; made if not
-        there.
+        """Returns the folder of a pretraining run, which it starts if the folder has no encoder.
+
+        kind: "simclr" from scratch, or "pretrained" from pretrained weights.
         """
         folder, scratch = self.runs / kind, kind == "simclr"
         if not (folder / "encoder.safetensors").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # What a stopped one left.
+            shutil.rmtree(folder, ignore_errors=True)  # An interrupted run may have left files there.
             options = {"minutes": self.set.minutes[not scratch], "flip": self.set.flip, "out": folder}
             if scratch:
                 pretrain(self.source, init="scratch", size=self.set.small, **options)
@@ -82,7 +87,7 @@ class Bench:
         return str(folder)
 
     def cells(self, method, budget):
-        """A result for each draw of the labels: the test accuracy, and what was decided on the way."""
+        """Returns a result for each label sample: the test accuracy and the choices that were made."""
         keys = [f"{self.name} {method} {budget} {draw}" for draw in range(DRAWS)]
         if method.endswith("+distill"):
             start = method.removesuffix("+distill")
@@ -98,7 +103,7 @@ class Bench:
         return [self.results.done[key] for key in keys]
 
     def finetuned(self, method, budget, draw, repeat):
-        """Of draws `draw` and the ones after it; the first one's classifier is in `folder`."""
+        """Fine-tunes on `repeat` label samples, `draw` being the first. Its classifier is saved."""
         if method == "scratch":
             start = {"origin": "scratch", "encoder": "resnet8-w32", "size": min(self.set.small, 32)}
         elif method == "frozen":
@@ -106,7 +111,7 @@ class Bench:
         else:
             start = {"origin": self.pretrained(method)}
             if budget == 50 and method == "simclr":
-                start["epochs"] = 10  # Of 60, each cross-validated too: the table is to end.
+                start["epochs"] = 10  # Instead of 60, as each fit is cross-validated too.
         out = self.folder(method, budget, draw)
         shutil.rmtree(out, ignore_errors=True)  # What a stopped one left.
         labels = f"{budget}/class"
@@ -150,7 +155,10 @@ class Bench:
 
 
 def plan(sets):
-    """All cells: those that have a target first; then set by set, as neighbours share features."""
+    """Returns all cells of the table in the order of measurement.
+
+    Cells that have a target come first; then set by set, because cells of the same set share features.
+    """
     first = [
         ("aerial", 1),
         ("aerial", 5),
@@ -166,8 +174,10 @@ def plan(sets):
 
 
 def table(results):
-    """Markdown: a row for each set and method but `distill` with mean ± spread (the standard deviation)
-    of the draws, – for what is not measured."""
+    """Returns a Markdown table with a row for each set and method except `distill`.
+
+    Cells are mean ± standard deviation over the label samples, – if not measured.
+    """
     lines = ["| images | method | " + " | ".join(f"{b} a class" for b in BUDGETS) + " |"]
     lines.append("|---|---|" + "---|" * len(BUDGETS))
     for name in SETS:
@@ -177,15 +187,18 @@ def table(results):
             cells = []
             for budget in BUDGETS:
                 found = accuracies(results, name, method, budget)
-                spread = f" ± {100 * np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
-                cells.append(f"{100 * np.mean(found):.1f}{spread}" if len(found) == DRAWS else "–")
+                deviation = f" ± {100 * np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+                cells.append(f"{100 * np.mean(found):.1f}{deviation}" if len(found) == DRAWS else "–")
             if set(cells) != {"–"}:
                 lines.append(f"| {name} | {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def students(results):
-    """Markdown: what `distill` made of the teachers, before it was decided which to keep."""
+    """Returns a Markdown table of teachers and students of `distill`, and how many students were kept.
+
+    The accuracies are of all students, kept or not.
+    """
     lines = [
         "| images | start | labels a class | teachers | students | kept |",
         "|---|---|---|---|---|---|",
@@ -243,13 +256,14 @@ def main():
     results = Results(HERE / "few_labels.json")
     benches = {name: Bench(name, arguments.data, arguments.runs, results) for name in SETS}
     if not arguments.table:
-        for name in arguments.only:  # First, as what a minute is worth depends on what else runs.
+        # Pretraining comes first: what it learns in a minute depends on what else the machine runs.
+        for name in arguments.only:
             for kind in ("simclr", "pretrained"):
                 benches[name].pretrained(kind)
         for name, method, budget in plan(arguments.only):
             found = [cell["accuracy"] for cell in benches[name].cells(method, budget)]
-            spread = np.std(found, ddof=1)
-            print(f"{name} {method} {budget}: {np.mean(found):.3f} ± {spread:.3f}", flush=True)
+            std = np.std(found, ddof=1)
+            print(f"{name} {method} {budget}: {np.mean(found):.3f} ± {std:.3f}", flush=True)
     for name in SETS:
         if drawn := picture(results, name):
             write_bytes(HERE / f"few_labels-{name}.png", drawn)

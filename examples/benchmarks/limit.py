@@ -1,14 +1,14 @@
-"""How close the training loop is to its limit: the encoder's forward and backward pass alone.
+"""Compares the speed of the training loop to its limit: the encoder's forward and backward pass alone.
 
     python examples/benchmarks/limit.py [--seconds 20] [--repeats 3] [--device auto] [--out FILE]
 
-For each network and size, in turn and several times over: the encoder alone, forward and backward
-over two views of a batch that is already there, in the same precision and with the same gradients;
-and clfew's whole loop (reading the store, drawing and computing both views, encoder, projector, loss,
-optimizer) over a pixel store. Prints the share of the loop's time that the encoder alone takes, the
-share that is spent waiting for data, and where the rest goes. For comparison, "at peak" is how many
-images a second there would be if the encoder's multiplications all ran at the speed of one large
-matrix product, and nothing else took any time: no tool that trains this network is faster.
+For each network and size, it measures two things in turn, several times. One is the encoder alone:
+forward and backward on two views of a batch in memory, in the same precision and with the same
+gradients. The other is clfew's whole loop over an image cache: reading images, computing both views,
+encoder, projector, loss, optimizer. It prints the fraction of the loop's time that the encoder alone
+takes, the fraction spent waiting for data, and the fraction spent on views. For comparison, "at peak" is
+the number of images a second if all of the encoder's multiplications ran at the speed of one large
+matrix product and nothing else took any time: no tool that trains this network is faster.
 """
 
 import argparse
@@ -47,8 +47,8 @@ CPU_CASES = [
 GPU_CASES = [("resnet18", 32, 1024), ("resnet18", 96, 512), ("resnet50", 224, 256)]
 
 
-def synthetic_store(folder, count, side):
-    """Smooth random images in a pixel store's file, mapped like a real one."""
+def synthetic_cache(folder, count, side):
+    """Writes smooth random images to the file of an image cache and maps it into memory."""
     path = Path(folder) / "pixels.safetensors"
     pixels, aspects, _ = _create_arrays(path, count, side)
     random = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def synchronise(device):
 
 
 def encoder_alone(objective, size, batch, device, precision, seconds):
-    """Seconds a step of the encoder's forward and backward pass over 2·batch views."""
+    """Returns the seconds of a forward and backward pass of the encoder over 2·batch views."""
     encoder = objective.encoder.train()
     views = torch.rand(2 * batch, 3, size, size, device=device)
     views = views.contiguous(memory_format=torch.channels_last)
@@ -85,7 +85,7 @@ def encoder_alone(objective, size, batch, device, precision, seconds):
 
 
 def peak(device, precision, seconds):
-    """Floating-point operations a second of a large matrix product."""
+    """Returns the floating-point operations a second of a large matrix product."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -100,7 +100,7 @@ def peak(device, precision, seconds):
 
 
 def operations(objective, size, device):
-    """Floating-point operations of the encoder's forward and backward pass for one image's two views."""
+    """Counts the floating-point operations of the encoder's forward and backward pass for two views."""
     with FlopCounterMode(display=False) as counter:
         features = objective.encoder.train()(torch.rand(2, 3, size, size, device=device))
         features.backward(torch.ones_like(features))
@@ -109,7 +109,7 @@ def operations(objective, size, device):
 
 
 def whole_loop(objective, data, plan, device):
-    """Seconds a step of the whole loop, and the share of it spent waiting for data."""
+    """Returns the seconds of a step of the whole loop, and the fraction of it spent waiting for data."""
     rows = []
     train(objective, data, plan, device, rows.append)
     first, last = rows[0], rows[-1]
@@ -118,7 +118,7 @@ def whole_loop(objective, data, plan, device):
 
 
 def parts(objective, data, plan, device, seconds):
-    """Seconds a step of what is not the encoder: the views, and reading the images."""
+    """Returns the seconds a step of computing the views, and of reading the images."""
     recipe, size = objective.recipe, objective.encoder.size
     views, reading = [], []
     until = time.perf_counter() + seconds
@@ -148,7 +148,7 @@ def measure(name, size, batch, device, precision, seconds, repeats):
     optimizer, rate, decay, _ = choose_pretraining(batch, 1000, parameters)
     alone, loop, waits, peaks = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:
-        pixels, aspects = synthetic_store(folder, max(2048, 4 * batch), size)
+        pixels, aspects = synthetic_cache(folder, max(2048, 4 * batch), size)
         data = TrainingData(pixels, aspects, np.arange(len(pixels)))
         for _ in range(repeats):
             alone.append(encoder_alone(objective, size, batch, device, precision, seconds / 2))
@@ -159,7 +159,7 @@ def measure(name, size, batch, device, precision, seconds, repeats):
             peaks.append(peak(device, precision, seconds / 6))
             waits.append(wait)
         views, reading = parts(objective, data, plan, device, 2)
-    shares = [a / b for a, b in zip(alone, loop, strict=True)]
+    fractions = [a / b for a, b in zip(alone, loop, strict=True)]
     return {
         "encoder": name,
         "size": size,
@@ -168,9 +168,9 @@ def measure(name, size, batch, device, precision, seconds, repeats):
         "optimizer": optimizer,
         "encoder_alone_s": alone,
         "loop_s": loop,
-        "share": statistics.median(shares),
-        "share_min": min(shares),
-        "share_max": max(shares),
+        "share": statistics.median(fractions),
+        "share_min": min(fractions),
+        "share_max": max(fractions),
         "waiting": max(waits),
         "images_per_second": batch / statistics.median(loop),
         "views_s": views,
@@ -201,10 +201,10 @@ def main():
         row = measure(name, size, batch, device, precision, options.seconds, options.repeats)
         results.append(row)
         loop = statistics.median(row["loop_s"])
-        share = f"{row['share']:.1%} ({row['share_min']:.0%} to {row['share_max']:.0%})"
+        fraction = f"{row['share']:.1%} ({row['share_min']:.0%} to {row['share_max']:.0%})"
         print(
             f"{name:<12} {size:>4} {batch:>5} {row['images_per_second']:>9.1f} "
-            f"{row['images_per_second_at_peak']:>8.1f} {share:>20} "
+            f"{row['images_per_second_at_peak']:>8.1f} {fraction:>20} "
             f"{row['views_s'] / loop:>6.1%} {row['waiting']:.2%}"
         )
         sys.stdout.flush()

@@ -1,10 +1,10 @@
-"""How many images a second each pretraining method learns from, beside SimCLR on the same encoder.
+"""Training speed of each pretraining method in images a second, beside SimCLR on the same encoder.
 
     python examples/benchmarks/methods.py [--size 64] [--encoder resnet8-w32] [--batch 128] [--repeats 5]
 
-Images are noise: what a step takes does not depend on what they show. SimCLR and each other method take
-a few steps in turn, in one process; medians of the repeats, and their ratio. Results go to
-results/methods.json; what is there is not measured again.
+The images are noise, because the time of a step does not depend on what they show. SimCLR and each other
+method run a few steps in turn, in one process. Prints the medians of the repeats, and their ratio.
+Results go to results/methods.json; what the file contains is not measured again.
 """
 
 import argparse
@@ -28,13 +28,13 @@ STEPS = 6
 
 
 class Side:
-    """A method with its optimizer, and the batches it takes."""
+    """A method with its optimizer and its data."""
 
     def __init__(self, name, data, arguments, device):
         torch.manual_seed(0)
         kind = METHODS[name]
         encoder = Encoder(
-            kind.encoder_name(arguments.encoder), arguments.size, [0.5] * 3, [0.25] * 3, sees=kind.sees
+            kind.encoder_name(arguments.encoder), arguments.size, [0.5] * 3, [0.25] * 3, input=kind.input
         )
         self.method = kind(encoder, Recipe(crop_area=0.3, jitter=0.5, blur=0.5))
         self.method.look_at(torch.from_numpy(data.pixels[:500]), torch.ones(500))
@@ -50,7 +50,7 @@ class Side:
             started = time.perf_counter()
             for step in range(1, steps + 1):
                 loss, _ = _step(self.method, self.optimizer, next(batches), self.plan, step)
-            loss.item()  # Waits for the device.
+            loss.item()  # Waits until the device has finished.
             return steps * self.plan.batch / (time.perf_counter() - started)
 
 

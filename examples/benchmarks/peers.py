@@ -1,16 +1,16 @@
-"""How other tools train SimCLR, timed step by step; runs in an environment of its own.
+"""Trains SimCLR with other tools and times their steps. Runs in a separate Python environment.
 
     python peers.py NAME --images FOLDER --encoder E --size S --batch B --seconds T
 
 NAME is one of
-    lightly-train   `lightly_train.pretrain(method="simclr")`, as its documentation says to run it;
-    lightly         the PyTorch example at https://docs.lightly.ai/self-supervised-learning/examples/simclr.html;
-    plain           a DataLoader with torchvision's transforms and two workers.
+    lightly-train   `lightly_train.pretrain(method="simclr")`, as in its documentation; lightly
+    the PyTorch example at https://docs.lightly.ai/self-supervised-learning/examples/simclr.html; plain
+    a DataLoader with torchvision's transforms and two workers.
 
-Prints one line of JSON: the steps timed, their seconds, and images per second. The first three
-steps are left out. The encoders are clfew's (its folder must be on PYTHONPATH;
-`clfew.models.encoder` needs torch alone), so that everybody trains the same network; "stock-resnet18" is torchvision's, unchanged,
-for any image size. `throughput.py` and `time_to_quality.py` start this file.
+Prints one line of JSON: the number of timed steps, their seconds, and images per second. The first three
+steps are left out. The encoders are clfew's (its folder must be on PYTHONPATH; `clfew.models.encoder`
+needs torch alone), so that all tools train the same network. "stock-resnet18" is torchvision's,
+unchanged, for any image size. `throughput.py` and `time_to_quality.py` start this script.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WARM_UP_STEPS = 3
 
 
 def build(name, size):
-    """(network without classifier and without pooling, pooling, number of features)."""
+    """Returns the network without classifier and pooling, its pooling, and the number of features."""
     if name == "stock-resnet18":
         layers = list(torchvision.models.resnet18().children())[:-1]
         return nn.Sequential(*layers[:-1]), layers[-1], 512
@@ -42,13 +42,13 @@ def build(name, size):
 
 
 class StepTimer:
-    """Counts steps from the fourth on, and ends the process when the time is over."""
+    """Counts steps from the fourth on. When the time is over, prints the result and ends the process."""
 
     def __init__(self, batch, seconds):
         self.batch, self.seconds, self.steps, self.started = batch, seconds, 0, None
 
     def step(self):
-        """To be called at the start of every step."""
+        """Must be called at the start of every step."""
         self.steps += 1
         now = time.perf_counter()
         if self.steps == WARM_UP_STEPS + 1:
@@ -59,7 +59,7 @@ class StepTimer:
             rate = timed * self.batch / elapsed
             print("\n" + json.dumps({"steps": timed, "seconds": elapsed, "images_per_second": rate}))
             sys.stdout.flush()
-            # Loader workers would keep an orderly exit waiting.
+            # An orderly exit would wait for the loader's workers.
             os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
@@ -77,7 +77,7 @@ def lightly_train_side(options, timer):
         SimCLR.training_step_impl = timed
     transform = {"image_size": (options.size, options.size)}
     if options.size < 64:
-        transform["gaussian_blur"] = None  # Nobody blurs images this small here.
+        transform["gaussian_blur"] = None  # No tool blurs images this small in this benchmark.
     if options.encoder == "stock-resnet18":
         model = "torchvision/resnet18"
     else:
@@ -106,7 +106,7 @@ def lightly_train_side(options, timer):
 
 
 class _Wrapped(nn.Module):
-    """The interface that lightly-train's documentation asks of a custom model."""
+    """The interface that a custom model must have according to lightly-train's documentation."""
 
     def __init__(self, body, pool, features):
         super().__init__()

@@ -1,11 +1,11 @@
-"""`clfew predict` and `clfew embed` beside a DataLoader loop with the same network.
+"""Speed of `clfew predict` and `clfew embed`, beside a DataLoader loop with the same network.
 
     python examples/benchmarks/prediction.py DATA [--repeats 3] [--out FILE]
 
-DATA holds `photos` (512×384 JPEG files, copied to thousands) and `cifar10`. Each side runs in a process
-of its own, in turn; the clock runs from the first file to the last answer, without imports. The loop is
-what one would write: torchvision's ImageFolder, Resize, CenterCrop, ToTensor, Normalize, two workers,
-batches of 64, no gradients. Prints images per second and the peak of resident memory.
+DATA holds `photos` (512×384 JPEG files, copied to thousands) and `cifar10`. The sides run in turn, each
+in a separate process. The time is measured from the first file to the last prediction, without imports.
+The loop is a usual one: torchvision's ImageFolder, Resize, CenterCrop, ToTensor, Normalize, two workers,
+batches of 64, no gradients. Prints images per second and peak resident memory.
 """
 
 import argparse
@@ -27,7 +27,7 @@ CASES = {
 
 
 def make_classifier(path, encoder, size, side):
-    """An untrained classifier: what it says does not matter here."""
+    """Saves an untrained classifier. Its predictions do not matter here."""
     import numpy as np
     from torch import nn
 
@@ -96,11 +96,11 @@ def loader_side(images, artifact, folder):
     dataset = torchvision.datasets.ImageFolder(images, view)
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, num_workers=2)
     network.eval()
-    answers = []
+    predictions = []
     with torch.no_grad():
         for batch, _ in loader:
-            answers += network(batch).softmax(1).topk(3).indices.tolist()
-    return len(answers), time.perf_counter() - started
+            predictions += network(batch).softmax(1).topk(3).indices.tolist()
+    return len(predictions), time.perf_counter() - started
 
 
 SIDES = {"predict": predict_side, "embed": embed_side, "loader": loader_side}

@@ -1,13 +1,14 @@
-"""The pixel store: how fast it is built and found again, and what a million images cost.
+"""The image cache: how fast it is built and found again, and what a million images cost.
 
     python examples/benchmarks/store.py DATA [--images 1000000] [--out FILE]
 
 DATA holds `photos` (512×384 JPEG) and `cifar10`. Prints
-1. images per second of building a store of `photos` (copied to four thousand) and of `cifar10`, beside
-   Pillow's plain decoding (open, convert to RGB, resize), on one thread and on a thread a core;
-2. the time from a source's name to the first batch, for cifar10's 60,000 images, the store being there;
-3. resident memory and the time of a training step at 96 px with stores of 10,000 to a million images.
-   The synthetic store is a sparse file: zeros that take no disk, but 28 GB of addresses.
+1. images per second of building an image cache of `photos` (copied to four thousand) and of `cifar10`,
+   beside Pillow's plain decoding (open, convert to RGB, resize), on one thread and on a thread a core;
+2. the time from a source's name to the first batch, for cifar10's 60,000 images: once when the cache has
+   to be built, and once when it exists;
+3. resident memory and the time of a training step at 96 px with caches of 10,000 to a million images.
+   The synthetic cache is a sparse file: zeros that take no disk space, but 28 GB of addresses.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def copied(photos, folder, copies):
 
 
 def plain(files, side, threads):
-    """Images per second of Pillow's own way."""
+    """Returns the images per second of decoding with Pillow alone."""
     from PIL import Image
 
     def one(file):
@@ -69,7 +70,7 @@ def building(source_folder, side, repeats):
 
 
 def first_batch(folder, side):
-    """Seconds from a source's name to its first batch, with imports done."""
+    """Returns the seconds from a source's name to its first batch, without imports, and its images."""
     import torch
 
     from clfew.data.image_cache import open_image_cache, typical_side
@@ -93,7 +94,7 @@ def first_batch(folder, side):
 
 
 def training_step(count):
-    """Runs in a process of its own: a step's seconds and the peak of resident memory."""
+    """Prints the seconds of a step and the peak of resident memory. Runs in a separate process."""
     import torch
 
     from clfew.data.augment import Recipe

@@ -1,4 +1,4 @@
-"""Prints the tables of README.md beside this file from the results.
+"""Prints the tables of the README.md in this folder from the results.
 
 python examples/benchmarks/tables.py
 """
@@ -13,7 +13,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def table(title, head, rows, of):
-    """One table in Markdown, with the machine and the day of its measurements."""
+    """Prints one table in Markdown, with the machine and the day of its measurements."""
     print(f"\n### {title}\n")
     print(f"{of['processor']}, {of['cores']} cores, torch {of['torch']}, {of['date']}.\n")
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
@@ -21,7 +21,8 @@ def table(title, head, rows, of):
         print("| " + " | ".join(row) + " |")
 
 
-def spread(values, digits=0):
+def with_range(values, digits=0):
+    """Formats the median of values, with the minimum and the maximum in brackets."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -34,10 +35,10 @@ def throughput(of):
     for case, sides in speeds.items():
         encoder, size, _, batch, aim = CASES[case]
         ours = statistics.median(sides["clfew"])
-        cells = [spread(sides["clfew"])]
+        cells = [with_range(sides["clfew"])]
         for side, rates in sides.items():
             if side != "clfew":
-                cells.append(f"{spread(rates)}: **{ours / statistics.median(rates):.2f}×**")
+                cells.append(f"{with_range(rates)}: **{ours / statistics.median(rates):.2f}×**")
         yield [f"{encoder}, {size} px, batch {batch}", *cells, f"{aim}×"]
 
 
@@ -70,10 +71,10 @@ def prediction(of):
         memory = {s: max(row["megabytes"] for row in rows) for s, rows in sides.items()}
         loader = statistics.median(speed["loader"])
         cells = [
-            f"{spread(speed[s])}: **{statistics.median(speed[s]) / loader:.2f}×**, {memory[s]} MB"
+            f"{with_range(speed[s])}: **{statistics.median(speed[s]) / loader:.2f}×**, {memory[s]} MB"
             for s in ("predict", "embed")
         ]
-        yield [case, *cells, f"{spread(speed['loader'])}, {memory['loader']} MB"]
+        yield [case, *cells, f"{with_range(speed['loader'])}, {memory['loader']} MB"]
 
 
 def building(of):
@@ -124,7 +125,7 @@ TABLES = [
     (
         "store.json",
         building,
-        "Building a store, images/s",
+        "Building an image cache, images/s",
         ["images", "clfew", "Pillow, 1 thread", "Pillow, 2 threads"],
     ),
     (

@@ -2,12 +2,12 @@
 
     python examples/benchmarks/throughput.py DATA [--peers FOLDER] [--only CASE] [--repeats 3]
 
-DATA holds the folders `cifar10`, `aerial` and `photos` (class folders of JPEG files; the first two
-under `train/`). In every case all sides train the same network on the same files at the same image
-size and batch, one after the other, the whole round three times; each trains for `--seconds` after
-its first steps. The peers get an environment of their own in FOLDER, made on first use (5 GB); see
-`peers.py` for how each is run. `lightly-train best` is lightly-train in bfloat16, where the processor
-computes in it. Finished runs are kept in the file of results, so that an interrupted benchmark goes on.
+DATA holds the folders `cifar10`, `aerial` and `photos` (class folders of JPEG files; the first two under
+`train/`). In every case all tools train the same network on the same files at the same image size and
+batch, one after the other, in three rounds; each trains for `--seconds` after its first steps. The other
+tools are installed into a separate environment in FOLDER on first use (5 GB); see `peers.py` for how
+each is run. `lightly-train best` is lightly-train in bfloat16, if the processor computes in it. Finished
+runs are kept in the results file, so that an interrupted benchmark can be resumed.
 """
 
 import argparse
@@ -33,11 +33,11 @@ CASES = {
     "224-small": ("resnet8-w32", 224, "photos", 64, 3),
 }
 REPEATED = {"aerial": 3, "photos": 20}
-"""Sets with few files are copied until there are a few thousand."""
+"""How often the files of a small set are copied, so that it has a few thousand."""
 
 
 def peers_python(folder):
-    """The interpreter of the peers' environment, which is made where it is missing."""
+    """Returns the Python interpreter of the other tools' environment, which it creates if missing."""
     python = folder / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -46,7 +46,7 @@ def peers_python(folder):
 
 
 def images_of(data, name, scratch):
-    """The folder of class folders of a set, with its files repeated where it has few."""
+    """Returns the folder of class folders of a set; a small set's files are copied several times."""
     source = data / name / "train" if (data / name / "train").is_dir() else data / name
     copies = REPEATED.get(name, 1)
     if copies == 1:
@@ -88,7 +88,7 @@ def run_side(side, case, options, scratch):
         "HOME": str(scratch),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
     }
-    # Sides that stop their loader workers by killing their group must have a group of their own.
+    # A tool may stop its loader workers by killing its process group, so it needs a separate group.
     result = subprocess.run(
         list(map(str, command)),
         env=environment,

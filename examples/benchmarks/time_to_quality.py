@@ -4,14 +4,14 @@
 
 DATA holds `cifar10` with `train/` and `test/` class folders. clfew runs as `clfew pretrain DATA/cifar10
 --minutes M` does. lightly-train runs its SimCLR with its own defaults on a torchvision resnet18, at 32
-pixels (at its default of 224 it would see a fiftieth of the images), in as many steps as fit into the
-minutes at the speed found in a trial, which is not counted. Importing and, for clfew, building the pixel
-store are not counted either.
+pixels (at its default of 224 it would process a fiftieth of the images), in as many steps as fit into
+the minutes at the speed measured in a trial, which is not counted. Importing and, for clfew, building
+the image cache are not counted either.
 
-Both encoders are then judged in the same way on the test split, which nothing was chosen on: kNN
+Both encoders are then measured in the same way on the test split, which is used for nothing else: kNN
 (20 neighbours among all 50,000 labelled training images, cosine, temperature 0.07), and `clfew finetune
---labels 50/class --repeat 3 --mode linear`; for clfew's also `--mode full`, which takes a large network
-too long here. Finished parts are kept in the file of results.
+--labels 50/class --repeat 3 --mode linear`; for clfew also `--mode full`, which takes too long for a
+large network here. Finished parts are kept in the results file.
 """
 
 import argparse
@@ -45,8 +45,8 @@ BATCH = 128  # lightly-train's default.
 
 
 def train_clfew(images, minutes, folder):
-    """Path of the artifact, and what was trained."""
-    open_image_cache(open_source(str(images)), 32)  # Built before the clock starts, as the trial is.
+    """Returns the path of the artifact and a description of the training."""
+    open_image_cache(open_source(str(images)), 32)  # Not counted, just as lightly-train's trial.
     run = pretrain(str(images), init="scratch", minutes=minutes, out=folder / "run")
     config = json.loads((run / "config.json").read_text())
     rows = (run / "metrics.jsonl").read_text().splitlines()
@@ -83,7 +83,7 @@ def train_lightly(images, minutes, folder, peers):
 
     rate = peer("--seconds", 30)["images_per_second"]
     steps = max(1, round(60 * minutes * rate / BATCH))
-    told = peer("--steps", steps, "--out", folder / "exported.pt")
+    training = peer("--steps", steps, "--out", folder / "exported.pt")
     weights = torch.load(folder / "exported.pt", weights_only=True)
     encoder = Encoder("stock-resnet18", 32, *IMAGENET)
     known = encoder.backbone.state_dict()
@@ -103,11 +103,11 @@ def train_lightly(images, minutes, folder, peers):
     artifact = folder / "encoder.safetensors"
     save_encoder(artifact, encoder, torch.nn.Sequential(), metadata, np.zeros(0, np.uint64))
     trained = {"steps": steps, "epochs": steps * BATCH / 50_000, "images_per_second": rate}
-    return artifact, trained | {"seconds_with_start": told["seconds"]}
+    return artifact, trained | {"seconds_with_start": training["seconds"]}
 
 
 def nearest_neighbours(artifact, images):
-    """kNN accuracy on the test split."""
+    """Returns the kNN accuracy on the test split."""
     encoder, _, metadata, _ = load_encoder(artifact)
     features, labels = {}, {}
     for split in ("train", "test"):
@@ -119,13 +119,13 @@ def nearest_neighbours(artifact, images):
         features[split] = torch.nn.functional.normalize(torch.from_numpy(found), dim=1)
         labels[split] = torch.from_numpy(np.array(source.labels)[cache.good])
     classes = int(labels["train"].max()) + 1
-    right = 0
+    correct = 0
     for part, truth in zip(features["test"].split(500), labels["test"].split(500), strict=True):
         similarity, index = (part @ features["train"].T).topk(20, dim=1)
         votes = torch.zeros(len(part), classes)
         votes.scatter_add_(1, labels["train"][index], (similarity / 0.07).exp())
-        right += int((votes.argmax(1) == truth).sum())
-    return right / len(labels["test"])
+        correct += int((votes.argmax(1) == truth).sum())
+    return correct / len(labels["test"])
 
 
 def measure(side, minutes, options):

@@ -31,10 +31,10 @@ def smooth_images(count, side, low=0.0, high=1.0, seed=0):
     return low + (high - low) * fine
 
 
-def as_stored(images):
-    """Float images (N, 3, S, S) as a store keeps them, and the same rounded values as floats."""
-    stored = (images * 255).round().to(torch.uint8)
-    return stored.permute(0, 2, 3, 1).contiguous(), stored.float() / 255
+def as_cached(images):
+    """Float images (N, 3, S, S) as an image cache keeps them, and the same rounded values as floats."""
+    cached = (images * 255).round().to(torch.uint8)
+    return cached.permute(0, 2, 3, 1).contiguous(), cached.float() / 255
 
 
 def as_images(pixels_Nx3xP, size):
@@ -58,10 +58,10 @@ def noise(count, side):
     "box", [(0, 0, 24, 24), (3, 5, 10, 7), (14, 0, 10, 24), (23, 23, 1, 1), (1, 2, 20, 4)]
 )
 def test_crop_and_resize_equal_resized_crop_for_whole_pixels(box, size):
-    stored, images = as_stored(noise(2, 24))
+    cached, images = as_cached(noise(2, 24))
     x, y, width, height = (torch.tensor([float(v)]).repeat(2) for v in box)
     rows, columns = resampling_matrix(y, height, 24, size), resampling_matrix(x, width, 24, size)
-    result = as_images(resample(stored, rows, columns), size)
+    result = as_images(resample(cached, rows, columns), size)
     left, top, w, h = box
     expected = tv.resized_crop(
         images, top, left, h, w, [size, size], InterpolationMode.BILINEAR, antialias=True
@@ -71,12 +71,12 @@ def test_crop_and_resize_equal_resized_crop_for_whole_pixels(box, size):
 
 
 def test_a_crop_between_pixels_moves_smoothly():
-    stored, _ = as_stored(noise(1, 24))
+    cached, _ = as_cached(noise(1, 24))
     length = torch.tensor([10.0])
 
     def crop(start):
         return resample(
-            stored,
+            cached,
             resampling_matrix(torch.tensor([start]), length, 24, 10),
             resampling_matrix(torch.tensor([start]), length, 24, 10),
         )
@@ -98,18 +98,18 @@ def test_each_row_of_a_resampling_matrix_is_an_average_of_pixels_in_the_crop():
 
 
 def test_resample_keeps_rows_and_columns_apart_and_repeats_the_views():
-    stored, images = as_stored(noise(2, 6))
+    cached, images = as_cached(noise(2, 6))
     rows = torch.eye(6).flip(0).expand(4, 6, 6).clone()
     rows[2:] = torch.eye(6)
-    result = as_images(resample(stored, rows, torch.eye(6).expand(4, 6, 6), views=2), 6)
+    result = as_images(resample(cached, rows, torch.eye(6).expand(4, 6, 6), views=2), 6)
     torch.testing.assert_close(result[:2], images.flip(2))
     torch.testing.assert_close(result[2:], images)
 
 
 def test_reversing_the_rows_of_the_column_matrix_is_a_horizontal_flip():
-    stored, images = as_stored(noise(2, 12))
+    cached, images = as_cached(noise(2, 12))
     full = resampling_matrix(torch.zeros(2), torch.full((2,), 12.0), 12, 12)
-    result = as_images(resample(stored, full, full.flip(1)), 12)
+    result = as_images(resample(cached, full, full.flip(1)), 12)
     torch.testing.assert_close(result, tv.horizontal_flip(images))
 
 
@@ -135,7 +135,7 @@ def test_saturation_zero_is_torchvisions_greyscale():
 
 
 @pytest.mark.parametrize(("factor", "bound"), [(0.05, 0.045), (0.1, 0.08), (0.2, 0.11)])
-def test_hue_in_yiq_turns_the_way_of_torchvisions_hue_in_hsv(factor, bound):
+def test_hue_in_yiq_shifts_colours_the_way_of_torchvisions_hue_in_hsv(factor, bound):
     # 0.2 is the largest hue jitter of SimCLR. Bounds on the mean absolute error of values in [0, 1],
     # over saturated colours: as large as the turn itself for small angles (HSV's hue moves luma,
     # YIQ's does not), two thirds of it for 0.2. A turn the wrong way is more than twice as far.
@@ -176,14 +176,14 @@ def test_blur_equals_gaussian_blur(size, sigma):
     assert (result - expected).abs().max() < 1e-5
 
 
-def draws(count, seed=0):
+def uniform_numbers(count, seed=0):
     return torch.rand(count, 6, generator=torch.Generator().manual_seed(seed))
 
 
 def test_the_colour_matrix_equals_torchvisions_operations_one_after_the_other():
     strength, images = 0.25, smooth_images(60, 8, low=0.35, high=0.6)
-    u = draws(60)
-    u[:, 3] = 0.5  # No turn of the hue, which is the one operation that is not the same.
+    u = uniform_numbers(60)
+    u[:, 3] = 0.5  # No shift of the hue, the one operation that differs.
     matrix = colour_matrix(u, images.mean(dim=(2, 3)), strength, grey=0.3)
     result = apply_map(matrix, images)
     operations = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, lambda x, f: x]
@@ -203,7 +203,7 @@ def test_the_colour_matrix_equals_torchvisions_operations_one_after_the_other():
     assert 40 <= jittered <= 56 and 10 <= grey <= 26
 
 
-def test_the_colour_operations_commute_so_that_their_order_is_of_no_matter():
+def test_the_colour_operations_commute_so_that_their_order_does_not_matter():
     # All four keep luma or scale it with the colours; torchvision's differ by order through clipping
     # and HSV alone.
     images, factor = noise(2, 8), torch.tensor([0.6, 1.5])
@@ -247,7 +247,7 @@ def test_crops_are_distributed_as_torchvisions(aspect, smallest):
     u = torch.rand(20 * count, 22, generator=torch.Generator().manual_seed(1))
     x, y, w, h = crop_boxes(u, torch.full((20 * count,), aspect), smallest).numpy().T
     top, left, their_h, their_w = theirs.T
-    # 2,500 draws leave the median of a uniform variable a standard error of 0.01.
+    # 2,500 crops leave the median of a uniform variable a standard error of 0.01.
     assert np.abs(quantiles(w * h) - quantiles(their_w * their_h)).max() < 0.04
     ratio, their_ratio = np.log(w / h * aspect), np.log(their_w / their_h * aspect)
     assert np.abs(quantiles(ratio) - quantiles(their_ratio)).max() < 0.04
@@ -281,7 +281,7 @@ def test_solarise_equals_torchvision_for_the_chosen_images(threshold):
     assert torch.equal(result[~chosen], images[~chosen])
 
 
-def test_blur_leaves_alone_what_is_not_chosen():
+def test_blur_does_not_change_images_that_are_not_chosen():
     matrix = blur_matrix(torch.tensor([1.5, 1.5]), 24, torch.tensor([True, False]))
     assert torch.equal(matrix[1], torch.eye(24))
     torch.testing.assert_close(matrix[:1], blur_matrix(torch.tensor([1.5]), 24))

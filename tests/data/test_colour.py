@@ -8,7 +8,7 @@ def pixel(r, g, b):
     return torch.tensor([r, g, b], dtype=torch.float32).view(1, 3, 1, 1)
 
 
-# The sRGB primaries and others in CIE Lab under D65, as colour calculators give them.
+# The sRGB primaries and others in CIE Lab under D65, as colour calculators compute them.
 @pytest.mark.parametrize(
     ("rgb", "lab"),
     [
@@ -35,12 +35,12 @@ def test_every_srgb_colour_is_within_reach():
     assert rgb_to_lab(cube)[:, 1:].abs().max() < AB_REACH
 
 
-def test_colours_that_no_screen_has_are_cut():
+def test_colours_outside_srgb_are_clipped():
     assert lab_to_rgb(torch.tensor([50.0, 120, 120]).view(1, 3, 1, 1)).max() <= 1
 
 
 def test_colours_are_exact_in_bf16_training():
-    """Where matrix products are rounded to eight bits, those of colours are not."""
+    """Autocast rounds matrix products to bf16, but not those of colours."""
     images = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     exact = rgb_to_lab(images)
     with torch.autocast("cpu", torch.bfloat16):

@@ -92,8 +92,8 @@ def test_the_first_frame_of_an_animation_is_taken():
     assert first_pixel(content) == (255, 0, 0)
 
 
-# How a camera held each way stores an upright picture (EXIF 2.3, tag Orientation).
-STORED_AS = {
+# The pixels that a camera held each way writes for an upright picture (EXIF 2.3, tag Orientation).
+WRITTEN_AS = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -105,12 +105,12 @@ STORED_AS = {
 }
 
 
-@pytest.mark.parametrize("orientation", STORED_AS)
+@pytest.mark.parametrize("orientation", WRITTEN_AS)
 def test_exif_orientation_is_undone(orientation):
     upright = np.asarray(noisy(7, 5))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = encoded(rgb(np.ascontiguousarray(STORED_AS[orientation](upright))), exif=exif)
+    content = encoded(rgb(np.ascontiguousarray(WRITTEN_AS[orientation](upright))), exif=exif)
     assert np.array_equal(np.asarray(decode(content)), upright)
     assert load_square(content, 4)[1] == pytest.approx(7 / 5)
 
@@ -122,12 +122,12 @@ def test_broken_exif_data_does_not_lose_the_image():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_truncated_files_are_bad(kind, share):
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.9])
+def test_truncated_files_are_bad(kind, fraction):
     content = encoded(noisy(), kind)
     decode(content)
     with pytest.raises(BadImage):
-        decode(content[: int(share * len(content))])
+        decode(content[: int(fraction * len(content))])
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"optimize": True}])
@@ -149,7 +149,7 @@ def test_truncated_jpegs_of_other_kinds_are_bad(options):
         (b"P", "not an image"),
     ],
 )
-def test_what_is_no_image_is_bad_with_a_reason(content, reason):
+def test_a_file_that_is_not_an_image_is_bad_with_a_reason(content, reason):
     with pytest.raises(BadImage, match=reason) as error:
         decode(content)
     assert str(error.value) and "\n" not in str(error.value)
@@ -199,7 +199,7 @@ def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_reading_says_what_is_wrong(tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_read_is_bad_with_a_reason(tmp_path, monkeypatch):
     with pytest.raises(BadImage, match="No such file"):
         read_bytes(tmp_path / "missing.png")
     with pytest.raises(BadImage, match="not a regular file"):
@@ -229,12 +229,12 @@ def test_a_jpeg_decoded_at_a_smaller_scale_is_close_to_the_whole():
 
 
 @pytest.mark.parametrize(("width", "height"), [(512, 100), (100, 512), (300, 300)])
-def test_a_smaller_scale_never_goes_below_what_is_asked_for(width, height):
+def test_a_smaller_scale_never_goes_below_the_size_requested(width, height):
     content = encoded(smooth(512).resize((width, height)), "JPEG")
     assert min(decode(content, at_least=60).size) >= 60
 
 
-def test_to_square_squeezes_and_tells_the_aspect_ratio():
+def test_to_square_squeezes_and_returns_the_aspect_ratio():
     pixels, aspect = to_square(smooth(64).resize((60, 20)), 10)
     assert pixels.shape == (10, 10, 3) and pixels.dtype == np.uint8 and aspect == 3.0
     image = noisy(10, 10)

@@ -1,4 +1,4 @@
-"""hf: sources from disk; nothing here may touch the network."""
+"""hf: sources from disk. No test here may use the network."""
 
 import numpy as np
 import pytest
@@ -64,8 +64,8 @@ def test_local_data_sets_hold_the_images_labels_and_splits_of_the_folder(tmp_pat
     assert source.classes == expected.classes == ["cat", "dog"]
     assert len(set(source.identities)) == len(source) == len(expected) == 6
 
-    def contents(of):
-        return sorted((str(of.splits[i]), int(of.labels[i]), of.content(i)) for i in range(len(of)))
+    def contents(a):
+        return sorted((str(a.splits[i]), int(a.labels[i]), a.content(i)) for i in range(len(a)))
 
     assert contents(source) == contents(expected)
     assert source.spec == f"hf:{(tmp_path / 'copy').resolve()}"

@@ -17,14 +17,14 @@ def slow_uniform(seed: int, epoch: int, index: int, stream: int, columns: int) -
     key = 0
     for part in (seed, epoch, stream, index):
         key = slow_mix((key + GOLDEN + part) & MASK)
-    draws = []
+    numbers = []
     for _ in range(columns):
         key = (key + GOLDEN) & MASK
-        draws.append((slow_mix(key) >> 40) / 2**24)
-    return draws
+        numbers.append((slow_mix(key) >> 40) / 2**24)
+    return numbers
 
 
-def test_mix_gives_the_published_splitmix64_sequence():
+def test_mix_computes_the_published_splitmix64_sequence():
     # The first outputs of Vigna's splitmix64.c for the seed 1234567.
     expected = [
         6457827717110365317,
@@ -41,9 +41,9 @@ def test_mix_gives_the_published_splitmix64_sequence():
 @pytest.mark.parametrize(("seed", "epoch", "stream"), [(0, 0, 0), (7, 123, 1), (2**63 + 5, 1, 0)])
 def test_uniform_equals_the_slow_transcription(seed, epoch, stream):
     indices = np.array([0, 1, 17, 2**40])
-    draws = ImageRandom(seed, epoch, indices).uniform(stream, 6)
-    assert draws.dtype == np.float32
-    assert draws.tolist() == [slow_uniform(seed, epoch, int(i), stream, 6) for i in indices]
+    random = ImageRandom(seed, epoch, indices).uniform(stream, 6)
+    assert random.dtype == np.float32
+    assert random.tolist() == [slow_uniform(seed, epoch, int(i), stream, 6) for i in indices]
 
 
 def test_a_negative_seed_is_taken_modulo_two_to_the_64():
@@ -52,16 +52,16 @@ def test_a_negative_seed_is_taken_modulo_two_to_the_64():
     assert np.array_equal(negative, ImageRandom(2**64 - 1, 0, indices).uniform(0, 4))
 
 
-def test_draws_of_an_image_do_not_depend_on_its_batch():
+def test_random_numbers_of_an_image_do_not_depend_on_its_batch():
     whole = ImageRandom(3, 5, np.arange(50)).uniform(1, 8)
     shuffled = np.random.default_rng(0).permutation(50)
     assert np.array_equal(ImageRandom(3, 5, shuffled).uniform(1, 8), whole[shuffled])
     assert np.array_equal(ImageRandom(3, 5, np.array([41])).uniform(1, 8), whole[[41]])
-    # Nor on how many draws are taken.
+    # Nor on how many numbers are taken.
     assert np.array_equal(ImageRandom(3, 5, np.arange(50)).uniform(1, 3), whole[:, :3])
 
 
-def test_seed_epoch_stream_and_image_each_change_all_draws():
+def test_seed_epoch_stream_and_image_each_change_all_numbers():
     indices = np.arange(100)
     base = ImageRandom(0, 0, indices).uniform(0, 4)
     others = [
@@ -75,17 +75,17 @@ def test_seed_epoch_stream_and_image_each_change_all_draws():
         assert abs(np.corrcoef(base.ravel(), other.ravel())[0, 1]) < 0.15
 
 
-def test_draws_are_uniform_and_uncorrelated():
-    draws = ImageRandom(0, 0, np.arange(20_000)).uniform(0, 4)
-    assert draws.min() >= 0 and draws.max() < 1
-    for column in draws.T:
+def test_random_numbers_are_uniform_and_uncorrelated():
+    random = ImageRandom(0, 0, np.arange(20_000)).uniform(0, 4)
+    assert random.min() >= 0 and random.max() < 1
+    for column in random.T:
         counts = np.histogram(column, bins=20, range=(0, 1))[0]
         # Chi-square with 19 degrees of freedom: beyond 52 once in 10,000.
         assert ((counts - 1000) ** 2 / 1000).sum() < 52
-    correlation = np.corrcoef(draws.T) - np.eye(4)
+    correlation = np.corrcoef(random.T) - np.eye(4)
     assert np.abs(correlation).max() < 0.03
     # Neighbouring images, whose keys differ in one bit.
-    assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 0.03
+    assert abs(np.corrcoef(random[:-1, 0], random[1:, 0])[0, 1]) < 0.03
 
 
 def test_epoch_order_is_a_permutation_that_changes_with_epoch_and_seed():
@@ -113,7 +113,7 @@ def test_identity_order_keeps_the_others_when_one_is_added():
     assert [name for name in after if name != "new.png"] == before
 
 
-def test_identity_order_takes_names_that_are_no_utf8():
+def test_identity_order_accepts_names_that_are_not_utf8():
     assert len(identity_order(0, ["caf\udce9.png", "b.png"])) == 2
 
 

@@ -14,7 +14,7 @@ from clfew.errors import UserError
 
 @pytest.fixture
 def tree(tmp_path, put):
-    """tree("a/1.png", …) makes a folder with these files: images, or text where the name says so."""
+    """tree("a/1.png", …) makes a folder with these files: images if they end in .png, else text."""
 
     def make(*names, root="root"):
         for name in names:
@@ -53,7 +53,7 @@ def test_images_deeper_than_a_class_folder_are_of_that_class(tree):
     assert source.classes == ["cat", "dog"]
 
 
-def test_a_folder_of_folders_is_no_class(tree):
+def test_a_folder_of_folders_is_not_a_class(tree):
     # 2020/ and 2021/ hold albums, not images: naming them classes would be a guess.
     source = open_source(str(tree("2020/may/1.png", "2021/june/1.png")))
     assert not source.is_labelled
@@ -90,7 +90,7 @@ def test_a_class_may_be_called_validation_where_there_are_no_splits(tree):
     assert source.classes == ["other", "val"] and set(source.splits) == {"train"}
 
 
-def test_hidden_files_are_passed_over_and_others_counted(tree):
+def test_hidden_files_are_skipped_and_others_counted(tree):
     root = tree("cat/1.png", "cat/.2.png", ".git/3.png", "__MACOSX/4.png", "notes.txt", "cat/README")
     (root / "UPPER.PNG").write_bytes((root / "cat/1.png").read_bytes())
     assert walk_images(root) == (["UPPER.PNG", "cat/1.png"], 2)
@@ -118,7 +118,7 @@ def test_names_do_not_depend_on_the_order_in_which_the_disk_lists_them(tree, mon
     assert listings[0] == listings[1] == ["cat/1.png"]
 
 
-def test_links_that_lead_nowhere_do_not_stop_the_listing(tree):
+def test_links_that_point_nowhere_do_not_stop_the_listing(tree):
     root = tree("cat/1.png")
     (root / "gone").symlink_to(root / "nowhere")
     (root / "self").symlink_to("self")
@@ -133,7 +133,7 @@ def test_a_folder_without_images_is_a_user_error(tree, tmp_path, files):
         open_source(str(tmp_path / "root"))
 
 
-def test_what_is_no_source_is_a_user_error(tree, tmp_path):
+def test_a_spec_that_is_not_a_source_is_a_user_error(tree, tmp_path):
     root = tree("1.png")
     with pytest.raises(UserError, match="There is no folder or file"):
         open_source(str(tmp_path / "missing"))
@@ -231,19 +231,19 @@ def test_the_fingerprint_of_a_csv_follows_its_images(tree):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([["path", "label"], ["1.png", "a"], ["gone.png", "a"]], "1 of 2 images .* first gone.png"),
+        ([["path", "label"], ["1.png", "a"], ["gone.png", "a"]], r"1 of 2 images .*\(first: gone.png\)"),
         ([["path", "class"], ["1.png", "a"]], "unknown column 'class'"),
         ([["image", "label"], ["1.png", "a"]], "unknown column 'image'"),
         ([["label"], ["a"]], "no column 'path'"),
         ([], "no column 'path'"),
         ([["path", "label"]], "no rows"),
         ([["path", "label"], ["1.png", "a"], ["1.png", "b"]], "names 1.png more than once"),
-        ([["path", "label"], ["1.png"]], "Line 2 .* not as many fields"),
-        ([["path", "label"], ["1.png", "a", "b"]], "Line 2 .* not as many fields"),
+        ([["path", "label"], ["1.png"]], "Line 2 .* not have as many fields"),
+        ([["path", "label"], ["1.png", "a", "b"]], "Line 2 .* not have as many fields"),
         ([["path", "split"], ["1.png", "holdout"]], "split 'holdout'"),
         ([["path", "label"], ["", "a"]], "Line 2 .* names no image"),
         ([["path", "label"], [" ", "a"]], "Line 2 .* names no image"),
-        ([["path", "label"], [], ["1.png", "a\nb"], [], ["2.png"]], "Line 6 .* not as many fields"),
+        ([["path", "label"], [], ["1.png", "a\nb"], [], ["2.png"]], "Line 6 .* not have as many fields"),
         ([["path", "label", "label"], ["1.png", "a", "b"]], "the column 'label' more than once"),
     ],
 )
@@ -267,7 +267,7 @@ def test_reading_a_csv_keeps_quoted_commas(tmp_path):
     assert read_label_csv(file) == [{"path": "a, b.png", "label": "x, y"}]
 
 
-def test_a_home_of_nobody_is_a_folder_that_is_not_there():
+def test_the_home_of_an_unknown_user_is_a_folder_that_does_not_exist():
     with pytest.raises(UserError, match="no folder or file ~nobody-has-this-name"):
         open_source("~nobody-has-this-name/photos")
 

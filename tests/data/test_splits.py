@@ -42,9 +42,9 @@ def per_class(source, indices):
     ("text", "expected"),
     [
         ("all", LabelSpec()),
-        ("1%", LabelSpec(share=0.01)),
-        ("100%", LabelSpec(share=1.0)),
-        ("0.5 %", LabelSpec(share=0.005)),
+        ("1%", LabelSpec(fraction=0.01)),
+        ("100%", LabelSpec(fraction=1.0)),
+        ("0.5 %", LabelSpec(fraction=0.005)),
         ("40", LabelSpec(total=40)),
         (" 4/class ", LabelSpec(per_class=4)),
     ],
@@ -74,7 +74,7 @@ def test_labels_are_parsed(text, expected):
         "9" * 5000 + "%",
     ],
 )
-def test_labels_that_mean_nothing_are_wrong_usage(text):
+def test_labels_that_cannot_be_understood_are_wrong_usage(text):
     with pytest.raises(UsageError, match="--labels") as error:
         parse_labels(text)
     assert error.value.exit_code == 2 and "4/class" in error.value.hint
@@ -89,23 +89,23 @@ def test_a_csv_of_labels_must_exist(tmp_path):
     assert parse_labels(str(tmp_path / "mine.CSV")) == LabelSpec(file=tmp_path / "mine.CSV")
 
 
-def test_a_share_is_drawn_of_each_class_and_at_least_one():
+def test_a_fraction_of_each_class_is_sampled_and_at_least_one():
     source = source_of({"a": 100, "b": 40, "c": 3})
-    drawn = sample_labels(source, np.arange(143), LabelSpec(share=0.05), 0)
-    assert per_class(source, drawn) == [5, 2, 1]
-    assert per_class(source, sample_labels(source, np.arange(143), LabelSpec(share=0.001), 0)) == [
+    sampled = sample_labels(source, np.arange(143), LabelSpec(fraction=0.05), 0)
+    assert per_class(source, sampled) == [5, 2, 1]
+    assert per_class(source, sample_labels(source, np.arange(143), LabelSpec(fraction=0.001), 0)) == [
         1,
         1,
         1,
     ]
-    assert len(sample_labels(source, np.arange(143), LabelSpec(share=1.0), 0)) == 143
+    assert len(sample_labels(source, np.arange(143), LabelSpec(fraction=1.0), 0)) == 143
 
 
-def test_a_number_for_each_class_is_drawn_and_all_is_all():
+def test_a_number_for_each_class_is_sampled_and_all_is_all():
     source = source_of({"a": 10, "b": 4})
-    drawn = sample_labels(source, np.arange(14), LabelSpec(per_class=3), 0)
-    assert per_class(source, drawn) == [3, 3] and len(set(drawn)) == 6
-    assert np.array_equal(drawn, np.sort(drawn))
+    sampled = sample_labels(source, np.arange(14), LabelSpec(per_class=3), 0)
+    assert per_class(source, sampled) == [3, 3] and len(set(sampled)) == 6
+    assert np.array_equal(sampled, np.sort(sampled))
     assert sample_labels(source, np.arange(14), LabelSpec(), 0).tolist() == list(range(14))
 
 
@@ -113,20 +113,20 @@ def test_a_number_for_each_class_is_drawn_and_all_is_all():
     ("total", "expected"),
     [(3, [1, 1, 1]), (6, [2, 2, 2]), (9, [2, 3, 4]), (20, [2, 9, 9]), (22, [2, 10, 10])],
 )
-def test_a_total_is_shared_out_as_evenly_as_the_classes_allow(total, expected):
+def test_a_total_is_distributed_as_evenly_as_the_classes_allow(total, expected):
     source = source_of({"a": 10, "b": 10, "c": 2})
     counts = per_class(source, sample_labels(source, np.arange(22), LabelSpec(total=total), 0))
     assert sorted(counts) == expected and counts[2] == expected[0]
 
 
-def test_a_total_goes_on_where_small_classes_are_used_up():
+def test_larger_classes_get_more_labels_when_small_ones_are_used_up():
     source = source_of({"a": 5000, "b": 7, "c": 3})
     for total, expected in ((9, [3, 3, 3]), (11, [4, 4, 3]), (30, [20, 7, 3]), (5010, [5000, 7, 3])):
-        drawn = sample_labels(source, np.arange(5010), LabelSpec(total=total), 0)
-        assert per_class(source, drawn) == expected
+        sampled = sample_labels(source, np.arange(5010), LabelSpec(total=total), 0)
+        assert per_class(source, sampled) == expected
 
 
-def test_labels_that_do_not_divide_go_to_classes_that_are_drawn():
+def test_labels_that_do_not_divide_evenly_go_to_random_classes():
     source = source_of({"a": 9, "b": 9, "c": 9})
     lucky = {
         tuple(per_class(source, sample_labels(source, np.arange(27), LabelSpec(total=7), seed)))
@@ -150,23 +150,23 @@ def test_more_labels_than_there_are_is_a_user_error(spec, message, hint):
     assert hint in error.value.hint and error.value.exit_code == 1
 
 
-def test_a_class_without_an_image_to_learn_from_is_a_user_error():
+def test_a_class_without_a_training_image_is_a_user_error():
     source = source_of({"a": 3, "b": 3})
     with pytest.raises(UserError, match="'b' has no image outside the test split"):
         sample_labels(source, np.arange(3), LabelSpec(per_class=1), 0)
 
 
-def test_draws_follow_names_not_the_order_of_the_listing():
+def test_label_samples_depend_on_names_not_on_the_order_of_the_listing():
     sizes = {"a": 20, "b": 20}
     straight, shuffled = source_of(sizes), source_of(sizes, np.random.default_rng(0).permutation(40))
-    for spec in (LabelSpec(per_class=3), LabelSpec(share=0.1), LabelSpec(total=5)):
-        draws = [names(s, sample_labels(s, np.arange(40), spec, 4)) for s in (straight, shuffled)]
-        assert draws[0] == draws[1]
+    for spec in (LabelSpec(per_class=3), LabelSpec(fraction=0.1), LabelSpec(total=5)):
+        samples = [names(s, sample_labels(s, np.arange(40), spec, 4)) for s in (straight, shuffled)]
+        assert samples[0] == samples[1]
     held_out = [names(s, splits.test_indices(s, 4)) for s in (straight, shuffled)]
     assert held_out[0] == held_out[1]
 
 
-def test_draws_differ_by_seed_and_grow_without_being_redrawn():
+def test_label_samples_differ_by_seed_and_larger_ones_contain_smaller_ones():
     source = source_of({"a": 50, "b": 50})
     few, more, other = (
         names(source, sample_labels(source, np.arange(100), LabelSpec(per_class=n), seed))
@@ -175,21 +175,21 @@ def test_draws_differ_by_seed_and_grow_without_being_redrawn():
     assert few < more and few != other
 
 
-def test_draws_come_from_the_pool_alone():
+def test_label_samples_come_from_the_pool_alone():
     source = source_of({"a": 30, "b": 30})
     held_out = splits.test_indices(source, 0)
     pool = np.setdiff1d(np.arange(60), held_out)
     for seed in range(10):
-        drawn = sample_labels(source, pool, LabelSpec(share=0.5), seed)
-        assert len(np.intersect1d(drawn, held_out)) == 0 and set(drawn) <= set(pool)
+        sampled = sample_labels(source, pool, LabelSpec(fraction=0.5), seed)
+        assert len(np.intersect1d(sampled, held_out)) == 0 and set(sampled) <= set(pool)
 
 
-def test_the_label_draw_is_not_in_the_order_of_the_test_split():
-    # Under one seed both rank the same names: an equal order would draw the next after the test images.
+def test_the_label_sample_is_not_in_the_order_of_the_test_split():
+    # Both order the same names by one seed. In an equal order the test images would be sampled first.
     source = source_of({"a": 100, "b": 100})
     held_out = splits.test_indices(source, 0)
-    drawn = sample_labels(source, np.arange(200), LabelSpec(share=0.2), 0)
-    assert 0 < len(np.intersect1d(drawn, held_out)) < 30
+    sampled = sample_labels(source, np.arange(200), LabelSpec(fraction=0.2), 0)
+    assert 0 < len(np.intersect1d(sampled, held_out)) < 30
 
 
 def test_a_test_split_of_the_data_is_used_and_val_where_there_is_none():
@@ -225,19 +225,19 @@ def test_a_class_of_one_image_cannot_be_learned_and_tested():
     source = source_of({"a": 10, "b": 1})
     with pytest.raises(UserError, match="'b' has one image"):
         splits.require_testable(source)
-    # Pretraining, which needs no labels, keeps it to learn from.
+    # Pretraining, which needs no labels, keeps it for training.
     assert set(source.labels[splits.test_indices(source, 0)]) == {0}
 
 
-def test_labels_csv_comes_back_as_the_same_draw(image_folder):
+def test_a_label_sample_written_to_labels_csv_is_read_back_unchanged(image_folder):
     folder = image_folder({"cat": 5, "dog": 5})
     source = open_source(str(folder))
-    drawn = sample_labels(source, np.arange(10), LabelSpec(per_class=2), 0)
-    rows = [(source.identities[i], source.classes[source.labels[i]]) for i in drawn]
+    sampled = sample_labels(source, np.arange(10), LabelSpec(per_class=2), 0)
+    rows = [(source.identities[i], source.classes[source.labels[i]]) for i in sampled]
     file = folder.parent / "labels.csv"
     write_csv(file, ["path", "label"], rows)
     labelled, indices = apply_label_csv(source, file)
-    assert np.array_equal(indices, drawn)
+    assert np.array_equal(indices, sampled)
     assert labelled.classes == source.classes and np.array_equal(labelled.labels, source.labels)
 
 
@@ -257,7 +257,7 @@ def test_a_csv_names_images_in_any_of_the_usual_ways(image_folder, monkeypatch, 
     source = open_source(str(folder))
     labelled, indices = apply_label_csv(source, file)
     assert indices.tolist() == [1] and labelled.classes == ["fresh"]
-    # Of other classes than the folders': those say nothing now.
+    # The CSV's class is not one of the folders', so other images lose their labels.
     assert labelled.labels.tolist() == [-1, 0, -1]
     assert source.labels.tolist() == [0, 0, 0]
 

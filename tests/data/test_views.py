@@ -1,4 +1,4 @@
-"""Whole views: what training and evaluation are given."""
+"""Whole views, as training and evaluation use them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from clfew.data.augment import Recipe, evaluation_view, random_views
 from clfew.data.randomness import ImageRandom
 
 DEFAULT = Recipe()
-NOTHING = Recipe(crop_area=1.0, flip=False, jitter=0, grey=0, blur=0)
+NO_OPERATIONS = Recipe(crop_area=1.0, flip=False, jitter=0, grey=0, blur=0)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def as_float(images_NxSxSx3):
     return images_NxSxSx3.permute(0, 3, 1, 2).float() / 255
 
 
-def test_views_have_the_shape_range_and_memory_format_that_training_wants(batch):
+def test_views_have_the_shape_range_and_memory_format_that_training_needs(batch):
     result = views_of(batch)
     assert result.shape == (24, 3, 16, 16) and result.dtype == torch.float32
     assert result.min() >= 0 and result.max() <= 1 and result.std() > 0.05
@@ -60,13 +60,13 @@ def test_the_two_views_of_an_image_differ(batch):
     result = views_of(batch)
     difference = (result[:12] - result[12:]).abs().mean(dim=(1, 2, 3))
     assert (difference > 0.02).all()
-    # The first view is the same whether a second is drawn or not.
+    # The first view is the same whether there is a second or not.
     torch.testing.assert_close(views_of(batch, views=1), result[:12], atol=1e-5, rtol=0)
 
 
-def test_a_recipe_of_nothing_leaves_a_square_image_as_it_is(batch):
+def test_a_recipe_without_operations_does_not_change_a_square_image(batch):
     images, _ = batch
-    result = views_of((images, torch.ones(12)), recipe=NOTHING, size=20, views=1)
+    result = views_of((images, torch.ones(12)), recipe=NO_OPERATIONS, size=20, views=1)
     # A whole area with a ratio that is not 1 does not fit: the whole image is the fallback.
     torch.testing.assert_close(result, as_float(images), atol=1e-5, rtol=0)
 
@@ -82,9 +82,9 @@ def test_flipping_mirrors_about_half_of_the_views(batch):
     assert 70 < is_mirrored.sum() < 130
 
 
-def test_blur_grey_and_jitter_do_what_their_names_say(batch):
+def test_blur_grey_and_jitter_change_views_as_their_names_say(batch):
     square = (batch[0], torch.ones(12))
-    plain = views_of(square, recipe=NOTHING, views=1)
+    plain = views_of(square, recipe=NO_OPERATIONS, views=1)
 
     def roughness(images):
         return (images[..., 1:] - images[..., :-1]).abs().mean()
@@ -101,15 +101,15 @@ def test_blur_grey_and_jitter_do_what_their_names_say(batch):
 
 
 def test_smaller_crops_come_with_a_smaller_crop_area(batch):
-    # An image whose value is its column: a crop's spread of values is its width.
+    # The value of each pixel is its column, so a crop's range of values is its width.
     ramp = torch.arange(20, dtype=torch.uint8).mul(12)[None, None, :, None].expand(100, 20, 20, 3)
     square = (ramp.contiguous(), torch.ones(100))
     recipe = {"flip": False, "jitter": 0, "grey": 0, "blur": 0}
-    spreads = [
+    ranges = [
         np.ptp(views_of(square, recipe=Recipe(crop_area=area, **recipe), views=1).numpy(), axis=3).mean()
         for area in (0.08, 0.6)
     ]
-    assert spreads[0] < 0.85 * spreads[1]
+    assert ranges[0] < 0.85 * ranges[1]
 
 
 def test_the_evaluation_view_of_a_square_image_of_the_same_size_is_the_image(batch):

@@ -15,7 +15,7 @@ from clfew.data.workers import CHUNK, content_digest, decode_ahead
 
 @pytest.fixture
 def files(image_folder):
-    """Forty files, two of them no images and one missing."""
+    """Forty files, of which two are not images and one is missing."""
     folder = image_folder({"cat": 37})
     paths = sorted(folder.rglob("*.png"))
     (folder / "cat" / "005b.png").write_bytes(b"<html>")
@@ -26,7 +26,7 @@ def files(image_folder):
 
 
 @pytest.fixture(params=["threads", "processes"])
-def way(request, monkeypatch):
+def decoded_by(request, monkeypatch):
     monkeypatch.setattr(workers, "FEW", 0 if request.param == "processes" else 10**9)
     return request.param
 
@@ -45,9 +45,9 @@ def started(monkeypatch):
     return processes
 
 
-def check(found, files, side):
-    assert [path for path, _ in found] == files
-    for path, image in found:
+def check(results, files, side):
+    assert [path for path, _ in results] == files
+    for path, image in results:
         try:
             pixels, aspect = load_square(read_bytes(path), side)
         except BadImage as error:
@@ -57,16 +57,16 @@ def check(found, files, side):
         assert image.digest == content_digest(path.read_bytes())
 
 
-def test_each_image_comes_in_order_as_load_square_gives_it(files, way, started, monkeypatch):
-    many, settings, ask = files * 3, [], workers._ask
-    monkeypatch.setattr(workers, "_ask", lambda *rest: settings.append(rest[0]) or ask(*rest))
+def test_images_are_in_order_and_equal_to_those_of_load_square(files, decoded_by, started, monkeypatch):
+    many, requests, original = files * 3, [], workers._decode_in
+    monkeypatch.setattr(workers, "_decode_in", lambda *rest: requests.append(rest[0]) or original(*rest))
     check(list(decode_ahead(many, read_bytes, 12, 2)), many, 12)
-    assert len(started) == (2 if way == "processes" else 0)
-    assert len(settings) == (-(-len(many) // CHUNK) if way == "processes" else 0)
+    assert len(started) == (2 if decoded_by == "processes" else 0)
+    assert len(requests) == (-(-len(many) // CHUNK) if decoded_by == "processes" else 0)
     assert all(process.poll() is not None for process in started)
 
 
-def test_large_files_are_not_held_together(files, way, monkeypatch):
+def test_large_files_are_not_held_together(files, decoded_by, monkeypatch):
     monkeypatch.setattr(workers, "_HELD_BYTES", 100)
     held = []
     original = workers._decode_together
@@ -86,21 +86,21 @@ def test_a_few_images_start_no_process(files, started):
 def test_processes_that_are_killed_lose_no_image(files, started, monkeypatch):
     monkeypatch.setattr(workers, "FEW", 0)
     many = files * 20
-    found = []
+    results = []
     for number, pair in enumerate(decode_ahead(many, read_bytes, 12, 2)):
-        found.append(pair)
+        results.append(pair)
         if number in (3, CHUNK * 8):
             started[number > 3].kill()
-    check(found, many, 12)
+    check(results, many, 12)
 
 
-def test_without_an_interpreter_to_start_threads_go_on(files, monkeypatch):
+def test_threads_decode_everything_if_no_process_can_be_started(files, monkeypatch):
     monkeypatch.setattr(workers, "FEW", 0)
     monkeypatch.setattr(sys, "executable", None)
     check(list(decode_ahead(files, read_bytes, 12, 2)), files, 12)
 
 
-def test_who_stops_early_leaves_no_process_behind(files, started, monkeypatch):
+def test_stopping_early_leaves_no_process_behind(files, started, monkeypatch):
     monkeypatch.setattr(workers, "FEW", 0)
     images = decode_ahead(files * 20, read_bytes, 12, 2)
     next(images)
@@ -111,11 +111,11 @@ def test_who_stops_early_leaves_no_process_behind(files, started, monkeypatch):
 @pytest.mark.parametrize("count", [2, 6])
 def test_only_a_bounded_number_is_decoded_ahead(files, monkeypatch, count):
     monkeypatch.setattr(workers, "FEW", 10**9)
-    settings = []
-    images = decode_ahead(files * 100, lambda path: settings.append(path) or read_bytes(path), 12, count)
+    reads = []
+    images = decode_ahead(files * 100, lambda path: reads.append(path) or read_bytes(path), 12, count)
     next(images)
     images.close()
-    assert len(settings) <= max(8, 2 * count) * CHUNK
+    assert len(reads) <= max(8, 2 * count) * CHUNK
 
 
 def test_processes_end_with_their_parent(tmp_path, files):
@@ -143,7 +143,7 @@ time.sleep(60)
                 break
             time.sleep(0.05)
         else:
-            pytest.fail(f"process {child} goes on without its parent")
+            pytest.fail(f"process {child} still runs without its parent")
 
 
 def test_modules_in_the_users_folder_are_not_run(files, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The objective of distillation against slow transcriptions of its papers' formulas."""
+"""Compares the distillation loss with slow transcriptions of its papers' formulas."""
 
 import math
 
@@ -30,8 +30,8 @@ def random_case(images=7, classes=4, seed=0):
 def test_distillation_is_simclrv2s_loss(temperature):
     student, teacher = random_case()
     expected = []
-    for scores, shares in zip(student.tolist(), teacher.tolist(), strict=True):
-        soft = [math.exp(math.log(p) / temperature) for p in shares]
+    for scores, probabilities in zip(student.tolist(), teacher.tolist(), strict=True):
+        soft = [math.exp(math.log(p) / temperature) for p in probabilities]
         soft = [s / sum(soft) for s in soft]
         top = max(scores)
         total = sum(math.exp((s - top) / temperature) for s in scores)
@@ -41,7 +41,7 @@ def test_distillation_is_simclrv2s_loss(temperature):
     torch.testing.assert_close(result, torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_a_student_that_says_what_its_teacher_says_has_no_gradient():
+def test_a_student_that_predicts_what_its_teacher_predicts_has_no_gradient():
     student, _ = random_case()
     student.requires_grad_()
     distillation_loss(student, torch.softmax(student.detach(), 1), 1.0).sum().backward()
@@ -58,18 +58,18 @@ def test_a_teacher_that_is_certain_gives_cross_entropy():
 
 
 def test_thresholds_are_freematchs():
-    shares = torch.tensor([0.5, 0.3, 0.2])
+    mean = torch.tensor([0.5, 0.3, 0.2])
     expected = [0.9 * 0.5 / 0.5, 0.9 * 0.3 / 0.5, 0.9 * 0.2 / 0.5]
-    torch.testing.assert_close(class_thresholds(torch.tensor(0.9), shares), torch.tensor(expected))
+    torch.testing.assert_close(class_thresholds(torch.tensor(0.9), mean), torch.tensor(expected))
 
 
 def test_alignment_moves_the_mean_to_the_prior():
-    _, shares = random_case(images=500)
+    _, probabilities = random_case(images=500)
     prior = torch.tensor([0.4, 0.3, 0.2, 0.1])
-    result = aligned(shares, shares.mean(0), prior)
+    result = aligned(probabilities, probabilities.mean(0), prior)
     torch.testing.assert_close(result.sum(1), torch.ones(500))
-    assert (result.mean(0) - prior).abs().sum() < (shares.mean(0) - prior).abs().sum()
-    torch.testing.assert_close(aligned(shares, prior, prior), shares)
+    assert (result.mean(0) - prior).abs().sum() < (probabilities.mean(0) - prior).abs().sum()
+    torch.testing.assert_close(aligned(probabilities, prior, prior), probabilities)
 
 
 def student_of(classes=3, frozen=False, adapter=0, targets=None):
@@ -89,35 +89,37 @@ def test_the_loss_is_its_two_terms():
     objective = student_of().eval()
     rows = np.arange(6)
     images = torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8)
-    confidence, shares = objective.confidence.clone(), objective.shares.clone()
+    confidence, mean = objective.confidence.clone(), objective.shares.clone()
     loss, extras = objective.loss(batch_of(images, rows))
     with torch.no_grad():
         weak, strong = objective._logits(batch_of(images, rows)).chunk(2)
     raw = torch.softmax(weak, 1)
     confidence = MOMENTUM * confidence + (1 - MOMENTUM) * raw.max(1).values.mean()
-    shares = MOMENTUM * shares + (1 - MOMENTUM) * raw.mean(0)
+    mean = MOMENTUM * mean + (1 - MOMENTUM) * raw.mean(0)
     total, certain = 0.0, 0
     for i in range(6):
         total += -(objective.targets[i] * torch.log_softmax(weak[i], 0)).sum().item()
-        moved = raw[i] * objective.prior / shares
-        moved = moved / moved.sum()
-        guess = int(moved.argmax())
-        if moved[guess] > confidence * shares[guess] / shares.max():
+        scaled = raw[i] * objective.prior / mean
+        scaled = scaled / scaled.sum()
+        guess = int(scaled.argmax())
+        if scaled[guess] > confidence * mean[guess] / mean.max():
             certain += 1
             total += -torch.log_softmax(strong[i], 0)[guess].item()
     assert loss.item() == pytest.approx(total / 6, rel=1e-4)
     assert extras["confident"].item() == pytest.approx(certain / 6)
     torch.testing.assert_close(objective.confidence, confidence)
-    torch.testing.assert_close(objective.shares, shares)
+    torch.testing.assert_close(objective.shares, mean)
 
 
-def test_the_two_views_are_different_draws_and_the_weak_one_keeps_its_colours():
+def test_the_two_views_have_different_random_numbers_and_the_weak_one_keeps_its_colours():
     objective = student_of().eval()
     images = torch.full((2, 16, 16, 3), 100, dtype=torch.uint8)
-    seen = []
-    objective.student.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    encoder_inputs = []
+    objective.student.encoder.register_forward_pre_hook(
+        lambda module, inputs: encoder_inputs.append(inputs[0])
+    )
     objective.loss(batch_of(images, np.arange(2)))
-    weak, strong = seen[0].chunk(2)
+    weak, strong = encoder_inputs[0].chunk(2)
     torch.testing.assert_close(weak, torch.full_like(weak, 100 / 255))
     assert (strong - 100 / 255).abs().max() > 0.01
 
@@ -137,7 +139,7 @@ def test_cached_views_are_used_as_they_are():
             ]
         )
     torch.testing.assert_close(logits[:5], by_view[0])
-    for i in range(5):  # The strong one is one of the others.
+    for i in range(5):  # The strong view is one of the others.
         assert (by_view[1:, i] - logits[5 + i]).abs().sum(1).min() < 1e-5
 
 

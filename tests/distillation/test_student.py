@@ -32,22 +32,22 @@ PLAN = Plan(6, 16, "adamw", 1e-3, 1e-4, 1, 0, "fp32")
 
 @torch.no_grad()
 def build_setup(pixels, images=48, shows_labels=True, views=False):
-    """Striped images, a random encoder, and a linear teacher to come."""
-    stored, labels = pixels(images, 16, 3)
+    """Makes a setup of striped images and a random encoder, for a linear teacher."""
+    cached_images, labels = pixels(images, 16, 3)
     torch.manual_seed(0)
     encoder = Encoder("resnet8-w8", 16, [0.5] * 3, [0.25] * 3, 4 if views else 0).eval()
     aspects = np.ones(images, np.float32)
-    task = Task(stored, aspects, np.arange(images), labels, 3, None, CPU, "fp32")
-    inputs = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 255
+    task = Task(cached_images, aspects, np.arange(images), labels, 3, None, CPU, "fp32")
+    inputs = torch.from_numpy(cached_images).permute(0, 3, 1, 2).float() / 255
     task = dataclasses.replace(task, features=encoder(inputs).numpy())
-    cached = None
+    cached_views = None
     if views:
         plain = encoder.backbone_features(inputs)
-        cached = torch.stack([plain] * (1 + VIEWS), 1).half().numpy()
+        cached_views = torch.stack([plain] * (1 + VIEWS), 1).half().numpy()
     start = Start(encoder, nn.Sequential(), True, False, METADATA, views)
     prior = np.full(3, 1 / 3)
     return DistillationSetup(
-        start, "linear", 1.0, start, task, prior, PLAIN, PLAIN, 1.0, shows_labels, cached
+        start, "linear", 1.0, start, task, prior, PLAIN, PLAIN, 1.0, shows_labels, cached_views
     )
 
 
@@ -56,38 +56,41 @@ def verdict(teacher, student, differing, agreement=(0.5, 0.6), held_out=100, com
 
 
 @pytest.mark.parametrize(
-    ("found", "better"),
+    ("result", "better"),
     [
         (verdict(50, 61, 25), True),  # More than two standard errors of 5.
         (verdict(50, 61, 25, (0.6, 0.5)), True),
         (verdict(50, 60, 25, (0.6, 0.5)), False),  # Not more, and the students agree less.
         (verdict(50, 55, 25), True),
-        (verdict(50, 50, 0), True),  # No sign in the labels, and the students agree more.
+        (verdict(50, 50, 0), True),  # A tie on the labels, and the students agree more.
         (verdict(50, 50, 0, (0.5, 0.5)), False),
-        (verdict(50, 50, 0, (0.5, 0.52)), False),  # Two shares of a thousand differ by as much.
+        (
+            verdict(50, 50, 0, (0.5, 0.52)),
+            False,
+        ),  # Two fractions of a thousand images differ as much by chance.
         (verdict(50, 50, 0, (0.5, 0.52), compared=20_000), True),
-        (verdict(50, 49, 25), False),  # The labels say the contrary.
+        (verdict(50, 49, 25), False),  # Fewer labels are predicted correctly.
         (verdict(50, 44, 25), False),
         (verdict(0, 0, 0, held_out=0), False),
     ],
 )
-def test_what_makes_a_student_better(found, better):
-    assert found.is_better is better
+def test_what_makes_a_student_better(result, better):
+    assert result.is_better is better
 
 
-def test_targets_have_the_expected_shares_and_the_labels():
+def test_targets_have_the_prior_as_their_mean():
     random = np.random.default_rng(0)
-    shares = random.dirichlet([5, 1, 1], 400)
+    probabilities = random.dirichlet([5, 1, 1], 400)
     prior = np.array([0.2, 0.3, 0.5])
-    moved = to_prior(shares, prior)
+    moved = to_prior(probabilities, prior)
     np.testing.assert_allclose(moved.sum(1), 1)
     np.testing.assert_allclose(moved.mean(0), prior, atol=0.01)
-    odds = (moved[:, 0] / moved[:, 1]) / (shares[:, 0] / shares[:, 1])
-    np.testing.assert_allclose(odds, odds[0], rtol=1e-5)  # All images move by the same factors.
+    odds = (moved[:, 0] / moved[:, 1]) / (probabilities[:, 0] / probabilities[:, 1])
+    np.testing.assert_allclose(odds, odds[0], rtol=1e-5)  # All images are scaled by the same factors.
 
 
 @pytest.mark.parametrize("shows_labels", [True, False])
-def test_labelled_images_are_taught_their_labels_where_these_are_shown(pixels, shows_labels):
+def test_the_targets_of_labelled_images_are_their_labels_where_these_are_shown(pixels, shows_labels):
     setup = build_setup(pixels, shows_labels=shows_labels)
     labelled = np.arange(6)
     teacher, _ = fit(setup.teacher, setup.task, labelled, "linear", 0)
@@ -130,23 +133,23 @@ def test_with_cached_views_the_backbone_stays(pixels):
     assert changed == {"adapter", "weight", "bias"}
 
 
-def test_cross_fitting_tests_every_label_once_and_never_on_a_model_that_saw_it(pixels, monkeypatch):
+def test_cross_fitting_tests_every_label_once_and_never_on_a_model_trained_on_it(pixels, monkeypatch):
     setup = build_setup(pixels)
     labelled = np.arange(12)
-    seen = []
+    halves = []
 
     def spy(start, task, half, mode, seed):
-        seen.append(set(half.tolist()))
+        halves.append(set(half.tolist()))
         return fit(start, task, half, mode, seed)
 
     monkeypatch.setattr("clfew.distillation.student.fit", spy)
-    found = cross_fit(setup, labelled, PLAN, 0)
-    assert found.held_out == 12 and 0 <= found.teacher_hits <= 12 and 0 <= found.student_hits <= 12
-    assert abs(found.student_hits - found.teacher_hits) <= found.differing
-    assert seen[0] | seen[1] == set(labelled.tolist()) and not seen[0] & seen[1]
-    assert 0 <= found.teacher_agreement <= 1 and 0 <= found.student_agreement <= 1
+    result = cross_fit(setup, labelled, PLAN, 0)
+    assert result.held_out == 12 and 0 <= result.teacher_hits <= 12 and 0 <= result.student_hits <= 12
+    assert abs(result.student_hits - result.teacher_hits) <= result.differing
+    assert halves[0] | halves[1] == set(labelled.tolist()) and not halves[0] & halves[1]
+    assert 0 <= result.teacher_agreement <= 1 and 0 <= result.student_agreement <= 1
 
 
 def test_one_label_in_a_class_leaves_nothing_to_hold_out(pixels):
-    found = cross_fit(build_setup(pixels), np.arange(3), PLAN, 0)
-    assert found == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not found.is_better
+    result = cross_fit(build_setup(pixels), np.arange(3), PLAN, 0)
+    assert result == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not result.is_better

@@ -64,8 +64,8 @@ def all_truncated(folder, images):
 )
 def test_a_folder_that_cannot_be_learned_from(clfew, images, tmp_path, make, words):
     make(tmp_path / "images", images)
-    said = clfew.refused(*pretrain, cwd=tmp_path)
-    assert all(word in said for word in words), said
+    message = clfew.refused(*pretrain, cwd=tmp_path)
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -93,16 +93,16 @@ def test_settings_that_cannot_be_used(clfew, images, tmp_path, options, rc, word
     if options == ["--device", "cuda"] and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     images(tmp_path / "images", classes=[""], each=40)
-    said = clfew.refused(*pretrain, *options, rc=rc, cwd=tmp_path)
-    assert all(word in said for word in words), said
+    message = clfew.refused(*pretrain, *options, rc=rc, cwd=tmp_path)
+    assert all(word in message for word in words), message
 
 
-def test_files_that_are_no_images_are_passed_over_and_counted(clfew, images, tmp_path):
+def test_files_that_are_not_images_are_ignored_and_counted(clfew, images, tmp_path):
     images(tmp_path / "images", classes=[""], each=30)
     for name in ("a.txt", "b.json", "Thumbs.db"):
         (tmp_path / "images" / name).write_text("no image")
     (tmp_path / "images/.hidden.png").write_text("no image")
-    assert "passed over 3 files" in clfew.ok(*pretrain, cwd=tmp_path).stderr
+    assert "ignored    3 files" in clfew.ok(*pretrain, cwd=tmp_path).stderr
 
 
 def test_damaged_images_are_left_out_and_listed_with_the_reason(clfew, images, tmp_path):
@@ -115,8 +115,8 @@ def test_damaged_images_are_left_out_and_listed_with_the_reason(clfew, images, t
     }.items():
         (tmp_path / "images" / name).write_bytes(content)
     (tmp_path / "images/ring/gone.png").symlink_to("nowhere.png")
-    said = clfew.ok(*pretrain, cwd=tmp_path).stderr
-    assert "4 of 40 images" in said and "bad_images.csv" in said
+    message = clfew.ok(*pretrain, cwd=tmp_path).stderr
+    assert "4 of 40 images" in message and "bad_images.csv" in message
     rows = (tmp_path / "runs/pretrain-1/bad_images.csv").read_text().splitlines()
     names = [row.split(",")[0] for row in rows]
     assert names == ["path", "cross/empty.png", "ring/cut.png", "ring/gone.png", "ring/text.jpg"]
@@ -147,8 +147,8 @@ def test_damaged_images_are_left_out_and_listed_with_the_reason(clfew, images, t
 def test_a_csv_that_cannot_be_a_source(clfew, images, tmp_path, rows, header, words):
     images(tmp_path / "images", classes=[""], each=20)
     write_csv(tmp_path / "list.csv", rows, header)
-    said = clfew.refused("pretrain", "list.csv", cwd=tmp_path)
-    assert "list.csv" in said and all(word in said for word in words), said
+    message = clfew.refused("pretrain", "list.csv", cwd=tmp_path)
+    assert "list.csv" in message and all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_a_csv_that_cannot_be_a_source(clfew, images, tmp_path, rows, header, wo
 )
 def test_a_label_file_that_cannot_be_used(clfew, project, rows, header, words):
     write_csv(project / "labels.csv", rows, header)
-    said = clfew.refused("finetune", "--labels", "labels.csv", cwd=project)
-    assert all(word in said for word in words), said
+    message = clfew.refused("finetune", "--labels", "labels.csv", cwd=project)
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_a_label_file_that_cannot_be_used(clfew, project, rows, header, words):
         ("2", 1, ["3 classes", "--labels 3"]),
     ],
 )
-def test_a_number_of_labels_that_cannot_be(clfew, project, labels, rc, words):
-    said = clfew.refused("finetune", f"--labels={labels}", rc=rc, cwd=project)
-    assert all(word in said for word in words), said
+def test_wrong_numbers_of_labels_are_refused(clfew, project, labels, rc, words):
+    message = clfew.refused("finetune", f"--labels={labels}", rc=rc, cwd=project)
+    assert all(word in message for word in words), message
 
 
 def test_labelled_images_that_make_no_classifier(clfew, project, images):
@@ -192,24 +192,24 @@ def test_labelled_images_that_make_no_classifier(clfew, project, images):
     assert "one class" in clfew.refused(*finetune[:1], "one", *finetune[1:], cwd=project)
     images(project / "single", classes=["cross", "ring"], each=8)
     images(project / "single", classes=["lonely"], each=1)
-    said = clfew.refused(*finetune[:1], "single", *finetune[1:], cwd=project)
-    assert "'lonely'" in said and "one image" in said
+    message = clfew.refused(*finetune[:1], "single", *finetune[1:], cwd=project)
+    assert "'lonely'" in message and "one image" in message
     # Other classes than those of the classifier to go on from.
     images(project / "others", classes=["cross", "square"], each=8)
-    said = clfew.refused(
+    message = clfew.refused(
         *finetune[:1], "others", *finetune[1:], "--from", "runs/finetune-1", cwd=project
     )
-    assert "classes differ" in said and "square" in said
+    assert "classes differ" in message and "square" in message
     lines = [f"ring/{i:03d}.png,{'new' if i % 2 else 'ring'}" for i in range(6)]
     write_csv(project / "labels.csv", lines)
-    said = clfew.refused("finetune", "--labels", "labels.csv", "--from", "runs/finetune-1", cwd=project)
-    assert "classes differ" in said
+    message = clfew.refused("finetune", "--labels", "labels.csv", "--from", "runs/finetune-1", cwd=project)
+    assert "classes differ" in message
     assert "--mode best" in clfew.refused(
         "finetune", "--labels", "all", "--mode", "best", rc=2, cwd=project
     )
 
 
-def test_pretraining_does_not_mind_how_few_images_a_folder_has(clfew, images, tmp_path):
+def test_pretraining_accepts_subfolders_of_one_image(clfew, images, tmp_path):
     # It does not look at labels: a subfolder with one photo is no reason to stop.
     images(tmp_path / "images", classes=[f"day {i}" for i in range(20)], each=1)
     clfew.ok(*pretrain, cwd=tmp_path)
@@ -266,8 +266,8 @@ def test_a_file_that_is_no_whole_artifact(clfew, project, odd_artifacts, name):
 def test_an_artifact_of_the_wrong_kind_or_none(clfew, project):
     for origin in ("runs/pretrain-1", "runs/pretrain-1/encoder.safetensors"):
         for command in (["predict", "image.jpg"], ["eval"]):
-            said = clfew.refused(*command, "--from", origin, cwd=project)
-            assert "not a classifier" in said and "clfew finetune" in said
+            message = clfew.refused(*command, "--from", origin, cwd=project)
+            assert "not a classifier" in message and "clfew finetune" in message
     assert "unlabeled" in clfew.refused("info", "unlabeled", cwd=project)
     for command in (
         ["predict", "image.jpg"],

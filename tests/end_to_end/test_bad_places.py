@@ -11,7 +11,7 @@ COMMANDS = ("pretrain", "finetune", "eval", "predict", "embed", "info", "cache",
 @pytest.mark.parametrize(
     "command", [pretrain, ("finetune", "--labels", "all"), ("eval",), ("embed", "unlabeled"), ("demo",)]
 )
-def test_what_is_there_is_never_overwritten(clfew, project, command):
+def test_existing_files_are_never_overwritten(clfew, project, command):
     (project / "precious").mkdir()
     (project / "precious/notes.txt").write_text("mine")
     (project / "file").write_text("mine")
@@ -31,10 +31,10 @@ def test_a_finished_or_missing_run_is_not_resumed(clfew, project):
         ("--no-flip",),
         ("images",),
     ):
-        said = clfew.refused("pretrain", "--resume", "runs/pretrain-1", *given, rc=2, cwd=project)
-        assert "cannot be changed on the way" in said and "leave it out" in said
-    said = clfew.refused("pretrain", "--resume", "runs/pretrain-1", "--lr", 3, rc=2, cwd=project)
-    assert "was started with the default" in said
+        message = clfew.refused("pretrain", "--resume", "runs/pretrain-1", *given, rc=2, cwd=project)
+        assert "cannot be changed on resume" in message and "leave it out" in message
+    message = clfew.refused("pretrain", "--resume", "runs/pretrain-1", "--lr", 3, rc=2, cwd=project)
+    assert "was started with the default" in message
     same = ("--seed", 0, "--encoder", "resnet8-w8")  # What it was started with anyway.
     assert "has finished" in clfew.refused("pretrain", "--resume", "runs/pretrain-1", *same, cwd=project)
     for folder in ("runs/pretrain-9", "runs/finetune-1", "unlabeled"):
@@ -45,8 +45,8 @@ def test_a_cache_that_cannot_be_written_is_named(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=20)
     (tmp_path / "file").write_text("in its place")
     for place in (tmp_path / "file", tmp_path / "file/below"):
-        said = clfew.refused(*pretrain, cwd=tmp_path, env={"CLFEW_CACHE": str(place)})
-        assert str(place) in said and "CLFEW_CACHE" in said
+        message = clfew.refused(*pretrain, cwd=tmp_path, env={"CLFEW_CACHE": str(place)})
+        assert str(place) in message and "CLFEW_CACHE" in message
     assert clfew.ok("cache", cwd=tmp_path, env={"CLFEW_CACHE": str(tmp_path / "none")}).stderr == ""
 
 

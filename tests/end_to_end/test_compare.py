@@ -1,4 +1,4 @@
-"""`clfew compare` as a user runs it: its table, its files, and going on after a stop."""
+"""`clfew compare` as a user runs it: its table, its files, and resuming after a stop."""
 
 import csv
 import io
@@ -43,7 +43,7 @@ def test_the_table_has_a_row_for_each_method_and_baseline(compared):
     assert result.next == []  # Of its parts neither.
 
 
-def test_every_number_is_kept_with_its_draws(compared):
+def test_every_number_is_kept_with_its_label_samples(compared):
     folder, _ = compared
     result = json.loads((folder / "runs/compare-1/result.json").read_text())
     assert {row["method"] for row in result["rows"]} == {"simclr", "jigsaw", "colorization"} | BASELINES
@@ -66,7 +66,7 @@ def test_formats(clfew, compared, output):
     folder, _ = compared
     started = time.monotonic()
     again = clfew.ok("compare", "--resume", "runs/compare-1", "--format", output, cwd=folder)
-    assert "3 runs and 24 classifiers are there already" in again.stderr
+    assert "3 runs and 24 classifiers are finished already" in again.stderr
     assert "about 0 min to go" in again.stderr
     out = again.stdout
     assert time.monotonic() - started < 60
@@ -79,16 +79,16 @@ def test_formats(clfew, compared, output):
     assert len(rows) == 12 and {row["method"] for row in rows} >= BASELINES
 
 
-def test_a_stopped_comparison_goes_on_to_the_same_numbers(clfew, compared):
+def test_a_stopped_comparison_resumes_to_the_same_numbers(clfew, compared):
     folder, _ = compared
     process = clfew.popen("compare", "photos", *QUICK, "--out", "stopped", cwd=folder)
     while not (folder / "stopped/pretrain-simclr-0/encoder.safetensors").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert said.splitlines()[-1] == "next: clfew compare --resume stopped"
+    _, message = process.communicate(timeout=60)
+    assert process.returncode == 130, message
+    assert message.splitlines()[-1] == "next: clfew compare --resume stopped"
     clfew.ok("compare", "--resume", "stopped", cwd=folder)
     whole, stopped = (
         json.loads((folder / name / "result.json").read_text())["rows"]
@@ -107,13 +107,17 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(clfew, compared):
         (("nowhere",), 1, "nowhere"),
         # Before an hour of training, not after it.
         (("photos", "--encoder", "vit_b_16", "--methods", "simclr,jigsaw"), 1, "vit_b_16"),
-        (("photos", "--encoder", "vit_b_16", "--size", "32", "--methods", "simclr"), 1, "no maps"),
-        (("--resume", "photos"), 1, "no run of clfew compare"),
+        (
+            ("photos", "--encoder", "vit_b_16", "--size", "32", "--methods", "simclr"),
+            1,
+            "no feature maps",
+        ),
+        (("--resume", "photos"), 1, "not a run of clfew compare"),
         (("--resume", "runs/compare-7"), 1, "There is no folder runs/compare-7"),
-        ((), 2, "Which images"),
+        ((), 2, "No SOURCE of images"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said_before_anything_is_made(clfew, compared, options, rc, words):
+def test_wrong_options_are_refused_before_anything_is_written(clfew, compared, options, rc, words):
     folder, _ = compared
     assert words in clfew.refused("compare", *options, rc=rc, cwd=folder)
 
@@ -160,7 +164,7 @@ def test_a_single_method_that_fails_is_one_error(clfew, compared, tmp_path):
     assert done.returncode == 1 and done.stderr.count("error: ") == 1, done.stderr
 
 
-def test_a_comparison_is_not_gone_on_with_on_other_images(clfew, compared, images, tmp_path):
+def test_a_comparison_is_not_resumed_on_other_images(clfew, compared, images, tmp_path):
     images(tmp_path / "photos", each=12, size=24)
     (tmp_path / "photos/ring/page.jpg").write_text("<html>")
     options = ("--methods", "simclr", "--labels", "1/class", "--epochs", "1", "--encoder", "resnet8-w16")

@@ -98,7 +98,7 @@ def test_another_encoder_learns_from_the_teacher(taught, clfew):
     clfew.ok("predict", "unlabeled/ring/000.png", "--from", "other", cwd=folder)
 
 
-def test_a_network_that_was_trained_whole_teaches_too(taught, clfew):
+def test_a_fully_fine_tuned_network_can_be_the_teacher(taught, clfew):
     folder, _ = taught
     clfew.ok(
         "finetune",
@@ -140,7 +140,7 @@ def test_unlabelled_images_in_a_folder_of_their_own(tmp_path, clfew, images, tin
     clfew.ok("eval", cwd=tmp_path)
 
 
-def test_nothing_to_compare_by_is_said_before_anything_is_trained(taught, clfew):
+def test_too_few_labels_to_compare_by_are_refused_before_training(taught, clfew):
     folder, _ = taught
     clfew.ok(
         "finetune",
@@ -154,10 +154,10 @@ def test_nothing_to_compare_by_is_said_before_anything_is_trained(taught, clfew)
         "runs/pretrain-1",
         cwd=folder,
     )
-    said = clfew.refused("distill", "--from", "one", cwd=folder)
-    assert "one label only" in said and "--keep" in said
-    said = clfew.refused("distill", "--from", "runs/distill-1", cwd=folder)
-    assert "a student itself" in said
+    message = clfew.refused("distill", "--from", "one", cwd=folder)
+    assert "one label only" in message and "--keep" in message
+    message = clfew.refused("distill", "--from", "runs/distill-1", cwd=folder)
+    assert "a student itself" in message
 
 
 def test_what_cannot_be_distilled_is_refused(taught, clfew, tmp_path):

@@ -1,4 +1,4 @@
-"""Features for other tools, descriptions of files, and what is kept between commands."""
+"""`clfew embed`, `clfew info` and `clfew cache`."""
 
 import csv
 import json
@@ -50,11 +50,11 @@ def test_embed_leaves_out_what_cannot_be_read(clfew, project, images):
     assert "None of the 5 images" in clfew.refused("embed", "mixed", "--out", "none", cwd=project)
 
 
-def test_embed_before_any_pretraining_says_what_to_do(clfew, images, tmp_path):
+def test_embed_before_any_pretraining_names_it(clfew, images, tmp_path):
     images(tmp_path / "images", classes=[""], each=2)
     # Without a name, the weights that clfew[lite] brings would do.
-    said = clfew.refused("embed", "images", "--encoder", "resnet18", cwd=tmp_path)
-    assert "clfew pretrain" in said and "--init imagenet" in said
+    message = clfew.refused("embed", "images", "--encoder", "resnet18", cwd=tmp_path)
+    assert "clfew pretrain" in message and "--init imagenet" in message
 
 
 def test_info_describes_files_and_runs_alike(clfew, project):
@@ -75,19 +75,19 @@ def test_info_describes_files_and_runs_alike(clfew, project):
     assert of_file["training"]["pretrain"]["command"].startswith("clfew pretrain ./unlabeled")
 
 
-def test_cache_lists_and_clears_the_stores(clfew, images, tmp_path):
+def test_cache_lists_and_clears_the_image_caches(clfew, images, tmp_path):
     env = {"CLFEW_CACHE": str(tmp_path / "cache")}
     images(tmp_path / "unlabeled", classes=[""], each=20)
     options = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--epochs", "1")
     clfew.ok(*options, cwd=tmp_path, env=env)
     before = clfew.ok("cache", cwd=tmp_path, env=env | {"COLUMNS": "200"}).stdout
     assert str(tmp_path / "unlabeled") in before and "20" in before and "16 px" in before
-    # The same images again take no second store; changed ones do.
+    # The same images use the same cache again; changed ones get a second one.
     clfew.ok(*options, cwd=tmp_path, env=env)
     assert clfew.ok("cache", cwd=tmp_path, env=env | {"COLUMNS": "200"}).stdout == before
     images(tmp_path / "unlabeled", classes=[""], each=24)
     clfew.ok(*options, cwd=tmp_path, env=env)
     assert len(list((tmp_path / "cache").iterdir())) == 2
-    assert "removed 2 stores" in clfew.ok("cache", "--clear", cwd=tmp_path, env=env).stdout
+    assert "removed 2 image caches" in clfew.ok("cache", "--clear", cwd=tmp_path, env=env).stdout
     assert list((tmp_path / "cache").iterdir()) == []
-    assert "removed 0 stores" in clfew.ok("cache", "--clear", cwd=tmp_path, env=env).stdout
+    assert "removed 0 image caches" in clfew.ok("cache", "--clear", cwd=tmp_path, env=env).stdout

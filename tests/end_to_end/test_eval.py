@@ -37,7 +37,7 @@ def test_table_names_every_class_and_the_interval(clfew, project):
     assert (project / "checked/report.html").is_file() and not (project / "runs/eval-1").exists()
 
 
-def test_what_was_held_out_was_not_seen_and_copies_of_the_rest_were(clfew, project):
+def test_seen_images_are_counted_by_content(clfew, project):
     def report(*args):
         return json.loads(clfew.ok("eval", *args, "--format", "json", cwd=project).stdout)
 
@@ -56,7 +56,7 @@ def test_what_was_held_out_was_not_seen_and_copies_of_the_rest_were(clfew, proje
     assert "24 of these images were seen in finetuning" in table
 
 
-def test_transductive_pretraining_is_owned_up_to(clfew, project, tiny):
+def test_transductive_pretraining_is_reported(clfew, project, tiny):
     clfew.ok("pretrain", "unlabeled", "--transductive", *tiny, cwd=project)
     clfew.ok("finetune", "--labels", "2/class", "--mode", "knn", cwd=project)
     report = json.loads(clfew.ok("eval", "--format", "json", cwd=project).stdout)
@@ -65,8 +65,8 @@ def test_transductive_pretraining_is_owned_up_to(clfew, project, tiny):
 
 def test_a_source_with_other_classes_or_none_is_refused(clfew, project, images):
     images(project / "others", classes=["ring", "square"], each=2)
-    said = clfew.refused("eval", "others", cwd=project)
-    assert "square" in said and "ring" in said
+    message = clfew.refused("eval", "others", cwd=project)
+    assert "square" in message and "ring" in message
     images(project / "flat", classes=[""], each=2)
     assert "no labels" in clfew.refused("eval", "flat", cwd=project)
 

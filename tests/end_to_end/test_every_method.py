@@ -62,10 +62,10 @@ def test_a_stage_is_read_by_finetune_and_embed_and_stays_in_the_classifier(clfew
     assert (metadata["stage"], metadata["dim"]) == (2, 32)
     clfew.ok("predict", "photos/ring/003.png", "--from", "second", cwd=many)
     clfew.ok("eval", "--from", "second", "--out", "second-eval", cwd=many)
-    said = clfew.refused(
+    message = clfew.refused(
         "embed", "photos", "--from", "staged", "--stage", "9", "--out", "ninth", cwd=many
     )
-    assert "there is no stage 9" in said and "1 to" in said
+    assert "there is no stage 9" in message and "1 to" in message
 
 
 def test_variants_of_methods(clfew, many):
@@ -78,7 +78,7 @@ def test_variants_of_methods(clfew, many):
         ]
     ):
         name = f"variant-{number}"
-        said = clfew.ok(
+        message = clfew.ok(
             "pretrain",
             "photos",
             "--init",
@@ -90,7 +90,7 @@ def test_variants_of_methods(clfew, many):
             *extra,
             cwd=many,
         ).stderr
-        assert f"{extra[1].removeprefix('--')} {extra[2] if len(extra) == 3 else ''}".strip() in said
+        assert f"{extra[1].removeprefix('--')} {extra[2] if len(extra) == 3 else ''}".strip() in message
         options = json.loads((many / name / "config.json").read_text())["options"]
         assert options[extra[1].removeprefix("--")] in (True, extra[2] if len(extra) > 2 else True)
 
@@ -109,6 +109,6 @@ def test_variants_of_methods(clfew, many):
         (("--method", "jigsaw", "--encoder", "vit_b_16", "--size", "32"), 1, "convolutional"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_said(clfew, many, options, rc, words):
-    said = clfew.refused("pretrain", "photos", *options, "--out", "never", rc=rc, cwd=many)
-    assert words in said
+def test_wrong_options_are_refused(clfew, many, options, rc, words):
+    message = clfew.refused("pretrain", "photos", *options, "--out", "never", rc=rc, cwd=many)
+    assert words in message

@@ -1,4 +1,4 @@
-"""Stopping and going on: nothing is lost, and the weights are those of a run never stopped."""
+"""Stopping and resuming: nothing is lost, and the weights are those of a run never stopped."""
 
 import array
 import fcntl
@@ -47,7 +47,7 @@ def uninterrupted(clfew, images, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("number", "rc"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_goes_on_to_the_same_weights(clfew, images, uninterrupted, tmp_path, number, rc):
+def test_a_stopped_run_resumes_to_the_same_weights(clfew, images, uninterrupted, tmp_path, number, rc):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     process = clfew.popen(*LONG, cwd=tmp_path)
     run = tmp_path / "runs/pretrain-1"

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clfew.commands.predict import predict
+from clfew.errors import UserError
+
 CLASSES = {"cross", "ring", "stripe"}
 ANSI = re.compile(r"\x1b\[")
 
@@ -103,9 +106,9 @@ def test_an_unreadable_image_has_a_row_and_the_others_are_predicted(clfew, photo
 @pytest.mark.parametrize("output", ["table", "json", "jsonl", "csv"])
 def test_where_no_image_can_be_read_each_has_a_row(clfew, photos, output):
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    said = clfew("predict", "broken.png", "--format", output, cwd=photos)
-    assert said.rc == 1 and "Traceback" not in said.stderr
-    assert "broken.png" in said.stdout and re.search(r"^error: ", said.stderr, re.MULTILINE)
+    result = clfew("predict", "broken.png", "--format", output, cwd=photos)
+    assert result.rc == 1 and "Traceback" not in result.stderr
+    assert "broken.png" in result.stdout and re.search(r"^error: ", result.stderr, re.MULTILINE)
 
 
 def test_names_on_stdin_are_bytes(clfew, photos):
@@ -136,7 +139,7 @@ def test_hundreds_of_images_keep_their_order(clfew, photos):
     )
 
 
-def test_an_image_given_as_another_format_gets_the_same_label(clfew, photos):
+def test_an_image_in_another_format_gets_the_same_label(clfew, photos):
     image = Image.open(photos / "few/x/000.png")
     image.save(photos / "same.bmp")
     image.convert("RGBA").save(photos / "same.webp", lossless=True)
@@ -155,10 +158,10 @@ def test_an_image_given_as_another_format_gets_the_same_label(clfew, photos):
     assert rows[0]["probability"] == rows[1]["probability"] == rows[2]["probability"]
 
 
-def test_before_any_finetune_it_says_what_to_do(clfew, images, tmp_path):
+def test_before_any_finetune_the_hint_names_it(clfew, images, tmp_path):
     images(tmp_path, classes=[""], each=1)
-    said = clfew.refused("predict", "000.png", cwd=tmp_path, warm=False)
-    assert "clfew finetune --labels 1%" in said
+    message = clfew.refused("predict", "000.png", cwd=tmp_path, warm=False)
+    assert "clfew finetune --labels 1%" in message
 
 
 def test_what_is_not_there_is_refused_at_once(clfew, photos):
@@ -166,6 +169,23 @@ def test_what_is_not_there_is_refused_at_once(clfew, photos):
     assert "*.gif" in clfew.refused("predict", "few/*.gif", cwd=photos)
     (photos / "nothing").mkdir(exist_ok=True)
     assert "nothing" in clfew.refused("predict", "nothing", cwd=photos)
+
+
+def test_predict_in_python_takes_a_run_a_file_or_the_newest_classifier(photos, monkeypatch):
+    monkeypatch.chdir(photos)
+    images, run = ["few/x/000.png", "nowhere.png"], Path("runs/finetune-1")
+    first, missing = predict(images, top=2, device="cpu", threads=1)
+    assert first.path == images[0] and len(first.top) == 2 and first.error is None
+    assert missing.path == images[1] and missing.top == [] and missing.error
+    for origin in (run, str(run), run / "classifier.safetensors"):
+        assert list(predict(images, origin, top=2, device="cpu", threads=1)) == [first, missing]
+
+
+def test_predict_in_python_refuses_a_missing_classifier_when_it_is_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for origin in (None, "nowhere", tmp_path):
+        with pytest.raises(UserError):
+            predict([], origin)
 
 
 @pytest.mark.parametrize("output", ["table", "jsonl", "csv"])
@@ -176,11 +196,11 @@ def test_a_reader_that_goes_away_is_no_error(clfew, photos, output):
     if output != "csv":
         assert process.stdout.readline()
     process.stdout.close()
-    said = process.stderr.read()
+    stderr = process.stderr.read()
     process.stderr.close()
     process.wait(60)
     # As a shell reports a process that SIGPIPE ended.
-    assert said == "" and process.returncode == 128 + signal.SIGPIPE
+    assert stderr == "" and process.returncode == 128 + signal.SIGPIPE
 
 
 def test_nothing_on_stdout_but_rows_and_no_colours_in_a_pipe(clfew, photos):
@@ -193,7 +213,7 @@ def test_nothing_on_stdout_but_rows_and_no_colours_in_a_pipe(clfew, photos):
 
 def test_no_color_is_honoured_on_a_terminal(clfew, photos):
     pty = pytest.importorskip("pty")
-    said = {}
+    printed = {}
     for no_color in ("", "1"):
         ours, theirs = pty.openpty()
         env = {"TERM": "xterm-256color", "NO_COLOR": no_color}
@@ -202,11 +222,11 @@ def test_no_color_is_honoured_on_a_terminal(clfew, photos):
         )
         process.wait(60)
         os.close(theirs)
-        said[no_color] = os.read(ours, 65536).decode()
+        printed[no_color] = os.read(ours, 65536).decode()
         os.close(ours)
     # Bold is no colour; the colours of `error:` (31) and `hint:` (36) are gone.
-    assert re.search(r"\x1b\[[0-9;]*3[16]m", said[""]), said[""]
-    assert not re.search(r"\x1b\[[0-9;]*3[16]m", said["1"]), said["1"]
+    assert re.search(r"\x1b\[[0-9;]*3[16]m", printed[""]), printed[""]
+    assert not re.search(r"\x1b\[[0-9;]*3[16]m", printed["1"]), printed["1"]
 
 
 def test_control_characters_in_a_name_do_not_reach_the_terminal(clfew, photos):

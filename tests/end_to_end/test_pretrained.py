@@ -38,7 +38,7 @@ def adapted(tmp_path_factory, clfew, images, weights):
     return folder, result
 
 
-def test_pretraining_from_a_file_adapts_a_layer_and_says_so(adapted, weights):
+def test_pretraining_from_a_file_adapts_a_layer_and_reports_it(adapted, weights):
     folder, result = adapted
     assert f"the weights in {weights}" in result.stderr and "torchvision:resnet18" in result.stderr
     assert "neighbours" in result.stderr  # The drift.
@@ -80,7 +80,7 @@ def test_all_commands_work_from_it(adapted, clfew):
     assert "the student is kept" in result.stdout
 
 
-def test_the_whole_network_learns_on_request(adapted, clfew, weights):
+def test_the_whole_network_is_trained_on_request(adapted, clfew, weights):
     folder, _ = adapted
     result = clfew.ok(
         "pretrain",
@@ -155,7 +155,7 @@ def test_an_interrupted_adaptation_ends_with_the_same_weights(adapted, clfew, we
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rc", "said"),
+    ("arguments", "rc", "message"),
     [
         (("pretrain", "unlabeled", "--init", "imagnet"), 1, "imagenet"),
         (
@@ -179,9 +179,9 @@ def test_an_interrupted_adaptation_ends_with_the_same_weights(adapted, clfew, we
         (("embed", "unlabeled", "--init", "nothing.pth"), 1, "There is no run or file"),
     ],
 )
-def test_a_start_that_cannot_be_is_one_sentence(adapted, clfew, arguments, rc, said):
+def test_a_start_that_cannot_be_used_is_one_sentence(adapted, clfew, arguments, rc, message):
     folder, _ = adapted
-    assert said in clfew.refused(*arguments, cwd=folder, rc=rc)
+    assert message in clfew.refused(*arguments, cwd=folder, rc=rc)
 
 
 @pytest.mark.skipif(
@@ -229,7 +229,7 @@ def test_the_weights_started_from_are_compared_on_the_same_images(apart):
     assert not np.allclose(*(each[:, :512] for each in features))
 
 
-def test_propagation_says_that_it_has_seen_what_was_pretrained_on(apart, monkeypatch):
+def test_propagation_records_the_pretraining_images_as_seen(apart, monkeypatch):
     """Also where it starts from the weights of before, which have seen nothing."""
     folder, _ = apart
     monkeypatch.chdir(folder)

@@ -55,12 +55,12 @@ def test_labels_may_be_in_a_folder_of_their_own(clfew, images, tiny, tmp_path, n
     assert (report["n"], report["seen_in_pretraining"], report["seen_in_finetuning"]) == (6, 0, 0)
 
 
-def test_without_any_labels_finetune_says_what_is_missing(clfew, images, tiny, tmp_path):
+def test_finetune_without_labelled_images_names_what_is_missing(clfew, images, tiny, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     clfew.refused("finetune", "--labels", "1%", cwd=tmp_path)
     clfew.ok("pretrain", "./unlabeled", *tiny, cwd=tmp_path)
-    said = clfew.refused("finetune", "--labels", "1%", cwd=tmp_path)
-    assert "unlabeled" in said and "labelled images" in said and "subfolder for each class" in said
+    message = clfew.refused("finetune", "--labels", "1%", cwd=tmp_path)
+    assert "unlabeled" in message and "labelled images" in message and "subfolder for each class" in message
 
 
 def test_a_test_folder_is_never_learned_from(clfew, images, tiny, tmp_path):
@@ -127,11 +127,11 @@ def test_a_label_file_can_label_an_unlabelled_folder(clfew, images, tiny, tmp_pa
     assert len(listed(tmp_path / "runs/finetune-1")) == 12
     assert len(clfew.ok("predict", "unlabeled", cwd=tmp_path).stdout.splitlines()) == 40
     # All labels there are were learned from: there is nothing honest to test on.
-    said = clfew.refused("eval", cwd=tmp_path)
-    assert "to test on" in said
+    message = clfew.refused("eval", cwd=tmp_path)
+    assert "to test on" in message
 
 
-def test_labels_csv_of_a_run_reproduces_its_draw(clfew, project):
+def test_labels_csv_of_a_run_reproduces_its_label_sample(clfew, project):
     first = json.loads(
         clfew.ok(
             "finetune",
@@ -164,11 +164,11 @@ def test_labels_csv_of_a_run_reproduces_its_draw(clfew, project):
     )
     assert listed(project / "runs/finetune-2") == listed(project / "runs/finetune-3")
     assert first["draws"][0] == again["draws"][0] and again["test_images"] == 12
-    # A file is one draw, whatever --repeat says, and is not called several.
+    # A file is one label sample, whatever --repeat is, and is not reported as several.
     table = clfew.ok(
         "finetune", "--labels", "runs/finetune-2/labels.csv", "--repeat", 2, "--mode", "knn", cwd=project
     )
-    assert len(again["draws"]) == 1 and "over 2 draws" not in table.stdout
+    assert len(again["draws"]) == 1 and "over 2 label samples" not in table.stdout
 
 
 def test_repeat_reports_mean_and_interval(clfew, project):
@@ -181,7 +181,7 @@ def test_repeat_reports_mean_and_interval(clfew, project):
     assert 0 <= low <= result["mean"] <= high <= 1
     assert json.loads((project / "runs/finetune-2/result.json").read_text())["draws"] == result["draws"]
     table = clfew.ok(*settings, cwd=project).stdout
-    assert "over 3 draws" in table and table.count("seed ") == 3
+    assert "over 3 label samples" in table and table.count("seed ") == 3
 
 
 @pytest.mark.parametrize("mode", ["full", "linear", "knn", "propagate", "auto"])

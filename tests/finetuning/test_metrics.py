@@ -15,7 +15,7 @@ CLASSES = ["a", "b", "c", "d"]
 
 
 def example(images=200, seed=0, present=(0, 1, 2, 3)):
-    """Probabilities of a fair classifier; class d is hard."""
+    """Returns the probabilities of a mediocre classifier, for which class d is hard, and the labels."""
     random = np.random.default_rng(seed)
     labels = random.choice(present, images)
     logits = random.normal(0, 1, (images, 4))
@@ -24,13 +24,13 @@ def example(images=200, seed=0, present=(0, 1, 2, 3)):
     return probabilities, labels
 
 
-def test_the_report_holds_what_loops_over_the_images_count():
+def test_the_report_equals_counts_by_loops_over_the_images():
     probabilities, labels = example()
     predicted = probabilities.argmax(1)
     report = classification_report(probabilities, labels, CLASSES)
     pairs = list(zip(labels.tolist(), predicted.tolist(), strict=True))
-    counts = [[pairs.count((true, said)) for said in range(4)] for true in range(4)]
-    correct = sum(true == said for true, said in pairs)
+    counts = [[pairs.count((true, guess)) for guess in range(4)] for true in range(4)]
+    correct = sum(true == guess for true, guess in pairs)
     precision = [counts[c][c] / sum(row[c] for row in counts) for c in range(4)]
     recall = [counts[c][c] / sum(counts[c]) for c in range(4)]
     assert report["n"] == 200 and report["classes"] == CLASSES
@@ -55,7 +55,7 @@ def test_a_class_that_is_not_tested_has_no_recall_and_one_never_predicted_no_pre
     assert report["balanced_accuracy"] == pytest.approx(0.5)
 
 
-def test_the_most_confused_pairs_come_first_and_hits_are_none_of_them():
+def test_the_most_confused_pairs_come_first_without_correct_predictions():
     labels = np.array([0] * 5 + [1] * 9 + [2] * 4)
     predicted = np.array([1, 1, 1, 0, 0] + [2] + [1] * 8 + [0, 0, 2, 2])
     report = classification_report(np.eye(4)[predicted], labels, CLASSES)
@@ -120,7 +120,7 @@ def test_calibration_error_equals_the_loop_over_bins():
     )
 
 
-def test_calibration_error_of_sure_answers_is_their_error_rate():
+def test_calibration_error_of_fully_confident_predictions_is_their_error_rate():
     correct = np.array([True, True, True, False])
     assert expected_calibration_error(np.ones(4), correct) == pytest.approx(0.25)
     assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0.0

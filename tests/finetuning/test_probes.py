@@ -21,11 +21,11 @@ from clfew.finetuning.probes import FEW_LABELS, STRENGTHS, folds, knn_head, line
 from clfew.models.classifier import UnitHead
 
 
-def clusters(images=90, classes=3, dim=6, spread=1.0, seed=0):
-    """Features of different scales and offsets around a centre for each class, float32."""
+def clusters(images=90, classes=3, dim=6, std=1.0, seed=0):
+    """Makes float32 features of different scales and offsets around a centre for each class."""
     random = np.random.default_rng(seed)
     labels = np.arange(images) % classes
-    features = random.normal(0, 2, (classes, dim))[labels] + random.normal(0, spread, (images, dim))
+    features = random.normal(0, 2, (classes, dim))[labels] + random.normal(0, std, (images, dim))
     return (features * np.geomspace(0.1, 10, dim) + 5).astype(np.float32), labels
 
 
@@ -35,7 +35,7 @@ def probabilities(head, features):
 
 
 def scaled(features, scaling):
-    """All images, with and without labels, give mean and spread."""
+    """Scales features by the mean and standard deviation of all images, labelled or not."""
     centred = features - features.mean(0)
     if scaling == "standardised":
         return centred / features.std(0)
@@ -60,15 +60,15 @@ def test_a_class_without_labels_is_never_predicted(present):
     features, labels = clusters(classes=4)
     labelled = np.flatnonzero(np.isin(labels, present))
     head, _ = linear_head(features, labelled, labels[labelled], 4, 0)
-    shares = probabilities(head, features)
+    predicted = probabilities(head, features)
     missing = sorted(set(range(4)) - set(present))
-    assert shares[:, missing].max() < 1e-6
-    assert (shares[labelled].argmax(1) == labels[labelled]).mean() > 0.8
+    assert predicted[:, missing].max() < 1e-6
+    assert (predicted[labelled].argmax(1) == labels[labelled]).mean() > 0.8
 
 
 def test_scaling_and_strength_are_what_cross_validation_prefers():
-    for spread in (0.3, 4.0):
-        features, labels = clusters(spread=spread, dim=10)
+    for std in (0.3, 4.0):
+        features, labels = clusters(std=std, dim=10)
         labelled = np.arange(30)
         _, used = linear_head(features, labelled, labels[labelled], 3, 0)
         losses = {
@@ -86,13 +86,13 @@ def test_scaling_and_strength_are_what_cross_validation_prefers():
 
 
 def test_few_labels_take_the_default():
-    features, labels = clusters(spread=4.0, dim=20)
+    features, labels = clusters(std=4.0, dim=20)
     head, used = linear_head(features, np.arange(8), labels[:8], 3, 0)
     assert (used["scaling"], used["strength"]) == FEW_LABELS
     assert isinstance(head, UnitHead)
 
 
-def test_a_unit_head_sees_directions_alone():
+def test_a_unit_head_ignores_the_length_of_features():
     head = UnitHead(4, 3)
     head.centre.copy_(torch.tensor([1.0, -2.0, 0.0, 3.0]))
     features = torch.randn(5, 4)
@@ -111,23 +111,23 @@ def test_folds_hold_every_class_on_both_sides():
 
 
 def slow_knn(features, bank, labels, classes, k):
-    """Shares of a vote with weights exp(cosine / 0.07) of the k most similar, image by image."""
-    shares = np.zeros((len(features), classes))
+    """Votes image by image among the k most similar, with weights exp(cosine / 0.07)."""
+    votes = np.zeros((len(features), classes))
     for i, feature in enumerate(features):
         cosine = [feature @ b / np.linalg.norm(feature) / np.linalg.norm(b) for b in bank]
         for j in sorted(range(len(bank)), key=lambda j: -cosine[j])[:k]:
-            shares[i, labels[j]] += np.exp(cosine[j] / 0.07)
-    return shares / shares.sum(1, keepdims=True)
+            votes[i, labels[j]] += np.exp(cosine[j] / 0.07)
+    return votes / votes.sum(1, keepdims=True)
 
 
 @pytest.mark.parametrize(("labels_a_class", "k"), [(1, 1), (6, 6), (25, 20)])
 def test_the_neighbour_head_equals_the_slow_vote(labels_a_class, k):
-    features, labels = clusters(spread=2.0)
+    features, labels = clusters(std=2.0)
     labelled = np.arange(3 * labels_a_class)
     head = knn_head(features, labelled, labels[labelled], 3)
     assert head.k == k
     expected = slow_knn(features.astype(np.float64), features[labelled], labels[labelled], 3, k)
-    # Every class keeps a share of 1e-4.
+    # Every class keeps a probability of 1e-4.
     np.testing.assert_allclose(probabilities(head, features), (expected + 1e-4) / 1.0003, atol=1e-4)
 
 
@@ -202,21 +202,21 @@ def test_propagate_converges_to_the_closed_form(monkeypatch):
 def test_balance_gives_rows_of_one_and_classes_of_the_same_mass():
     random = np.random.default_rng(0)
     mass = random.uniform(0.1, 1, (300, 3)) * [1, 5, 20]
-    shares = balance(mass)
-    np.testing.assert_allclose(shares.sum(1), 1)
-    np.testing.assert_allclose(shares.sum(0), 100, rtol=0.01)
-    # What an image is likelier to be than its neighbour is kept: odds change by the same factor.
-    odds = (shares[:, 0] / shares[:, 1]) / (mass[:, 0] / mass[:, 1])
+    predicted = balance(mass)
+    np.testing.assert_allclose(predicted.sum(1), 1)
+    np.testing.assert_allclose(predicted.sum(0), 100, rtol=0.01)
+    # The odds of two classes change by the same factor in all images.
+    odds = (predicted[:, 0] / predicted[:, 1]) / (mass[:, 0] / mass[:, 1])
     np.testing.assert_allclose(odds, odds[0], rtol=1e-6)
 
 
-def test_an_image_that_no_label_reaches_gets_equal_shares():
+def test_an_image_that_no_label_reaches_gets_equal_probabilities():
     mass = np.array([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]])
     np.testing.assert_allclose(balance(mass)[2], [0.5, 0.5])
 
 
 def two_moons():
-    """Two interleaved half-circles, lifted to where near points have a high cosine."""
+    """Makes two interleaved half-circles, as features in which near points have a high cosine."""
     points, labels = make_moons(300, noise=0.06, random_state=0)
     anchors = make_moons(100, noise=0.2, random_state=1)[0]
     return rbf_kernel(points, anchors, gamma=8).astype(np.float32), labels
@@ -229,9 +229,9 @@ def test_one_label_a_class_spreads_over_two_moons_and_beats_a_linear_probe():
     for seed in range(4):
         random = np.random.default_rng(seed)
         labelled = np.array([random.choice(np.flatnonzero(labels == c)) for c in (0, 1)])
-        shares = propagated_probabilities(graph, labelled, labels[labelled], 2)
-        np.testing.assert_allclose(shares.sum(1), 1)
-        propagated.append((shares.argmax(1) == labels).mean())
+        predicted = propagated_probabilities(graph, labelled, labels[labelled], 2)
+        np.testing.assert_allclose(predicted.sum(1), 1)
+        propagated.append((predicted.argmax(1) == labels).mean())
         head, _ = linear_head(features, labelled, labels[labelled], 2, 0)
         linear.append((probabilities(head, features).argmax(1) == labels).mean())
         head = propagation_head(features, graph, labelled, labels[labelled], 2)
@@ -241,13 +241,13 @@ def test_one_label_a_class_spreads_over_two_moons_and_beats_a_linear_probe():
     assert np.mean(headed) > np.mean(linear) + 0.1
 
 
-def test_a_class_without_labels_gets_no_share():
+def test_a_class_without_labels_gets_probability_0():
     features, labels = clusters(classes=4)
     labelled = np.array([0, 1, 3])
     graph = neighbour_graph(features)
-    shares = propagated_probabilities(graph, labelled, labels[labelled], 4)
-    assert shares.shape == (90, 4) and (shares[:, 2] == 0).all()
-    np.testing.assert_allclose(shares.sum(1), 1)
+    predicted = propagated_probabilities(graph, labelled, labels[labelled], 4)
+    assert predicted.shape == (90, 4) and (predicted[:, 2] == 0).all()
+    np.testing.assert_allclose(predicted.sum(1), 1)
     head = propagation_head(features, graph, labelled, labels[labelled], 4)
     assert probabilities(head, features)[:, 2].max() < 1e-6
 
@@ -267,16 +267,16 @@ def test_fewer_images_than_features_are_fitted_in_the_space_they_span_with_the_s
     )
 
 
-def test_one_label_for_each_of_many_classes_is_no_reason_to_warn(recwarn):
+def test_one_label_for_each_of_many_classes_causes_no_warning(recwarn):
     features, labels = clusters(images=40, classes=20)
     linear_head(features, np.arange(20), labels[:20], 20, 0)
     assert not recwarn.list
 
 
 def test_labelled_images_keep_their_labels_among_neighbours_of_another_class():
-    features, labels = clusters(images=60, spread=0.3)
-    said = labels[:21].copy()
-    said[0] = (said[0] + 1) % 3  # Against all that is near it.
-    shares = propagated_probabilities(neighbour_graph(features), np.arange(21), said, 3)
-    assert (shares[:21] == np.eye(3)[said]).all()
-    assert (shares[21:].argmax(1) == labels[21:]).all()
+    features, labels = clusters(images=60, std=0.3)
+    given = labels[:21].copy()
+    given[0] = (given[0] + 1) % 3  # Unlike the labels of its neighbours.
+    predicted = propagated_probabilities(neighbour_graph(features), np.arange(21), given, 3)
+    assert (predicted[:21] == np.eye(3)[given]).all()
+    assert (predicted[21:].argmax(1) == labels[21:]).all()

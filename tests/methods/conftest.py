@@ -15,8 +15,8 @@ from clfew.training.batch import Batch
 
 
 def textured(count, side=24, classes=4, seed=0):
-    """Coloured stripes of four directions at random phases, on a shaded ground: uint8 images and their
-    classes. What a class is shows in texture and colour both, as in photographs."""
+    """Returns coloured stripes of four directions at random phases, on a shaded ground: uint8 images and
+    their classes. Classes differ in both texture and colour, as in photographs."""
     random = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     y, x = np.mgrid[:side, :side] / side
@@ -37,8 +37,8 @@ def textured(count, side=24, classes=4, seed=0):
 
 
 def tinted_clothes(each):
-    """`each` of the demo's images of every class, in colours that depend on place and brightness and not
-    on the class: uint8 (N, 28, 28, 3), and the classes."""
+    """Returns `each` of the demo's images of every class, in colours that depend on place and brightness
+    but not on the class: uint8 (N, 28, 28, 3), and the classes."""
     with (
         resources.files("clfew.commands.demo_data").joinpath("fashion-mnist-6k.zip").open("rb") as packed
     ):

@@ -28,15 +28,16 @@ def encoder_of(adapter=6):
 
 
 def views_of(images=300, dims=32, informative=4, seed=0):
-    """Features of views: what an image is lies in few directions, what a view is in the others."""
+    """Returns features of views, and classes. Images differ in few directions, their views in the
+    others."""
     random = np.random.default_rng(seed)
-    turn, _ = np.linalg.qr(random.normal(size=(dims, dims)))
+    rotation, _ = np.linalg.qr(random.normal(size=(dims, dims)))
     kinds = np.arange(images) % 3
     signal = np.zeros((images, dims))
     signal[:, :informative] = 2 * random.normal(size=(3, informative))[kinds]
     signal[:, :informative] += 0.3 * random.normal(size=(images, informative))
     noise = random.normal(size=(images, VIEWS, dims)) * np.where(np.arange(dims) < informative, 0.1, 3.0)
-    return ((signal[:, None] + noise) @ turn).astype(np.float16), kinds
+    return ((signal[:, None] + noise) @ rotation).astype(np.float16), kinds
 
 
 def nearest_agree(features, kinds):
@@ -46,19 +47,19 @@ def nearest_agree(features, kinds):
 
 
 @torch.no_grad()
-def test_whitening_makes_the_differences_between_views_alike_and_finds_what_images_differ_in():
+def test_whitening_equalises_differences_between_views_and_keeps_those_between_images():
     features, kinds = views_of()
     layer = nn.Linear(32, 6)
     whiten(layer, features, 0)
     adapted = layer(torch.from_numpy(features).float()).numpy()
-    assert np.abs(adapted.mean((0, 1))).max() < 0.1  # The mean is taken away.
+    assert np.abs(adapted.mean((0, 1))).max() < 0.1  # The mean is subtracted.
     first = features[:, 0].astype(np.float32)
     before = nearest_agree(first - first.mean(0), kinds)
     after = nearest_agree(adapted[:, 0], kinds)
     assert after > 0.95 > before + 0.2
 
 
-def test_whitening_is_the_formula():
+def test_whitening_follows_its_formula():
     features, _ = views_of(images=60, dims=5, informative=2)
     layer = nn.Linear(5, 5)
     whiten(layer, features, 0)
@@ -75,34 +76,34 @@ def test_whitening_is_the_formula():
     np.testing.assert_allclose(gram / np.trace(gram), metric / np.trace(metric), rtol=2e-3, atol=2e-3)
 
 
-def test_the_loss_is_simclrs_on_two_different_views():
+def test_the_loss_is_that_of_simclr_on_two_different_views():
     objective = Adapter(encoder_of(), 0.2, False)
     random = ImageRandom(0, 3, np.arange(40))
     features = torch.randn(40, 3, 32).half()
     loss, _ = objective.loss(Batch(features, torch.ones(40), random))
-    draw = random.uniform(0, 2)
+    random_40x2 = random.uniform(0, 2)
     pairs = [[], []]
     for i in range(40):
-        first = int(draw[i, 0] * 3)
-        second = (first + 1 + int(draw[i, 1] * 2)) % 3
+        first = int(random_40x2[i, 0] * 3)
+        second = (first + 1 + int(random_40x2[i, 1] * 2)) % 3
         assert first != second
         for side, view in enumerate((first, second)):
             pairs[side].append(objective.layer.linear(features[i, view].float()))
     torch.testing.assert_close(loss, nt_xent(torch.stack(pairs[0] + pairs[1]), 0.2))
 
 
-def test_every_pair_of_views_is_drawn():
+def test_every_pair_of_views_occurs():
     features = torch.zeros(600, 3, 32)
-    features[:, torch.arange(3), torch.arange(3)] = 1  # A view tells its number.
-    objective, seen = Adapter(encoder_of(), 0.2, False), []
-    objective.layer.linear.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features[:, torch.arange(3), torch.arange(3)] = 1  # The features encode the view's number.
+    objective, given = Adapter(encoder_of(), 0.2, False), []
+    objective.layer.linear.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     objective.loss(Batch(features, torch.ones(600), ImageRandom(0, 0, np.arange(600))))
-    first, second = seen[0][:, :3].argmax(1).chunk(2)
+    first, second = given[0][:, :3].argmax(1).chunk(2)
     pairs = {(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True)}
     assert pairs == {(a, b) for a in range(3) for b in range(3) if a != b}
 
 
-def test_training_moves_the_layer_alone_and_lowers_the_loss():
+def test_training_changes_only_the_layer_and_lowers_the_loss():
     features, kinds = views_of()
     encoder = encoder_of()
     objective = Adapter(encoder, 0.2, False)
@@ -127,7 +128,7 @@ def test_training_moves_the_layer_alone_and_lowers_the_loss():
     assert nearest_agree(adapted, kinds) > 0.95
 
 
-def test_a_training_that_is_saved_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
+def test_training_that_is_saved_and_resumed_ends_with_the_same_weights(tmp_path, monkeypatch):
     features, _ = views_of(100)
     data = TrainingData(features, np.ones(100, np.float32), np.arange(100))
     plan = Plan(20, 50, "adamw", 1e-3, 1e-3, 2, 0, "fp32")
@@ -156,19 +157,19 @@ def test_a_training_that_is_saved_and_resumed_ends_with_the_same_weights(tmp_pat
 
 
 @torch.no_grad()
-def test_views_features_are_the_backbones_of_random_views(pixels):
+def test_view_features_are_backbone_features_of_random_views(pixels):
     images, _ = pixels(10)
     encoder, indices = encoder_of(), np.array([7, 2, 5])
     aspects = np.ones(10, np.float32)
     found = view_features(encoder, images, aspects, indices, RECIPE, 0, CPU, "fp32")
     assert found.shape == (3, VIEWS, 32) and found.dtype == np.float16
     again = view_features(encoder, images, aspects, indices[:2], RECIPE, 0, CPU, "fp32")
-    np.testing.assert_array_equal(found[:2], again)  # An image's views follow the image alone.
+    np.testing.assert_array_equal(found[:2], again)  # An image's views depend on the image alone.
     assert np.abs(found[:, 0] - found[:, 1]).max() > 0.01
     assert not encoder.training
 
 
-def test_time_that_is_up_leaves_the_first_images(pixels, monkeypatch):
+def test_when_time_is_up_only_the_first_images_have_features(pixels, monkeypatch):
     images, _ = pixels(200)
     monkeypatch.setattr("clfew.methods.adapter.batch_size", lambda size, device: 4 * VIEWS)
     arguments = (encoder_of(), images, np.ones(200, np.float32), np.arange(200), RECIPE, 0, CPU, "fp32")
@@ -177,7 +178,7 @@ def test_time_that_is_up_leaves_the_first_images(pixels, monkeypatch):
 
 
 @pytest.mark.parametrize("dims", [3, 6])
-def test_an_encoder_with_fewer_features_than_the_adapter_is_wide(dims):
+def test_an_encoder_may_have_fewer_features_than_the_adapter(dims):
     features = np.random.default_rng(0).normal(size=(20, VIEWS, dims)).astype(np.float16)
     layer = nn.Linear(dims, 6)
     whiten(layer, features, 0)
@@ -185,7 +186,7 @@ def test_an_encoder_with_fewer_features_than_the_adapter_is_wide(dims):
 
 
 @torch.no_grad()
-def test_a_side_layer_weighs_the_encoders_features_and_its_own_alike():
+def test_a_side_layer_weighs_the_encoders_features_and_its_own_equally():
     torch.manual_seed(0)
     features = (5 * torch.randn(50, VIEWS, 32) * torch.arange(1, 33) + 100).half()
     layer = SideLayer(32, 6)

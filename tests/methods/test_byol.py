@@ -7,7 +7,7 @@ from torch import nn
 
 from clfew.data.augment import Recipe
 from clfew.methods.byol import BYOL, byol_loss, momentum_at
-from clfew.methods.collapse import collapse, directions, health, spread
+from clfew.methods.collapse import collapse, effective_rank, embedding_std, health
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan
@@ -21,7 +21,7 @@ def slow_loss(predictions, targets):
     return total / len(predictions)
 
 
-def test_the_loss_is_the_papers():
+def test_the_loss_is_that_of_the_paper():
     generator = torch.Generator().manual_seed(0)
     q, z = (torch.randn(6, 9, generator=generator) * 3 for _ in range(2))
     assert byol_loss(q, z).item() == pytest.approx(slow_loss(q, z), rel=1e-5)
@@ -32,11 +32,11 @@ def test_the_loss_is_the_papers():
 def test_both_directions_are_summed(make_method, make_batch, make_images):
     objective: BYOL = make_method("byol")
     batch = make_batch(make_images(8)[0])
-    seen = {"predicted": [], "target": []}
-    objective.predictor.register_forward_hook(lambda m, a, out: seen["predicted"].append(out.detach()))
-    objective.target.register_forward_hook(lambda m, a, out: seen["target"].append(out))
+    out = {"predicted": [], "target": []}
+    objective.predictor.register_forward_hook(lambda m, a, y: out["predicted"].append(y.detach()))
+    objective.target.register_forward_hook(lambda m, a, y: out["target"].append(y))
     loss, _ = objective.loss(batch)
-    q, z = seen["predicted"], seen["target"]
+    q, z = out["predicted"], out["target"]
     assert loss.item() == pytest.approx(slow_loss(q[0], z[1]) + slow_loss(q[1], z[0]), rel=1e-4)
     assert not z[0].requires_grad and not torch.equal(z[0], z[1])
 
@@ -103,19 +103,19 @@ def test_a_run_raises_no_alarm_and_embeddings_in_one_direction_do(make_method, m
     train(objective, data, plan, torch.device("cpu"), rows.append)
     assert not collapse(rows[-1])
     z = torch.ones(32, 16) + 1e-3 * torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
-    assert "collapsed" in collapse({"spread": spread(z).item()})
+    assert "collapsed" in collapse({"spread": embedding_std(z).item()})
     line = torch.linspace(-1, 1, 64)[:, None] * torch.ones(16)
     on_a_line = health(line + 1e-3 * torch.randn(64, 16, generator=torch.Generator().manual_seed(1)))
     assert on_a_line["spread"] > 0.5 and "line" in collapse({k: v.item() for k, v in on_a_line.items()})
     assert "directions" not in health(line[:31])
     everywhere = torch.randn(500, 16, generator=torch.Generator().manual_seed(0))
-    assert spread(everywhere).item() == pytest.approx(1, abs=0.05)
+    assert embedding_std(everywhere).item() == pytest.approx(1, abs=0.05)
 
 
-def test_directions_are_the_participation_ratio_of_the_covariance():
+def test_the_effective_rank_is_the_participation_ratio_of_the_covariance():
     z = torch.randn(100, 16, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 16)
     unit = (z / z.norm(dim=1, keepdim=True)).double().numpy()
     eigenvalues = np.linalg.eigvalsh(np.cov(unit.T))
     slow = eigenvalues.sum() ** 2 / (eigenvalues**2).sum()
-    assert directions(z).item() == pytest.approx(slow, rel=1e-4)
-    assert directions(torch.ones(40, 16)).item() < 1
+    assert effective_rank(z).item() == pytest.approx(slow, rel=1e-4)
+    assert effective_rank(torch.ones(40, 16)).item() < 1

@@ -20,8 +20,8 @@ from clfew.methods.colorization import (
 )
 
 
-def colours(count, spread=30.0, seed=0):
-    return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)) * spread
+def colours(count, std=30.0, seed=0):
+    return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)) * std
 
 
 def slow_soft(colour, bins):
@@ -29,22 +29,22 @@ def slow_soft(colour, bins):
     distance = np.sqrt(((bins - colour) ** 2).sum(1))
     nearest = np.argsort(distance, kind="stable")[:NEAREST]
     weight = np.exp(-(distance[nearest] ** 2) / (2 * SIGMA**2))
-    shares = np.zeros(len(bins))
-    shares[nearest] = weight / weight.sum()
-    return shares
+    probabilities = np.zeros(len(bins))
+    probabilities[nearest] = weight / weight.sum()
+    return probabilities
 
 
-def slow_weights(bins, shares):
+def slow_weights(bins, fractions):
     smooth = np.array(
         [
             sum(
-                share
+                fraction
                 * math.exp(-((bins[q] - bins[k]) ** 2).sum() / (2 * SIGMA**2))
                 / sum(
                     math.exp(-((bins[m] - bins[k]) ** 2).sum() / (2 * SIGMA**2))
                     for m in range(len(bins))
                 )
-                for k, share in enumerate(shares)
+                for k, fraction in enumerate(fractions)
             )
             for q in range(len(bins))
         ]
@@ -55,32 +55,32 @@ def slow_weights(bins, shares):
 
 def test_bins_are_the_cells_of_the_grid_that_hold_a_colour():
     ab = torch.tensor([[1.0, -2], [4, 4.9], [12, 0], [11, -4], [-37, 58]])
-    bins, shares = colour_bins(ab)
-    found = {tuple(b): round(s, 3) for b, s in zip(bins.tolist(), shares.tolist(), strict=True)}
+    bins, fractions = colour_bins(ab)
+    found = {tuple(b): round(s, 3) for b, s in zip(bins.tolist(), fractions.tolist(), strict=True)}
     assert found == {(0.0, 0.0): 0.4, (10.0, 0.0): 0.4, (-40.0, 60.0): 0.2}
 
 
-def test_a_colour_counts_for_its_five_nearest_bins():
+def test_a_colour_is_assigned_to_its_five_nearest_bins():
     bins, _ = colour_bins(colours(2000))
     ab = colours(50, seed=1)
-    index, shares = soft_bins(ab, bins)
-    dense = torch.zeros(50, len(bins)).scatter_(1, index, shares)
+    index, probabilities = soft_bins(ab, bins)
+    dense = torch.zeros(50, len(bins)).scatter_(1, index, probabilities)
     expected = np.stack([slow_soft(c, bins.double().numpy()) for c in ab.double().numpy()])
     np.testing.assert_allclose(dense.numpy(), expected, atol=1e-4)
 
 
 def test_rare_colours_weigh_more_and_the_mean_weight_is_one():
-    bins, shares = colour_bins(colours(3000, spread=12))
-    weights = rebalancing(bins, shares)
+    bins, fractions = colour_bins(colours(3000, std=12))
+    weights = rebalancing(bins, fractions)
     np.testing.assert_allclose(
-        weights.numpy(), slow_weights(bins.double().numpy(), shares.double().numpy()), rtol=1e-4
+        weights.numpy(), slow_weights(bins.double().numpy(), fractions.double().numpy()), rtol=1e-4
     )
-    assert weights[shares.argmax()] < 1 < weights[shares.argmin()]
+    assert weights[fractions.argmax()] < 1 < weights[fractions.argmin()]
 
 
 def test_the_loss_is_the_papers_weighted_cross_entropy_over_images_with_colours():
-    bins, shares = colour_bins(colours(2000))
-    weights = rebalancing(bins, shares)
+    bins, fractions = colour_bins(colours(2000))
+    weights = rebalancing(bins, fractions)
     ab = colours(3 * 4, seed=2).view(3, 2, 2, 2)
     ab[1] *= GREY_BELOW / 200  # Grey: not counted.
     logits = torch.randn(3, len(bins), 2, 2, generator=torch.Generator().manual_seed(3))
@@ -95,25 +95,25 @@ def test_the_loss_is_the_papers_weighted_cross_entropy_over_images_with_colours(
     assert loss.item() == pytest.approx(total / pixels, rel=1e-4)
 
 
-def test_only_grey_images_cost_nothing():
-    bins, shares = colour_bins(colours(200))
-    loss = colour_loss(torch.randn(2, len(bins), 2, 2), torch.zeros(2, 2, 2, 2), bins, shares)
+def test_a_batch_of_grey_images_has_no_loss():
+    bins, fractions = colour_bins(colours(200))
+    loss = colour_loss(torch.randn(2, len(bins), 2, 2), torch.zeros(2, 2, 2, 2), bins, fractions)
     assert loss.item() == 0
 
 
 def test_the_annealed_mean_is_between_mode_and_mean():
     bins = torch.tensor([[0.0, 0], [100, 0]])
-    share = 0.7
-    logits = torch.tensor([math.log(share), math.log(1 - share)]).view(1, 2, 1, 1)
-    expected = 100 * (1 - share) ** (1 / TEMPERATURE)
-    expected /= share ** (1 / TEMPERATURE) + (1 - share) ** (1 / TEMPERATURE)
+    probability = 0.7
+    logits = torch.tensor([math.log(probability), math.log(1 - probability)]).view(1, 2, 1, 1)
+    expected = 100 * (1 - probability) ** (1 / TEMPERATURE)
+    expected /= probability ** (1 / TEMPERATURE) + (1 - probability) ** (1 / TEMPERATURE)
     assert annealed_mean(logits, bins)[0, 0, 0, 0].item() == pytest.approx(expected, rel=1e-4)
     assert 0 < expected < 30
 
 
-def test_the_encoder_sees_no_colour(make_method):
-    """Of two images of the same lightness it says the same, whatever their colours: also when it is used
-    later."""
+def test_the_encoder_gets_no_colour(make_method):
+    """Two images of the same lightness have the same features, whatever their colours; in later use
+    too."""
     objective: Colorization = make_method("colorization").eval()
     lab = torch.zeros(2, 3, 24, 24)
     lab[:, 0] = torch.linspace(40, 60, 24)
@@ -137,7 +137,7 @@ def test_bins_come_from_the_images_and_are_the_same_for_a_resumed_run(make_metho
     assert torch.equal(found[0]["weights"], found[1]["weights"])
 
 
-def test_perfect_guesses_give_the_image_its_colours_back(
+def test_perfect_predictions_restore_the_images_colours(
     make_method, make_batch, make_images, monkeypatch
 ):
     images, _ = make_images(6, side=24)
@@ -145,13 +145,13 @@ def test_perfect_guesses_give_the_image_its_colours_back(
     objective.look_at(torch.from_numpy(images), torch.ones(6))
     batch = make_batch(images)
     _, lab = objective.view(batch)
-    index, shares = soft_bins(lab[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2), objective.bins)
-    right = torch.zeros(len(index), len(objective.bins)).scatter_(1, index, shares)
+    index, probabilities = soft_bins(lab[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2), objective.bins)
+    right = torch.zeros(len(index), len(objective.bins)).scatter_(1, index, probabilities)
     right = (right + 1e-9).log().view(6, 6, 6, -1).permute(0, 3, 1, 2) * TEMPERATURE
     monkeypatch.setattr(objective, "logits", lambda view: right)
     pictures = dict(objective.pictures(batch))
-    told, grey = (
+    predicted, grey = (
         (rgb_to_lab(pictures[name]) - rgb_to_lab(pictures["image"]))[:, 1:].abs().mean().item()
         for name in ("colourised", "without colour")
     )
-    assert told < 0.7 * grey  # At a quarter of the resolution.
+    assert predicted < 0.7 * grey  # Not 0: colours have a quarter of the resolution.

@@ -35,13 +35,13 @@ def test_eight_directions_by_concatenated_features_against_a_loop(make_method, m
 
 
 def test_one_channel_stays_and_noise_is_in_place_of_the_others(make_method):
-    """Fringes of colour, which grow towards the edge of a photograph, would tell where a patch is."""
+    """Colour fringes, which grow towards the edge of a photograph, would show where a patch is."""
     objective: ContextPrediction = make_method("context-prediction")
     generator = torch.Generator().manual_seed(0)
     patches = torch.rand(300, 3, 12, 12, generator=generator)
     noise = torch.randn(300, 3, 12, 12, generator=generator)
-    draws = torch.rand(300, generator=generator)
-    result = objective.one_colour(patches, draws, noise)
+    random_N = torch.rand(300, generator=generator)
+    result = objective.one_colour(patches, random_N, noise)
     size = result.square().mean((2, 3)).sqrt()
     kept = size.argmax(1)
     torch.testing.assert_close(size.amax(1), torch.ones(300), rtol=2e-3, atol=0)  # Unit RMS.
@@ -55,13 +55,13 @@ def test_one_channel_stays_and_noise_is_in_place_of_the_others(make_method):
     torch.testing.assert_close(channel, expected, rtol=2e-3, atol=1e-3)
 
 
-def test_brightness_and_contrast_of_a_patch_tell_nothing(make_method):
+def test_brightness_and_contrast_of_a_patch_do_not_matter(make_method):
     objective: ContextPrediction = make_method("context-prediction")
     patches = torch.rand(20, 3, 12, 12, generator=torch.Generator().manual_seed(1))
-    draws, noise = torch.linspace(0, 0.99, 20), torch.zeros(20, 3, 12, 12)
-    plain = objective.one_colour(patches, draws, noise)
+    random_N, noise = torch.linspace(0, 0.99, 20), torch.zeros(20, 3, 12, 12)
+    plain = objective.one_colour(patches, random_N, noise)
     torch.testing.assert_close(
-        objective.one_colour(0.5 * patches + 0.3, draws, noise), plain, rtol=0, atol=5e-3
+        objective.one_colour(0.5 * patches + 0.3, random_N, noise), plain, rtol=0, atol=5e-3
     )
 
 
@@ -72,16 +72,16 @@ def test_some_patches_lose_detail(make_method, make_batch):
     sharp = torch.rand(
         40, 9, 3, objective.patch, objective.patch, generator=torch.Generator().manual_seed(0)
     )
-    shares = []
+    fractions = []
     for epoch in range(6):
         coarse = objective._coarse(sharp, make_batch(images, epoch=epoch))
         changed = (coarse - sharp).abs().amax((2, 3, 4)) > 1e-3
-        shares.append(changed.float().mean().item())
-        if changed.any():  # Else as large as before.
+        fractions.append(changed.float().mean().item())
+        if changed.any():  # In some steps the smaller size equals the patch's own.
             assert coarse.flatten(2).std(2)[changed].mean() < sharp.flatten(2).std(2).mean()
-    assert 0.25 < np.mean([share for share in shares if share]) < 0.42
+    assert 0.25 < np.mean([fraction for fraction in fractions if fraction]) < 0.42
 
 
-def test_batchnorm_in_the_head_has_no_scale_to_fall_silent_with(make_method):
+def test_batchnorm_in_the_head_has_no_learned_scale(make_method):
     head = make_method("context-prediction").head
     assert all(not m.affine for m in head.modules() if isinstance(m, nn.BatchNorm1d))

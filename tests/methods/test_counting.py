@@ -29,7 +29,7 @@ def slow_loss(whole, tiles, margin):
 
 
 @pytest.mark.parametrize("size", [0.1, 1.0])  # Within the margin, and beyond.
-def test_the_loss_is_the_papers(size):
+def test_the_loss_is_that_of_the_paper(size):
     generator = torch.Generator().manual_seed(0)
     whole = torch.rand(5, 20, generator=generator) * size
     tiles = torch.rand(4, 5, 20, generator=generator) * size
@@ -45,7 +45,7 @@ def test_the_margin_is_on_the_vector_not_on_each_count():
     assert counting_loss(whole, tiles).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_to_count_nothing_costs_the_margin():
+def test_counts_of_zero_cost_the_margin():
     assert counting_loss(torch.zeros(6, 9), torch.zeros(4, 6, 9)).item() == pytest.approx(MARGIN)
 
 
@@ -74,10 +74,8 @@ def test_tiles_put_together_and_halved_are_the_whole(make_method, make_batch, ma
     assert (F.avg_pool2d(view, 2) - pieces[0]).abs().mean() < 0.02
 
 
-def test_how_it_is_made_smaller_changes_from_step_to_step(
-    make_method, make_batch, make_images, monkeypatch
-):
-    """One resampler would leave traces that tell wholes from tiles."""
+def test_the_resampler_changes_from_step_to_step(make_method, make_batch, make_images, monkeypatch):
+    """A single resampler would leave traces that distinguish whole views from tiles."""
     images = make_images(4)[0]
     objective: Counting = make_method("counting")
     kinds = []
@@ -92,7 +90,7 @@ def test_how_it_is_made_smaller_changes_from_step_to_step(
             assert (results[i] - results[j]).abs().mean() > 1e-3
 
 
-def test_lanczos_is_pillows():
+def test_lanczos_equals_pillows():
     line = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
     picture = Image.fromarray(line.astype(np.float32), mode="F").resize(
         (20, 20), Image.Resampling.LANCZOS
@@ -102,7 +100,7 @@ def test_lanczos_is_pillows():
 
 
 def test_colour_is_dropped_from_all_images_of_a_step_or_from_none(make_method, make_batch):
-    """Else colour alone would tell an image from another, and the margin would cost nothing."""
+    """Otherwise colour alone would distinguish two images, and the margin would cost nothing."""
     images = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
     objective, steps = make_method("counting"), []
     for epoch in range(100):

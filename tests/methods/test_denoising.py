@@ -8,29 +8,29 @@ from clfew.errors import UsageError
 from clfew.methods.denoising import CORRUPTIONS, EMPHASIS, Denoising, corrupted, emphasised, stage_at
 
 
-def draws(*shape, seed=0):
+def uniform(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_masking_sets_a_share_of_the_pixels_to_zero_in_all_channels():
-    clean = draws(20, 3, 16, 16) * 0.5 + 0.4
-    damaged, where = corrupted(clean, draws(20, 2, 16, 16, seed=1), "masking", 0.25)
+def test_masking_sets_a_fraction_of_the_pixels_to_zero_in_all_channels():
+    clean = uniform(20, 3, 16, 16) * 0.5 + 0.4
+    damaged, where = corrupted(clean, uniform(20, 2, 16, 16, seed=1), "masking", 0.25)
     hit = where.expand_as(clean) == 1
     assert (damaged[hit] == 0).all() and torch.equal(damaged[~hit], clean[~hit])
     assert 0.22 < where.mean() < 0.28
 
 
 def test_salt_and_pepper_are_the_ends_of_the_range():
-    clean = draws(20, 3, 16, 16) * 0.5 + 0.25
-    damaged, where = corrupted(clean, draws(20, 2, 16, 16, seed=1), "salt-and-pepper", 0.3)
+    clean = uniform(20, 3, 16, 16) * 0.5 + 0.25
+    damaged, where = corrupted(clean, uniform(20, 2, 16, 16, seed=1), "salt-and-pepper", 0.3)
     hit = where.expand_as(clean) == 1
     assert set(damaged[hit].unique().tolist()) == {0.0, 1.0} and torch.equal(damaged[~hit], clean[~hit])
     assert 0.4 < damaged[hit].mean() < 0.6
 
 
-def test_gaussian_noise_has_the_standard_deviation_it_is_asked_for():
+def test_gaussian_noise_has_the_given_standard_deviation():
     clean = torch.full((40, 1, 32, 32), 0.5)
-    damaged, where = corrupted(clean, draws(40, 2, 32, 32), "gaussian", 0.3)
+    damaged, where = corrupted(clean, uniform(40, 2, 32, 32), "gaussian", 0.3)
     noise = damaged - clean
     assert noise.std().item() == pytest.approx(0.3, rel=0.02) and abs(noise.mean().item()) < 0.01
     kurtosis = (noise / noise.std()).pow(4).mean().item()
@@ -78,7 +78,7 @@ def test_stages_get_the_same_sum_of_learning_rates():
 
 
 def test_stacked_stages_learn_one_after_the_other(make_method, make_batch, make_images):
-    """A later stage's training leaves the ones before it as they are, and restores what they say."""
+    """Training a later stage does not change the stages before it."""
     objective: Denoising = make_method("denoising", stacked=True).train()
     images = make_images(8)[0]
     names = objective.encoder.stage_names()
@@ -110,7 +110,7 @@ def test_a_later_stages_loss_is_the_squared_error_of_the_maps_below(
         for module in list(rest)[index + 1 : int(objective.encoder.stage_names()[2]) + 1]:
             above = module(above)
         restored = objective.decoders[2](above)
-    total, values = 0.0, clean.double().numpy()  # Element by element, in shares of the maps' variance.
+    total, values = 0.0, clean.double().numpy()  # Element by element, then over the maps' variance.
     for b, c, y, x in np.ndindex(*values.shape):
         weight = EMPHASIS[0] if where[b, 0, y, x] else EMPHASIS[1]
         total += weight * (float(restored[b, c, y, x]) - values[b, c, y, x]) ** 2

@@ -22,7 +22,7 @@ from clfew.methods.inpainting import (
 )
 
 
-def test_the_centre_square_has_half_the_side_and_a_heavy_border_that_is_seen():
+def test_the_centre_square_has_half_the_side_and_a_heavy_border_that_is_not_hidden():
     hidden, weight = centre_mask(128)
     square = torch.zeros(128, 128)
     square[32:96, 32:96] = 1
@@ -34,15 +34,15 @@ def test_the_centre_square_has_half_the_side_and_a_heavy_border_that_is_seen():
 
 
 def test_random_regions_cover_a_fifth_to_three_tenths_and_are_blobs():
-    shares, edges = [], []
+    fractions, edges = [], []
     for epoch in range(40):
-        draws = ImageRandom(0, epoch, np.array([3])).uniform(100, TRIES * CELLS**2)[0]
-        mask = random_mask(64, draws)
+        uniform = ImageRandom(0, epoch, np.array([3])).uniform(100, TRIES * CELLS**2)[0]
+        mask = random_mask(64, uniform)
         assert set(mask.unique().tolist()) == {0.0, 1.0}
-        shares.append(mask.mean().item())
+        fractions.append(mask.mean().item())
         edges.append((mask.diff(dim=0).abs().sum() / mask.sum()).item())
-    assert min(shares) >= LEAST and max(shares) <= MOST
-    assert len({round(s, 4) for s in shares}) > 20  # Another each time.
+    assert min(fractions) >= LEAST and max(fractions) <= MOST
+    assert len({round(f, 4) for f in fractions}) > 20  # Masks differ from step to step.
     assert np.mean(edges) < 0.3  # Noise pixel by pixel would have 1.5 edges for each pixel.
 
 
@@ -69,7 +69,7 @@ def test_the_loss_is_the_weighted_squared_error_of_what_was_hidden(
 
 
 @torch.no_grad()
-def test_what_is_hidden_is_not_seen(make_method, make_batch, make_images):
+def test_hidden_pixels_do_not_change_the_painting(make_method, make_batch, make_images):
     objective: Inpainting = make_method("inpainting").eval()
     view, hidden, _ = objective.view(make_batch(make_images(3)[0]))
     changed = view + 5 * torch.randn_like(view) * hidden
@@ -77,7 +77,7 @@ def test_what_is_hidden_is_not_seen(make_method, make_batch, make_images):
 
 
 @torch.no_grad()
-def test_places_are_joined_channel_by_channel(make_method, monkeypatch):
+def test_places_are_connected_channel_by_channel(make_method, monkeypatch):
     objective: Inpainting = make_method("inpainting").eval()
     side = round(objective.places.shape[1] ** 0.5)
     maps = torch.randn(2, len(objective.places), side, side)
@@ -89,7 +89,7 @@ def test_places_are_joined_channel_by_channel(make_method, monkeypatch):
         torch.testing.assert_close(joined[b, c], maps[b, c].flatten() @ objective.places[c])
 
 
-def test_the_adversarial_losses_move_the_painter_and_the_judge_apart(
+def test_each_adversarial_loss_trains_only_the_painter_or_only_the_discriminator(
     make_method, make_batch, make_images
 ):
     objective: Inpainting = make_method("inpainting", adversarial=True).train()
@@ -108,14 +108,14 @@ def test_the_adversarial_losses_move_the_painter_and_the_judge_apart(
         real, fake = objective.discriminator(view), objective.discriminator(painted)
         painter, judge = objective.adversarial_losses(view, painted)
     right, wrong = (1 / (1 + np.exp(-x.double().numpy().ravel())) for x in (real, fake))
-    # Equation 2, image by image: log D(x) + log(1 - D(F(x))); the painter's share in its usual form.
+    # Equation 2, image by image: log D(x) + log(1 - D(F(x))); the painter's loss in its usual form.
     expected = -sum(math.log(p) + math.log(1 - q) for p, q in zip(right, wrong, strict=True))
     assert judge.item() == pytest.approx(expected / (2 * len(right)), rel=1e-5)
     assert painter.item() == pytest.approx(-sum(map(math.log, wrong)) / len(wrong), rel=1e-5)
 
 
 @pytest.mark.parametrize("mask", ["centre", "random"])
-def test_reconstruction_and_the_adversarial_term_have_the_papers_shares(
+def test_reconstruction_and_the_adversarial_term_have_the_papers_weights(
     make_method, make_batch, make_images, mask
 ):
     batch = make_batch(make_images(6)[0])
@@ -125,7 +125,7 @@ def test_reconstruction_and_the_adversarial_term_have_the_papers_shares(
         view, hidden, weight = objective.view(batch)
         assert mask == "centre" or (weight == 1).all()  # All that is judged is to be like the image.
         painted = objective.painted(view, hidden)
-        # The judge sees all that was painted, and nothing of what was not.
+        # The discriminator gets all that was painted, and nothing else.
         inside = slice(6, 18) if mask == "centre" else slice(None)
         losses = objective.adversarial_losses(view[..., inside, inside], painted[..., inside, inside])
         expected = RECONSTRUCTION * reconstruction_loss(painted, view, weight)

@@ -11,7 +11,7 @@ from clfew.methods.patches import patches, standardised
 
 
 def slow_permutations(tiles, count, seed=0):
-    """Algorithm 1, all distances computed anew each time."""
+    """Algorithm 1, with all distances computed anew each time."""
     left = list(itertools.permutations(range(tiles)))
     chosen = [left.pop(int(np.random.default_rng(seed).integers(len(left))))]
     while len(chosen) < count:
@@ -59,7 +59,7 @@ def test_tiles_come_from_their_cells_with_room_to_move(make_method, make_batch):
 
 
 def test_neighbouring_tiles_do_not_always_touch(make_method, make_batch):
-    """An edge that goes on would give the order away: tiles move within their cells."""
+    """An edge that continues would give the order away, so tiles move within their cells."""
     objective: Jigsaw = make_method("jigsaw", size=64)
     ramp = np.linspace(0, 255, 64).astype(np.uint8)
     images = np.broadcast_to(ramp[None, None, :, None], (16, 64, 64, 3)).copy()
@@ -69,7 +69,7 @@ def test_neighbouring_tiles_do_not_always_touch(make_method, make_batch):
     assert (gaps.abs() / step).std() > 1
 
 
-def test_mean_and_spread_of_a_tile_tell_nothing():
+def test_mean_and_standard_deviation_of_a_tile_do_not_matter():
     tiles = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 0.3 + 0.4
     changed = tiles * torch.tensor([0.5, 1.5, 2.0]).view(1, 3, 1, 1) + 0.2
     torch.testing.assert_close(standardised(tiles), standardised(changed), rtol=5e-3, atol=5e-3)
@@ -86,13 +86,15 @@ def test_two_views_of_three_have_no_colour(make_method, make_batch):
     assert 0.58 < grey.float().mean() < 0.74
 
 
-def test_channels_move_apart_at_random_so_that_fringes_tell_no_place(make_method, make_batch):
+def test_channels_move_apart_at_random_so_that_fringes_do_not_show_a_tiles_place(
+    make_method, make_batch
+):
     """A lens moves red and blue apart, the more the farther from the middle (chromatic aberration)."""
     objective: Jigsaw = make_method("jigsaw", size=64, recipe=Recipe(crop_area=1.0, flip=False))
     ramp = np.linspace(0, 255, 64)[None, :] + np.zeros((64, 1))
     for across, axis in ((ramp, -1), (ramp.T, -2)):
         images = np.broadcast_to(across[None, :, :, None], (300, 64, 64, 3)).astype(np.uint8)
-        tiles = objective.tiles(make_batch(images))  # (B, 9, 3, S, S), the channels alike but for moves.
+        tiles = objective.tiles(make_batch(images))  # (B, 9, 3, S, S), channels differ in moves only.
         inner = tiles[..., 2:-2, 2:-2]
         step = inner.diff(dim=axis).mean()
         moved = ((inner[:, :, [0, 2]] - inner[:, :, 1:2]).mean((3, 4)) / step).round()
@@ -102,7 +104,7 @@ def test_channels_move_apart_at_random_so_that_fringes_tell_no_place(make_method
         reach = max(1, round(SHIFT * objective.tile))
         assert set(coloured[:, 4].flatten().tolist()) == set(range(-reach, reach + 1))
         assert (coloured[:, :, 0] != coloured[:, :, 1]).float().mean() > 0.4
-        # Where a tile was says nothing of it, but at the rim, where there is less room to move.
+        # Moves do not depend on a tile's place, except at the rim, where there is less room to move.
         assert coloured.mean((0, 2)).abs().max() < 0.35
 
 

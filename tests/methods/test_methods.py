@@ -1,4 +1,4 @@
-"""What is true of every method."""
+"""Tests that every method has to pass."""
 
 import copy
 import runpy
@@ -29,7 +29,7 @@ VARIANTS = [
 
 
 def trained(objective, images, steps=60, batch=32, rate=3e-3, seed=0):
-    """The losses of a short training."""
+    """Trains for a few steps and returns the losses."""
     data = TrainingData(images, np.ones(len(images), np.float32), np.arange(len(images)))
     objective.look_at(torch.from_numpy(images), torch.ones(len(images)))
     rows = []
@@ -39,7 +39,7 @@ def trained(objective, images, steps=60, batch=32, rate=3e-3, seed=0):
 
 
 def mean_loss(objective, images, make_batch):
-    """Over a few draws, with BatchNorm's statistics of the batch and no dropout."""
+    """Returns the mean loss of a few epochs' views, with BatchNorm's batch statistics and no dropout."""
     objective.train()
     for module in objective.modules():
         if isinstance(module, nn.Dropout):
@@ -52,7 +52,7 @@ def mean_loss(objective, images, make_batch):
 
 
 def knn_accuracy(encoder, images, labels):
-    """Of 5 nearest neighbours among one half of the images, on the other."""
+    """Returns the accuracy on one half of the images by the 5 nearest neighbours in the other half."""
     features = apply_to_cache(
         encoder, encoder.size, images, np.ones(len(images), np.float32), np.arange(len(images)), CPU
     )
@@ -61,8 +61,8 @@ def knn_accuracy(encoder, images, labels):
     head = knn_head(features, known, labels[known], labels.max() + 1)
     head.neighbours.fill_(5)
     with torch.no_grad():
-        guesses = head(torch.from_numpy(features[tested])).argmax(1).numpy()
-    return (guesses == labels[tested]).mean()
+        predicted = head(torch.from_numpy(features[tested])).argmax(1).numpy()
+    return (predicted == labels[tested]).mean()
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -80,7 +80,7 @@ def test_the_loss_is_finite_and_its_gradients_reach_the_encoder(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_same_draws_give_the_same_loss_and_others_another(
+def test_the_same_random_numbers_give_the_same_loss_and_others_do_not(
     name, make_method, make_batch, make_images
 ):
     images, _ = make_images(8)
@@ -111,7 +111,7 @@ def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clot
     data = TrainingData(images, np.ones(len(images), np.float32), np.arange(len(images)))
     random = copy.deepcopy(objective.encoder)
     estimate_statistics(random, data, CPU)
-    # The pieces that these two see are few pixels each, and they need more of them.
+    # These two are trained on pieces of few pixels, and need more steps.
     steps = 400 if name in ("jigsaw", "counting") else 150
     trained(objective, images, steps, batch=64, rate=objective.learning_rate or 3e-3)
     if not objective.shows_whole_images:
@@ -120,7 +120,7 @@ def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clot
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_there_are_pictures_of_what_it_makes_of_images(name, make_method, make_images):
+def test_pictures_have_titles_and_values_within_the_unit_range(name, make_method, make_images):
     images, _ = make_images(12)
     objective = make_method(name)
     objective.look_at(torch.from_numpy(images), torch.ones(12))
@@ -159,26 +159,26 @@ def test_statistics_are_estimated_on_whole_images_and_weights_stay(make_method, 
     assert all(torch.equal(a, b) for a, b in zip(weights, encoder.parameters(), strict=True))
 
 
-def test_statistics_are_those_of_all_classes_though_images_come_class_by_class(make_method):
-    """Of a dark class and a bright one: batches of one class would vary less than the whole does."""
+def test_statistics_are_those_of_all_classes_though_images_are_listed_class_by_class(make_method):
+    """With a dark class and a bright one, batches of one class would vary less than all images do."""
     random = np.random.default_rng(0)
     images = (
         random.integers(0, 60, (600, 24, 24, 3)) + 190 * (np.arange(600) >= 300)[:, None, None, None]
     )
     encoder = make_method("jigsaw").encoder
     norm = next(m for m in encoder.modules() if isinstance(m, nn.BatchNorm2d))
-    seen = []
-    norm.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    inputs = []
+    norm.register_forward_hook(lambda module, args, output: inputs.append(args[0]))
     data = TrainingData(images.astype(np.uint8), np.ones(600, np.float32), np.arange(600))
     estimate_statistics(encoder, data, CPU)
-    whole = torch.cat(seen).var((0, 2, 3))
+    whole = torch.cat(inputs).var((0, 2, 3))
     torch.testing.assert_close(norm.running_var, whole, rtol=0.05, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["colorization", "split-brain"])
 @pytest.mark.parametrize("size", [17, 18, 19, 21, 22, 23])
-def test_colours_are_told_at_any_size(name, size, make_method, make_batch, make_images):
-    """Where a quarter of the side is less than the encoder's last maps have."""
+def test_colours_are_predicted_at_any_size(name, size, make_method, make_batch, make_images):
+    """A quarter of these sizes is less than the side of the encoder's last maps."""
     images, _ = make_images(4)
     objective = make_method(name, size=size)
     objective.look_at(torch.from_numpy(images), torch.ones(4))
@@ -197,7 +197,7 @@ def test_in_bf16_the_loss_is_nearly_the_same(name, options, make_method, make_ba
     assert rounded == pytest.approx(exact, rel=0.1)
 
 
-def test_the_method_of_the_examples_trains_as_clfews_do(make_images):
+def test_the_examples_method_trains_as_clfews_own_do(make_images):
     example = runpy.run_path(str(Path(__file__).parents[2] / "examples/custom_method.py"))
     images, _ = make_images(48)
     torch.manual_seed(0)

@@ -119,7 +119,7 @@ def fixed_batch(images):
     return Batch(torch.from_numpy(images), torch.ones(len(images)), ImageRandom(9, 10**6, rows))
 
 
-def test_loss_sees_two_views_of_each_image_through_encoder_and_projector(pixels):
+def test_the_loss_is_computed_from_two_views_of_each_image_through_encoder_and_projector(pixels):
     objective, (images, _) = tiny_simclr(), pixels(8)
     outputs = []
     objective.projector.register_forward_hook(lambda *args: outputs.append(args[2].detach()))
@@ -128,12 +128,12 @@ def test_loss_sees_two_views_of_each_image_through_encoder_and_projector(pixels)
     assert loss.item() == pytest.approx(
         slow_nt_xent(outputs[0][:8], outputs[0][8:], 0.2).item(), rel=1e-4
     )
-    directions = outputs[0] / outputs[0].norm(dim=1, keepdim=True)
-    spread = directions.std(dim=0).mean().item() * 128**0.5
-    assert extras["spread"].item() == pytest.approx(spread, rel=1e-5)
+    unit = outputs[0] / outputs[0].norm(dim=1, keepdim=True)
+    std = unit.std(dim=0).mean().item() * 128**0.5
+    assert extras["spread"].item() == pytest.approx(std, rel=1e-5)
 
 
-def test_the_name_dcl_switches_the_loss(pixels):
+def test_loss_dcl_selects_the_decoupled_loss(pixels):
     batch = fixed_batch(pixels(8)[0])
     assert tiny_simclr("dcl").loss(batch)[0].item() < tiny_simclr().loss(batch)[0].item()
 

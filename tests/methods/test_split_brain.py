@@ -31,12 +31,12 @@ def test_the_loss_is_cross_entropy_of_the_nearest_colour_and_of_the_lightness():
 def test_each_half_has_half_the_width_and_features_are_side_by_side(make_method):
     objective: SplitBrain = make_method("split-brain", encoder="resnet8-w32")
     assert objective.encoder.name == "split:resnet8-w16" and objective.encoder.dim == 128
-    assert SplitBrain.encoder_name("resnet18") == "split:resnet18"  # No half of it: two whole ones.
+    assert SplitBrain.encoder_name("resnet18") == "split:resnet18"  # It cannot be halved.
     assert SplitBrain.encoder_name("split:resnet8-w16") == "split:resnet8-w16"
 
 
 @torch.no_grad()
-def test_neither_half_sees_what_it_is_to_tell(make_method):
+def test_neither_half_gets_what_it_predicts(make_method):
     backbone = make_method("split-brain").encoder.eval().backbone
     assert isinstance(backbone, Halves)
     inputs = torch.randn(3, 3, 24, 24)
@@ -52,11 +52,11 @@ def test_neither_half_sees_what_it_is_to_tell(make_method):
 
 
 @torch.no_grad()
-def test_the_encoder_is_given_lightness_and_colour_within_the_unit_range(make_method):
+def test_the_encoder_gets_lightness_and_colour_within_the_unit_range(make_method):
     encoder = make_method("split-brain").encoder
     images = torch.rand(4, 3, 24, 24)
-    seen = encoder.prepare(images) * encoder.std + encoder.mean
+    inputs = encoder.prepare(images) * encoder.std + encoder.mean
     lab = rgb_to_lab(images)
-    torch.testing.assert_close(seen[:, 0], lab[:, 0] / 100, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(seen[:, 1:] * 220 - 110, lab[:, 1:], rtol=1e-3, atol=1e-2)
-    assert seen.min() >= 0 and seen.max() <= 1
+    torch.testing.assert_close(inputs[:, 0], lab[:, 0] / 100, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs[:, 1:] * 220 - 110, lab[:, 1:], rtol=1e-3, atol=1e-2)
+    assert inputs.min() >= 0 and inputs.max() <= 1

@@ -33,7 +33,7 @@ CLASSES = ["cat", "dög", "x y"]
 
 
 def trained(module):
-    """Statistics and weights as after training: all different, so that a mix-up shows."""
+    """Gives a module statistics and weights as after training: all different, so that a mix-up shows."""
     generator = torch.Generator().manual_seed(1)
     for name, value in module.state_dict().items():
         if value.is_floating_point():
@@ -58,7 +58,7 @@ def classifier_of(mode):
     head = nn.Linear(width or 32, 3)
     if mode == "knn":
         random = np.random.default_rng(0)
-        # Unequal classes: fewer neighbours vote than are kept.
+        # Classes of unequal size: fewer neighbours vote than the head holds.
         labels = np.array([0] * 9 + [1] * 4 + [2] * 2)
         head = knn_head(random.normal(1, 1, (15, 32)).astype(np.float32), np.arange(15), labels, 3)
     encoder = Encoder(METADATA.encoder, 16, METADATA.mean, METADATA.std)
@@ -82,7 +82,7 @@ def classifier_file(tmp_path, mode="linear"):
 
 
 def rewrite(path, metadata=None, tensors=None):
-    """The same file with other fields in its description or other tensors."""
+    """Writes the same file with other fields in its metadata or other tensors."""
     with safetensors.safe_open(path, framework="pt") as file:
         content = json.loads(file.metadata()["clfew"]) | (metadata or {})
     content = {name: value for name, value in content.items() if value is not ...}
@@ -140,7 +140,7 @@ def test_an_encoder_can_be_taken_out_of_a_classifier(tmp_path):
     assert metadata.kind == "classifier" and len(seen) == 3
 
 
-def test_a_file_of_version_1_is_read_as_it_was_meant(encoder_file):
+def test_a_file_of_version_1_is_read_correctly(encoder_file):
     path, encoder, _ = encoder_file
     rewrite(path, {"format_version": 1, "temperature": ..., "adapter": ...})
     loaded, _, metadata, _ = load_encoder(path)
@@ -181,7 +181,7 @@ def test_an_encoder_is_no_classifier(encoder_file):
     assert "clfew finetune" in error.value.hint
 
 
-def test_the_description_is_read_with_shapes_alone(encoder_file):
+def test_the_metadata_is_read_with_shapes_alone(encoder_file):
     metadata, shapes = read_metadata(encoder_file[0])
     assert metadata == METADATA and shapes["projector.0.weight"] == (64, 32)
 
@@ -200,7 +200,7 @@ def test_the_description_is_read_with_shapes_alone(encoder_file):
         {"unknown": 1},
     ],
 )  # fmt: skip
-def test_a_description_that_cannot_be_is_refused(encoder_file, change):
+def test_impossible_metadata_is_refused(encoder_file, change):
     path = encoder_file[0]
     load_encoder(path)
     rewrite(path, change)
@@ -215,7 +215,7 @@ def test_a_description_that_cannot_be_is_refused(encoder_file, change):
         {"std": [-0.2, 0.2, 0.2]}, {"std": [float("inf"), 0.2, 0.2]},
     ],
 )  # fmt: skip
-def test_a_description_that_makes_features_wrong_is_refused(encoder_file, change):
+def test_metadata_that_makes_features_wrong_is_refused(encoder_file, change):
     rewrite(encoder_file[0], change)
     with pytest.raises(UserError):
         load_encoder(encoder_file[0])
@@ -228,7 +228,7 @@ def test_a_description_that_makes_features_wrong_is_refused(encoder_file, change
         {"mode": "other"}, {"mode": ""}, {"kind": "encoder"}, {"neck": 64},
     ],
 )  # fmt: skip
-def test_a_description_that_is_not_that_of_the_classifier_is_refused(tmp_path, change):
+def test_metadata_that_does_not_fit_the_classifier_is_refused(tmp_path, change):
     path, _, _ = classifier_file(tmp_path)
     rewrite(path, change)
     with pytest.raises(UserError):
@@ -245,7 +245,7 @@ def test_a_weight_that_is_missing_of_another_shape_or_not_finite_is_refused(enco
         load_encoder(encoder_file[0])
 
 
-def test_a_weight_too_many_is_refused(encoder_file):
+def test_an_extra_weight_is_refused(encoder_file):
     rewrite(encoder_file[0], tensors={"encoder.backbone.99.weight": torch.ones(3)})
     with pytest.raises(UserError, match="do not fit"):
         load_encoder(encoder_file[0])
@@ -274,7 +274,7 @@ def test_files_of_other_programs_are_refused(tmp_path):
             read_metadata(missing)
 
 
-def test_the_description_survives_a_round_trip_of_json(tmp_path):
+def test_the_metadata_survives_a_round_trip_of_json(tmp_path):
     path, _, metadata = classifier_file(tmp_path)
     with safetensors.safe_open(path, framework="numpy") as file:
         assert json.loads(file.metadata()["clfew"]) == asdict(metadata)

@@ -1,4 +1,4 @@
-"""Weights of other tools, in files of the layout that each of them writes."""
+"""Checkpoints of other tools, in the layout that each of them writes."""
 
 import io
 import pickle
@@ -32,12 +32,12 @@ def below(prefix, state):
 
 
 def lightly_layout(network):
-    """lightly's examples train the children of a ResNet, by number."""
+    """In lightly's examples the children of a ResNet have numbers."""
     return below("backbone.", nn.Sequential(*list(network.children())[:-1]).state_dict())
 
 
 def file_of(layout, network):
-    """What each tool puts into its file."""
+    """Returns what each tool writes to its file."""
     state = network.state_dict()
     head = {"projection_head.layers.0.weight": torch.zeros(3, 3)}
     return {
@@ -80,7 +80,7 @@ def test_a_resnet_is_recognised_and_loaded_whole(tmp_path, layout):
 
 
 @torch.no_grad()
-def test_what_was_loaded_computes_the_same(tmp_path):
+def test_loaded_weights_give_the_same_features(tmp_path):
     network = resnet18().eval()
     network.fc = nn.Identity()
     path = tmp_path / "weights.safetensors"
@@ -108,18 +108,21 @@ def test_the_stem_of_small_images_is_recognised(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda s: s.pop("layer3.1.bn1.weight"), "layer3.1.bn1.weight is not in it"),
         (
             lambda s: s.update({"conv1.weight": torch.zeros(64, 3, 5, 5)}),
             r"conv1.weight has shape \[64, 3, 5",
         ),
-        (lambda s: s.update({"layer4.2.conv1.weight": torch.zeros(1)}), "layer4.2.conv1.weight besides"),
+        (
+            lambda s: s.update({"layer4.2.conv1.weight": torch.zeros(1)}),
+            "also holds layer4.2.conv1.weight, which the encoder does not have",
+        ),
         (lambda s: [s.pop(k) for k in list(s) if k.startswith("layer4")], "more are not in it"),
     ],
 )
-def test_a_mismatch_says_which_tensors_and_nothing_is_loaded(tmp_path, spoil, said):
+def test_a_mismatch_names_the_tensors_and_nothing_is_loaded(tmp_path, spoil, message):
     state = resnet18().state_dict()
     spoil(state)
     path = tmp_path / "weights.pth"
@@ -127,7 +130,7 @@ def test_a_mismatch_says_which_tensors_and_nothing_is_loaded(tmp_path, spoil, sa
     init_weights, _ = find_init_weights(str(path), "resnet18", CPU)
     encoder = Encoder(init_weights.encoder, 64, [0.5] * 3, [0.25] * 3)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_init_weights(init_weights, encoder)
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
@@ -136,7 +139,7 @@ def test_a_deeper_network_of_the_same_kind_is_no_match(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(torchvision.models.resnet34().state_dict(), path)
     assert find_init_weights(str(path), "auto", CPU)[0].encoder == "torchvision:resnet34"
-    with pytest.raises(UserError, match="besides"):
+    with pytest.raises(UserError, match="also holds"):
         fitted_state(
             path, read_state(path), Encoder("torchvision:resnet18", 64, [0.5] * 3, [0.2] * 3).backbone
         )
@@ -170,16 +173,16 @@ def test_code_in_a_file_is_not_run(tmp_path):
     assert not os.path.exists("/tmp/clfew-was-here")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_a_truncated_file_is_refused(tmp_path, share, suffix):
+def test_a_truncated_file_is_refused(tmp_path, fraction, suffix):
     content = io.BytesIO()
     torch.save(resnet18().state_dict(), content)
     whole = content.getvalue()
     if suffix == ".safetensors":
         whole = safetensors.torch.save(resnet18().state_dict())
     path = tmp_path / f"weights{suffix}"
-    path.write_bytes(whole[: int(share * len(whole))])
+    path.write_bytes(whole[: int(fraction * len(whole))])
     with pytest.raises(UserError):
         find_init_weights(str(path), "auto", CPU)
 
@@ -200,16 +203,16 @@ def test_an_unknown_network_must_be_named(tmp_path):
     assert "--encoder" in error.value.hint
 
 
-def test_a_name_that_is_nearly_right_is_guessed(tmp_path):
+def test_a_misspelt_file_name_gets_a_suggestion(tmp_path):
     torch.save({}, tmp_path / "weights.pth")
     with pytest.raises(UserError) as error:
         find_init_weights(str(tmp_path / "wieghts.pth"), "auto", CPU)
     assert "did you mean" in error.value.hint and "weights.pth" in error.value.hint
 
 
-def test_a_file_that_is_no_file_of_weights_is_refused(tmp_path):
+def test_a_file_that_is_not_a_file_of_weights_is_refused(tmp_path):
     (tmp_path / "image.jpg").write_bytes(b"x")
-    with pytest.raises(UserError, match="no file of weights"):
+    with pytest.raises(UserError, match="not a file of weights"):
         find_init_weights(str(tmp_path / "image.jpg"), "auto", CPU)
 
 
@@ -220,8 +223,9 @@ needs_lite = pytest.mark.skipif(
 
 @needs_lite
 @torch.no_grad()
-def test_the_package_of_lite0_computes_what_its_own_layout_says(tmp_path):
-    """The first two layers by hand: stem with TensorFlow's padding, BatchNorm, ReLU6, depthwise."""
+def test_the_lite0_package_computes_the_same_as_its_own_layout(tmp_path):
+    """Computes the first two layers by hand: stem with TensorFlow's padding, BatchNorm, ReLU6,
+    depthwise."""
     init_weights, why = find_init_weights("auto", "auto", CPU)
     assert init_weights.encoder == pretrained.LITE0 and "on this machine" in why
     encoder = Encoder(

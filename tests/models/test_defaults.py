@@ -19,7 +19,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
         (384, 64, 64, 224),
     ],
 )
-def test_images_are_seen_at_their_own_size_within_what_the_device_can_do(
+def test_the_input_size_is_that_of_the_images_within_the_limits_of_the_device(
     native, on_cpu, to_pretrain, on_gpu
 ):
     assert choose_size(None, native, CPU)[0] == on_cpu
@@ -42,5 +42,5 @@ def test_images_are_seen_at_their_own_size_within_what_the_device_can_do(
         (16, 3, 16),
     ],
 )
-def test_images_are_stored_as_they_are_or_a_quarter_larger_than_they_are_seen(size, native, side):
+def test_images_are_cached_at_their_own_size_or_a_quarter_larger_than_the_input(size, native, side):
     assert cached_side(size, native) == side

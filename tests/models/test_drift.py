@@ -15,7 +15,7 @@ def test_turning_scaling_and_moving_features_changes_no_neighbour():
     assert alarm(drift(before, 3 * before @ turn + 7)) == ""
 
 
-def test_neighbours_kept_is_what_two_loops_count():
+def test_neighbours_kept_agrees_with_two_loops():
     before, after = features(30, 4), features(30, 4) + 0.5 * features(30, 4, 2)
     kept = []
     for i in range(30):
@@ -29,7 +29,7 @@ def test_neighbours_kept_is_what_two_loops_count():
     assert neighbours_kept(before, after) == pytest.approx(np.mean(kept))
 
 
-def test_effective_rank_counts_directions():
+def test_effective_rank_is_the_number_of_independent_features():
     assert effective_rank(features(5000, 8)) == pytest.approx(8, rel=0.02)
     one = np.outer(np.arange(100.0), np.ones(8))
     assert effective_rank(one) == pytest.approx(1, abs=0.01)
@@ -44,7 +44,7 @@ def test_collapse_raises_the_alarm():
     direction = np.arange(500.0)[:, None] @ np.ones((1, 200))
     found = drift(before, direction + 1e-3 * before)
     assert found["rank_ratio"] < 0.05 and alarm(found)
-    assert "directions" in alarm({"neighbours_kept": 0.9, "rank_ratio": 0.01})
+    assert "effective rank" in alarm({"neighbours_kept": 0.9, "rank_ratio": 0.01})
 
 
 def test_two_images_are_compared_too():

@@ -9,7 +9,7 @@ from clfew.models.encoder import Encoder
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
-# A network of each family, the size it is tried at, and its number of features.
+# A network of each family, the image size it is tested at, and its number of features.
 NETWORKS = {
     "resnet18": (32, 512),
     "resnet50": (64, 2048),
@@ -34,7 +34,7 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_torchvision_networks_give_features_instead_of_classes(name):
     size, dim = NETWORKS[name]
-    # Shapes and layers are there without memory or arithmetic.
+    # On the meta device shapes and layers exist without memory or arithmetic.
     with torch.device("meta"):
         encoder = Encoder(name, size, MEAN, STD)
         features = encoder.eval()(torch.zeros(2, 3, size, size))
@@ -86,7 +86,7 @@ def test_larger_images_keep_the_stem_of_the_network(size, is_small):
 
 
 @pytest.mark.parametrize("name", ["densenet121", "googlenet", "shufflenet_v2_x0_5", "squeezenet1_0"])
-def test_the_first_pooling_goes_in_every_family_that_has_one(name):
+def test_the_first_pooling_is_removed_in_every_family_that_has_one(name):
     with torch.device("meta"):
         small, large = Encoder(name, 64, MEAN, STD), Encoder(name, 96, MEAN, STD)
     assert sum(isinstance(m, nn.MaxPool2d) for m in large.modules()) == 1 + sum(
@@ -103,7 +103,7 @@ def test_stems_without_a_strided_convolution_or_of_patches_stay(name):
         assert shapes(Encoder(name, 64, MEAN, STD)) == shapes(Encoder(name, 96, MEAN, STD))
 
 
-def test_images_are_normalised_before_the_network_sees_them():
+def test_images_are_normalised_before_the_backbone():
     encoder = Encoder("resnet8-w8", 16, MEAN, STD).eval()
     seen = []
     encoder.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -112,7 +112,7 @@ def test_images_are_normalised_before_the_network_sees_them():
     for channel in range(3):
         expected = (images[:, channel] - MEAN[channel]) / STD[channel]
         torch.testing.assert_close(seen[0][:, channel], expected)
-    # An artifact keeps mean and std in its description, not among its weights.
+    # An artifact has mean and std in its metadata, not among its weights.
     assert not {"mean", "std"} & set(encoder.state_dict())
 
 
@@ -143,7 +143,7 @@ def test_small_resnets_have_the_depth_and_width_of_their_name(depth, width):
     encoder = Encoder(f"resnet{depth}-w{width}", 32, MEAN, STD)
     assert encoder.dim == 4 * width
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    # The name counts the classifier, which is not there.
+    # The depth in the name counts the classifier, which the encoder does not have.
     assert len(convolutions) == depth - 1
     assert convolutions[0].out_channels == width
     assert encoder(torch.rand(2, 3, 32, 32)).shape == (2, 4 * width)
@@ -161,7 +161,7 @@ def test_small_resnets_bring_images_to_12_to_24_pixels_before_their_stages(size)
 @pytest.mark.parametrize(
     "name", ["resnet8-w4", "resnet8-w12", "resnet9-w8", "resnet2-w8", "resnet8-w1024"]
 )
-def test_small_resnets_that_cannot_be_are_refused_with_what_can(name):
+def test_impossible_small_resnets_are_refused_with_a_list_of_possible_ones(name):
     # Widths below 8 end in a segmentation fault: oneDNN's backward pass of a strided 1×1 convolution
     # in channels-last writes beyond its memory on AVX2 (torch 2.15).
     with pytest.raises(UserError, match=f"no encoder named '{name}'") as error:

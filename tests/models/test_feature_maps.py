@@ -25,14 +25,14 @@ def test_stages_end_where_the_resolution_changes(name, size, sides):
     maps = network.maps(torch.rand(2, 3, size, size))
     assert [m.shape[2] for m in maps] == sides
     inputs = torch.rand(2, 3, size, size)
-    # The last one is what features are pooled from, but for what networks have after it.
+    # The features of these networks are the mean of the last map; others have layers after it.
     if name.startswith(("resnet", "torchvision")):
         torch.testing.assert_close(
             network.maps(network.prepare(inputs))[-1].mean((2, 3)), network(inputs)
         )
 
 
-def test_looking_at_shapes_leaves_every_layer_in_its_mode():
+def test_computing_shapes_leaves_every_layer_in_its_mode():
     network = encoder("resnet8-w16", 24).train()
     freeze_statistics(network.backbone[1])
     before = [module.training for module in network.modules()]
@@ -50,13 +50,13 @@ def test_features_of_a_stage_are_the_mean_of_its_maps():
     torch.testing.assert_close(second(inputs), expected)
 
 
-def test_a_stage_that_is_not_there_is_refused():
+def test_a_stage_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="has 3 stages, there is no stage 4"):
         encoder("resnet8-w16", 24).read_at(4)
 
 
-def test_a_transformer_has_no_maps():
-    with pytest.raises(UserError, match="no maps"):
+def test_a_transformer_has_no_feature_maps():
+    with pytest.raises(UserError, match="no feature maps"):
         encoder("vit_b_16", 32).maps(torch.zeros(2, 3, 32, 32))
-    with pytest.raises(UserError, match="no maps"):
+    with pytest.raises(UserError, match="no feature maps"):
         stage_modules(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 8)), 8)

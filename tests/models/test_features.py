@@ -16,7 +16,7 @@ def nothing_remembered(monkeypatch):
 
 @pytest.fixture
 def mapped(tmp_path):
-    """mapped(name) is an array of twenty images in a file, as a store has them."""
+    """mapped(name) is a memory-mapped array of twenty images, as in an image cache."""
     return lambda name="a": np.memmap(tmp_path / name, np.uint8, "w+", shape=(20, 2, 2, 3))
 
 
@@ -25,25 +25,25 @@ def encoder_of(seed=0):
     return Encoder("resnet8-w8", 16, [0.5] * 3, [0.25] * 3)
 
 
-def test_only_what_was_not_asked_for_before_is_computed(mapped):
-    settings, pixels = [], mapped()
+def test_only_rows_that_were_not_computed_before_are_computed(mapped):
+    computed, pixels = [], mapped()
 
     def compute(rows):
-        settings.append(rows.tolist())
+        computed.append(rows.tolist())
         return 10.0 * rows[:, None]
 
     network = encoder_of()
     first = remembered(network, pixels, np.array([3, 1, 7]), compute, "eval")
     second = remembered(network, pixels, np.array([9, 7, 0, 1]), compute, "eval")
     assert first[:, 0].tolist() == [30, 10, 70] and second[:, 0].tolist() == [90, 70, 0, 10]
-    assert settings == [[1, 3, 7], [0, 9]]
+    assert computed == [[1, 3, 7], [0, 9]]
 
 
-def test_other_weights_images_and_settings_are_others(mapped):
-    settings, pixels = [], mapped()
+def test_other_weights_images_or_settings_are_computed_again(mapped):
+    computed, pixels = [], mapped()
 
     def compute(rows):
-        settings.append(1)
+        computed.append(1)
         return rows[:, None].astype(float)
 
     network, rows = encoder_of(), np.arange(3)
@@ -51,14 +51,14 @@ def test_other_weights_images_and_settings_are_others(mapped):
     remembered(network, pixels, rows, compute, "views")
     remembered(encoder_of(1), pixels, rows, compute, "eval")
     remembered(network, mapped("b"), rows, compute, "eval")
-    assert len(settings) == 4
+    assert len(computed) == 4
     with torch.no_grad():
         next(network.parameters()).add_(1)
     remembered(network, pixels, rows, compute, "eval")
-    assert len(settings) == 5
+    assert len(computed) == 5
 
 
-def test_the_last_few_are_kept(mapped):
+def test_only_the_most_recent_are_remembered(mapped):
     pixels, networks = mapped(), [encoder_of(seed) for seed in range(6)]
     for network in networks:
         remembered(network, pixels, np.arange(3), lambda rows: rows[:, None], "eval")
@@ -68,14 +68,14 @@ def test_the_last_few_are_kept(mapped):
 
 
 def test_arrays_in_memory_are_not_remembered():
-    settings, pixels = [], np.zeros((20, 2, 2, 3), np.uint8)
+    computed, pixels = [], np.zeros((20, 2, 2, 3), np.uint8)
     for _ in range(2):
-        remembered(encoder_of(), pixels, np.arange(3), lambda rows: settings.append(1) or rows, "eval")
-    assert len(settings) == 2 and not features._RECENT
+        remembered(encoder_of(), pixels, np.arange(3), lambda rows: computed.append(1) or rows, "eval")
+    assert len(computed) == 2 and not features._RECENT
 
 
 @torch.no_grad()
-def test_features_are_the_encoders(pixels):
+def test_features_are_those_of_the_encoder(pixels):
     images, _ = pixels(9)
     encoder = encoder_of().eval()
     found = features_of(encoder, images, np.ones(9, np.float32), np.array([8, 2]), CPU, "fp32")
@@ -84,7 +84,7 @@ def test_features_are_the_encoders(pixels):
 
 
 @torch.no_grad()
-def test_an_adapter_is_put_on_what_the_backbone_said_before(mapped, monkeypatch):
+def test_an_adapter_is_applied_to_the_remembered_backbone_features(mapped, monkeypatch):
     plain = encoder_of().eval()
     adapted = Encoder(plain.name, plain.size, [0.5] * 3, [0.25] * 3, adapter=16).eval()
     adapted.load_state_dict(plain.state_dict(), strict=False)

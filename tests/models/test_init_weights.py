@@ -1,4 +1,4 @@
-"""--init: what is on the machine, what would have to be fetched, and how it fails offline."""
+"""--init: weights on the machine, weights that must be fetched, and its errors offline."""
 
 import urllib.error
 from pathlib import Path
@@ -10,7 +10,7 @@ import torchvision
 
 from clfew.errors import UserError
 from clfew.methods.simclr import projector
-from clfew.models import init_weights as initial_module
+from clfew.models import init_weights as init_weights_module
 from clfew.models import pretrained, timm_backbones
 from clfew.models.artifacts import save_encoder
 from clfew.models.encoder import Encoder
@@ -22,7 +22,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path, monkeypatch):
-    """No weights anywhere: not torchvision's, not a hub's, not the package's; and no network."""
+    """A machine without weights of torchvision, of a hub or of the package, and without a network."""
 
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("Name or service not known")
@@ -37,7 +37,7 @@ def bare_machine(tmp_path, monkeypatch):
 
 
 def put_torchvision(tmp_path, name="resnet18"):
-    """The file that torchvision would have fetched."""
+    """Writes the file that torchvision would have fetched."""
     url = torchvision.models.get_model_weights(name).DEFAULT.url
     path = tmp_path / "hub" / "checkpoints" / Path(url).name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +46,11 @@ def put_torchvision(tmp_path, name="resnet18"):
     return network
 
 
-def test_scratch_is_scratch():
+def test_scratch_has_no_init_weights():
     assert find_init_weights("scratch", "auto", CPU) == (None, "as asked for")
 
 
-def test_auto_starts_from_scratch_on_a_bare_machine_and_says_what_would_be_better():
+def test_auto_starts_from_scratch_on_a_bare_machine_and_suggests_better_weights():
     found, why = find_init_weights("auto", "auto", CPU)
     assert found is None and "clfew[lite]" in why and "--init imagenet" in why
     assert "no pretrained weights of resnet8-w32" in find_init_weights("auto", "resnet8-w32", CPU)[1]
@@ -65,13 +65,13 @@ def test_auto_takes_what_torchvision_fetched_before(tmp_path):
     encoder = Encoder(found.encoder, 96, found.expected.mean, found.expected.std)
     load_init_weights(found, encoder)
     assert torch.equal(encoder.backbone.layer1[0].conv1.weight, network.layer1[0].conv1.weight)
-    # Its own stem at a size where random weights would get another.
+    # It keeps its stem at a size at which an encoder from scratch would get another.
     small = Encoder(found.encoder, 32, found.expected.mean, found.expected.std)
     load_init_weights(found, small)
     assert small.backbone.conv1.kernel_size == (7, 7)
 
 
-def test_a_gpu_takes_the_larger_of_two(tmp_path):
+def test_auto_takes_the_larger_of_two_networks_on_a_gpu(tmp_path):
     put_torchvision(tmp_path)
     put_torchvision(tmp_path, "resnet50")
     assert find_init_weights("auto", "auto", GPU)[0].encoder == "torchvision:resnet50"
@@ -115,7 +115,7 @@ def test_small_resnets_have_no_imagenet_weights():
         find_init_weights("imagenet", "resnet8-w32", CPU)
 
 
-def test_without_timm_its_name_is_a_hint(monkeypatch):
+def test_without_timm_the_hint_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     assert not timm_backbones.is_installed()
     with pytest.raises(UserError) as error:
@@ -158,7 +158,7 @@ def test_dinov2s_size_and_normalisation_are_respected():
     assert expected.mean == pytest.approx([0.485, 0.456, 0.406])
 
 
-def test_names_that_timm_does_not_know_are_guessed():
+def test_unknown_timm_names_get_a_suggestion():
     pytest.importorskip("timm", reason="needs pip install 'clfew[timm]', as the extra test does")
     with pytest.raises(UserError) as error:
         find_init_weights("imagenet", "timm:resnt18", CPU)
@@ -183,7 +183,7 @@ def own(tmp_path):
     return run, encoder
 
 
-def test_a_run_or_an_artifact_of_clfew_is_a_start(own):
+def test_training_can_start_from_a_run_or_an_artifact_of_clfew(own):
     run, encoder = own
     for named in (run, run / "encoder.safetensors"):
         found, _ = find_init_weights(str(named), "auto", CPU)
@@ -200,4 +200,4 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path):
         find_init_weights(str(tmp_path), "auto", CPU)
     with pytest.raises(UserError, match="There is no run or file"):
         find_init_weights("imagnet", "auto", CPU)
-    assert initial_module.IMAGENET == "imagenet"
+    assert init_weights_module.IMAGENET == "imagenet"

@@ -1,4 +1,4 @@
-"""What tests of interrupted runs and of artifacts share: runs that nothing ends, whole files."""
+"""Fixtures for tests of interrupted runs and of artifacts: uninterrupted runs and intact files."""
 
 import pytest
 from faults import COUNT_STEPS
@@ -17,13 +17,13 @@ def folder(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(clfew, folder):
-    """whole(name, *arguments) is the run that the command makes when nothing ends it."""
+    """whole(name, *arguments) returns the run of the command, uninterrupted."""
 
     def run(name, *arguments):
         out = folder / f"whole-{name}"
         if not out.exists():
-            told = clfew.ok(*arguments, "--out", out.name, cwd=folder, faults=COUNT_STEPS).stderr
-            (folder / f"{out.name}.stderr").write_text(told)
+            stderr = clfew.ok(*arguments, "--out", out.name, cwd=folder, faults=COUNT_STEPS).stderr
+            (folder / f"{out.name}.stderr").write_text(stderr)
         return out
 
     return run
@@ -32,7 +32,7 @@ def whole(clfew, folder):
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     path = save_classifier_at(tmp_path_factory.mktemp("artifact") / "classifier.safetensors")
-    load_classifier(path)  # What memory this takes for the first time is not the file's.
+    load_classifier(path)  # The first load takes memory that is not due to the file.
     return path
 
 

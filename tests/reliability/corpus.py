@@ -1,5 +1,7 @@
-"""Image files of every kind that is accepted, with the pixels they must decode to; see damaged.py for
-those that must be refused, and layout.py for both in a folder. All are made here, the same in every run.
+"""Image files of every kind that is accepted, with the pixels they must decode to.
+
+damaged.py has files that must be refused; layout.py writes both to a folder. The files are the same in
+every run.
 """
 
 import io
@@ -13,13 +15,14 @@ from PIL import Image
 
 WIDTH, HEIGHT = 24, 16
 LOSSY = 24
-"""How far a level of a lossy format may be off, of 255, on these smooth pictures."""
+"""The largest allowed error of a value from 0 to 255 in a lossy format, on these smooth pictures."""
 
 
 @dataclass(frozen=True)
 class File:
-    """name: in the corpus. pixels: uint8 (height, width, 3) that it must decode to, each level at most
-    `off` off; None where it must be refused with a reason in which `reason` is found."""
+    """name: the file's name in the corpus. pixels: what it must decode to, uint8 (height, width, 3), with
+    an error of at most `off` in each value; None if it must be refused. reason: a pattern of the reason
+    with which it must be refused."""
 
     name: str
     content: bytes
@@ -29,14 +32,14 @@ class File:
 
 
 def picture(number: int = 0, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """A smooth picture without symmetry, so that every turned or mirrored one differs."""
+    """Returns a smooth picture without symmetry, so that every rotated or mirrored one differs."""
     y, x = np.mgrid[:height, :width] / max(width, height)
     levels = [230 * x, 220 * y, 120 + 100 * np.sin(3 * x + 5 * y + number)]
     return np.stack(levels, axis=-1).astype(np.uint8)
 
 
 def saved(pixels: np.ndarray, kind: str, mode: str = "RGB", more=(), **options) -> bytes:
-    """An image as Pillow writes it; more: further frames or pages."""
+    """Returns an image file as Pillow writes it. more: further frames or pages."""
     buffer = io.BytesIO()
     frames = [Image.fromarray(frame) for frame in more]
     pages = {"save_all": True, "append_images": frames} if frames else {}
@@ -49,18 +52,18 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 
 
 def fewer(pixels: np.ndarray) -> np.ndarray:
-    """The picture in 64 colours."""
+    """Returns the picture in 64 colours."""
     return np.asarray(Image.fromarray(pixels).quantize(64).convert("RGB"))
 
 
 def levels(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Grey samples of so many bits, (height, width, 1), and their RGB pixels."""
+    """Returns grey samples of `bits` bits, (height, width, 1), and their RGB pixels."""
     most = 2**bits - 1
     samples = np.linspace(0, most, WIDTH * HEIGHT).round().astype(np.uint32).reshape(HEIGHT, WIDTH, 1)
     return samples, np.repeat((samples * 255 // most).astype(np.uint8), 3, axis=-1)
 
 
-# How a camera held each way stores an upright picture (EXIF 2.3, tag Orientation).
+# How an upright picture is stored for each value of the EXIF tag Orientation (EXIF 2.3).
 STORED_AS = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -142,7 +145,7 @@ def pngs() -> Iterator[File]:
     over = np.where(alpha == 0, 255, greys).astype(np.uint8)
     yield File("grey-alpha.png", png(np.concatenate([greys[..., :1], alpha], -1), 8, GREY_ALPHA), over)
     key = struct.pack(">HHH", *map(int, p[5, 5]))
-    # Of 16 bits, a colour that Pillow would mistake for that of every pixel: 120 is 0x78, its low byte.
+    # A transparent colour of 16 bits. Pillow would compare its low byte, 0x78 or 120, with every pixel.
     flat = np.full((HEIGHT, WIDTH, 3), 120, np.uint8)
     content = png(flat.astype(np.uint16) * 257, 16, RGB, before=[(b"tRNS", b"\xff\x78" * 3)])
     yield File("rgb-16-colour-key.png", content, flat)

@@ -1,4 +1,4 @@
-"""Files that are no images, damaged ones, and small ones that say they are enormous."""
+"""Files that are no images, damaged images, and small files whose headers give an enormous size."""
 
 import io
 import zlib
@@ -14,7 +14,7 @@ UNKNOWN = "not an image in an accepted format"
 
 
 def truncated() -> Iterator[File]:
-    """The start of a file of each kind: not enough to show the picture."""
+    """Yields the start of a file of each kind, which is not enough to show the picture."""
     p = picture(13)
     for name, content in {
         "baseline.jpg": saved(p, "JPEG"),
@@ -32,12 +32,12 @@ def truncated() -> Iterator[File]:
         "tiled.tif": tiff_of(p, tile=(16, 16)),
         "binary.ppm": b"P6 24 16 255 " + p.tobytes(),
     }.items():
-        for share in (50, 95):
-            yield File(f"{share}-{name}", content[: share * len(content) // 100], reason=CANNOT)
+        for fraction in (50, 95):
+            yield File(f"{fraction}-{name}", content[: fraction * len(content) // 100], reason=CANNOT)
 
 
 def bombs() -> Iterator[File]:
-    """Small files that say they are enormous."""
+    """Yields small files whose headers give an enormous size."""
     p, huge = picture(), (50_000, 50_000)
     yield File("bomb.png", png(p, 8, RGB, size=huge), reason="pixels")
     yield File("bomb.jpg", jpeg_frame(saved(p, "JPEG"), size=(65_500, 65_500)), reason="pixels")
@@ -56,7 +56,7 @@ def bombs() -> Iterator[File]:
 
 
 def refused() -> Iterator[File]:
-    """What is no image, no allowed one, or a damaged one."""
+    """Yields files that are no images, images of formats that are not accepted, and damaged images."""
     p = picture(15)
     yield File("empty.png", b"", reason="empty file")
     for name, content in {

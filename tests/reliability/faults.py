@@ -1,7 +1,7 @@
-"""Faults for a command to run into: each is code that its process runs before the command's own.
+"""Faults that are injected into a command: each is code that the process runs before the command.
 
-They replace functions of clfew and of the system where the fault is to be, and nothing else. `artifact`
-is what two runs are compared by.
+A fault replaces functions of clfew or of the system where it has to happen, and nothing else. `artifact`
+returns what two runs are compared by.
 """
 
 import json
@@ -13,8 +13,10 @@ from clfew.runs.folders import ARTIFACTS
 
 
 def signal_at(step: int, number: int, training: int = 1, twice: bool = False) -> str:
-    """Sends the process a signal while it takes a step of one of its trainings, both counted from 1.
-    Twice: again before the state that the first one asks for is saved."""
+    """Sends the process a signal during a step of one of its trainings, both counted from 1.
+
+    twice: sends it again before the state is saved, which the first signal causes.
+    """
     return f"""
 import os
 from clfew.training import loop
@@ -37,51 +39,53 @@ if {twice}:
 
 
 def save_every(steps: int) -> str:
-    """Saves the state after every so many steps, not after two minutes, and keeps every training."""
+    """Saves the state after every `steps` steps instead of every two minutes, and after every training."""
     return f"""
 from clfew.training import loop
 def often(is_last, signal, since, seconds, count=[0]):
     count[0] += 1
     return is_last or bool(signal) or count[0] % {steps} == 0
-loop._is_due = often
+loop._must_save = often
 """
 
 
 COUNT_STEPS = """
 import sys, torch
 from clfew.training import loop
-train_counted, step_counted, taken, trainings_told = loop._train, loop._step, [0], [0]
+train_counted, step_counted, taken, trainings_counted = loop._train, loop._step, [0], [0]
 def counting_step(*arguments):
     taken[0] += 1
     return step_counted(*arguments)
-def telling_train(*arguments):
-    trainings_told[0] += 1
+def counting_train(*arguments):
+    trainings_counted[0] += 1
     taken[0] = 0
     train_counted(*arguments)
-    told = f"training {trainings_told[0]}: {taken[0]} steps on {torch.get_num_threads()} threads"
-    print(told, file=sys.stderr)
-loop._train, loop._step = telling_train, counting_step
+    line = f"training {trainings_counted[0]}: {taken[0]} steps on {torch.get_num_threads()} threads"
+    print(line, file=sys.stderr)
+loop._train, loop._step = counting_train, counting_step
 """
-"""No fault: says on stderr how many steps each training that ends has taken in this process."""
+"""Not a fault: prints to stderr how many steps each finished training has taken in this process."""
 
 
 def steps_taken(stderr: str) -> dict[int, int]:
-    """What COUNT_STEPS has said: the steps of each training, which are counted from 1."""
-    told = re.findall(r"^training (\d+): (\d+) steps", stderr, re.MULTILINE)
-    return {int(training): int(steps) for training, steps in told}
+    """Reads what COUNT_STEPS has printed: the steps of each training; trainings are counted from 1."""
+    counts = re.findall(r"^training (\d+): (\d+) steps", stderr, re.MULTILINE)
+    return {int(training): int(steps) for training, steps in counts}
 
 
 CALLS = ("mkstemp", "write", "fsync", "chmod", "replace", "sync_folder")
-"""What writing a file does, in this order."""
+"""The calls that write a file, in this order."""
 
 
 def in_write(
     name: str, number: int, call: str, after: bool, then: str = "kill", arrived: float = 0.5
 ) -> str:
-    """Ends the process, or fails, at a call of the `number`th time that a file called `name` is written,
-    before or after the call has taken effect. Of a write, a share of the bytes has arrived before.
+    """Makes a call fail, or ends the process at it, when the file `name` is written for the `number`th
+    time.
 
-    then: "kill"; "SIGINT", which is a signal and nothing else; or an errno such as "ENOSPC".
+    after: after the call has taken effect instead of before. arrived: the fraction of the bytes that has
+    been written before a failing "write". then: "kill"; "SIGINT", which only sends the signal; or an
+    errno such as "ENOSPC".
     """
     return f"""
 import errno, os, signal, tempfile
@@ -144,7 +148,7 @@ for module in list(__import__("sys").modules.values()):
 
 
 def artifact(run):
-    """Every byte of an artifact's tensors, and what it says of itself but for how it was called."""
+    """Returns every byte of the tensors of a run's artifact, and its metadata without the command lines."""
     (path,) = (run / name for name in ARTIFACTS.values() if (run / name).exists())
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = json.loads(file.metadata()["clfew"])

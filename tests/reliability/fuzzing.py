@@ -1,4 +1,4 @@
-"""How long the tests of this folder look for input that breaks a promise."""
+"""How long the tests of this folder search for input that makes them fail."""
 
 import itertools
 import os
@@ -15,8 +15,10 @@ SECONDS = 600
 
 
 def fuzz(examples: int, holds: Callable[..., None], **values: SearchStrategy[Any]) -> None:
-    """Calls `holds` with drawn values: with `examples` of them, the same each time, or, where
-    CLFEW_THOROUGH=1, with others for ten minutes, whose number is printed."""
+    """Calls `holds` with `examples` random values, the same in every run.
+
+    With CLFEW_THOROUGH=1 it uses new values for ten minutes and prints how many there were.
+    """
     options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
     if not THOROUGH:
         settings(max_examples=examples, derandomize=True, **options)(given(**values)(holds))()
@@ -34,7 +36,7 @@ def fuzz(examples: int, holds: Callable[..., None], **values: SearchStrategy[Any
 
 
 def rounds() -> Iterator[int]:
-    """0, 1, 2, … for ten minutes, at least once; only 0 unless CLFEW_THOROUGH=1."""
+    """Yields 0, 1, 2, … for ten minutes if CLFEW_THOROUGH=1, otherwise only 0."""
     end = time.monotonic() + SECONDS
     for number in itertools.count():
         yield number

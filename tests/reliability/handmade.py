@@ -1,4 +1,4 @@
-"""Image files made byte by byte, of the kinds that Pillow reads and cannot write."""
+"""Builds image files byte by byte, of the kinds that Pillow reads but cannot write."""
 
 import struct
 import zlib
@@ -20,9 +20,9 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 
 
 def png(samples: np.ndarray, bits: int, colour: int, interlaced=False, before=(), size=None) -> bytes:
-    """A PNG of samples (height, width, channels), each of `bits` bits.
+    """Returns a PNG of samples (height, width, channels), each of `bits` bits.
 
-    before: chunks (name, body) that stand before the pixels. size: what the header says instead.
+    before: chunks (name, body) before the pixels. size: a wrong (width, height) for the header.
     """
     height, width = samples.shape[:2]
     header = struct.pack(">IIBBBBB", *(size or (width, height)), bits, colour, 0, 0, interlaced)
@@ -37,16 +37,16 @@ def png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def packed(row: np.ndarray, bits: int) -> bytes:
-    """A row of samples, the most significant bit first."""
+    """Packs a row of samples, the most significant bit first."""
     if bits >= 8:
         return row.astype(f">u{bits // 8}").tobytes()
     return np.packbits((row.reshape(-1, 1) >> np.arange(bits - 1, -1, -1)) & 1).tobytes()
 
 
 def tiff(tags: dict[int, object], blocks: list[bytes], tiles: bool = False) -> bytes:
-    """A little-endian TIFF with one directory; blocks: its strips, or its tiles.
+    """Returns a little-endian TIFF with one directory. blocks: its strips, or its tiles.
 
-    tags: by number, an int or a sequence of ints, each stored as a long.
+    tags: an int or a sequence of ints for each tag number, all stored as longs.
     """
     start = 8 + sum(map(len, blocks))
     offsets = [8 + sum(map(len, blocks[:i])) for i in range(len(blocks))]
@@ -68,9 +68,9 @@ def tiff(tags: dict[int, object], blocks: list[bytes], tiles: bool = False) -> b
 
 
 def tiff_of(pixels: np.ndarray, tile: tuple[int, int] | None = None, planar=False, **more) -> bytes:
-    """An uncompressed TIFF of pixels (height, width, channels); tile: width and height of its tiles.
+    """Returns an uncompressed TIFF of pixels (height, width, channels). tile: width and height of a tile.
 
-    more: tags by number, as in `tag_274=6` (Orientation).
+    more: further tags by number, as in `tag_274=6` (Orientation).
     """
     height, width, channels = pixels.shape
     tags = {
@@ -96,7 +96,7 @@ def tiff_of(pixels: np.ndarray, tile: tuple[int, int] | None = None, planar=Fals
 
 
 def bmp(width: int, height: int, bits: int, body: bytes, palette: bytes = b"", compression=0) -> bytes:
-    """A BMP of Windows 3; a negative height means that the first row is the top one."""
+    """Returns a BMP of Windows 3. A negative height means that the first row is the top one."""
     offset = 54 + len(palette)
     info = struct.pack(
         "<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(body), 0, 0, len(palette) // 4, 0
@@ -105,13 +105,13 @@ def bmp(width: int, height: int, bits: int, body: bytes, palette: bytes = b"", c
 
 
 def rle8(indices: np.ndarray) -> bytes:
-    """BMP's run lengths of indices (height, width): every run is of one pixel."""
+    """Encodes indices (height, width) in BMP's run-length code; every run is one pixel long."""
     rows = [b"".join(bytes((1, value)) for value in row) + b"\0\0" for row in indices[::-1]]
     return b"".join(rows) + b"\0\1"
 
 
 def gif(screen: tuple[int, int], frame: tuple[int, int, int, int], pixels: np.ndarray) -> bytes:
-    """A GIF whose one frame (left, top, width, height) need not fill its screen; indices 0 and 1."""
+    """Returns a GIF of indices 0 and 1. Its only frame (left, top, width, height) need not fill the screen."""
     codes: list[int] = []
     for value in pixels.ravel().tolist():
         codes += [4, value]  # A clear code before each pixel keeps every code at three bits.
@@ -125,7 +125,7 @@ def gif(screen: tuple[int, int], frame: tuple[int, int, int, int], pixels: np.nd
 
 
 def webp_header(width: int, height: int) -> bytes:
-    """An animated WebP that says how large it is and holds next to nothing."""
+    """Returns an animated WebP that has a size in its header and almost no content."""
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     extended = b"VP8X" + struct.pack("<I", 10) + b"\2\0\0\0" + size
     animation = b"ANIM" + struct.pack("<I", 6) + bytes(6)
@@ -134,7 +134,7 @@ def webp_header(width: int, height: int) -> bytes:
 
 
 def jpeg_segment(content: bytes, marker: int) -> int:
-    """Where a JPEG's segment with this marker begins."""
+    """Returns where a JPEG's segment with this marker begins."""
     place = 2
     while content[place + 1] != marker:
         place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
@@ -142,7 +142,7 @@ def jpeg_segment(content: bytes, marker: int) -> int:
 
 
 def jpeg_frame(content: bytes, marker: int | None = None, bits: int | None = None, size=None) -> bytes:
-    """A baseline JPEG whose frame header says another coding, precision, or (width, height)."""
+    """Returns a baseline JPEG whose frame header has another coding, precision, or (width, height)."""
     place, changed = jpeg_segment(content, 0xC0), bytearray(content)
     if marker is not None:
         changed[place + 1] = marker

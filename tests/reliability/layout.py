@@ -1,4 +1,5 @@
-"""The corpus as a folder of two classes, with what is no file, odd names, and a file that grows."""
+"""Writes the corpus to a folder of two classes, with things that are no files, odd names, and a file that
+grows."""
 
 import contextlib
 import os
@@ -18,7 +19,7 @@ NAMES = [
     b"-rf.png", b"@SUM(A1).png", b"\t=1.png", b"'=1.png", b"%s{0}$HOME`.png", b" spaces .png",
     b"#.png", b"x" * 251 + b".png", b"UPPER.PNG", b"no-extension-but-this.jpeg",
 ]  # fmt: skip
-"""Names of good files, as the system keeps them: bytes."""
+"""Names of good files, in the bytes that the system stores."""
 
 
 def odd_names() -> Iterator[File]:
@@ -37,12 +38,14 @@ def open_what_may_be(path, *mode):
     return open(path, *mode)
 decode.open = open_what_may_be
 """
-"""Makes a file one that may not be read, of which root knows none."""
+"""Makes a file unreadable, also for root, who may read every file."""
 
 
 def lay_out(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
-    """Writes the corpus below `folder`, half of it into a/ and half into b/: the good files by their
-    names, and what the reason of each bad one must say."""
+    """Writes the corpus below `folder`, half of it into a/ and half into b/.
+
+    Returns the good files by name, and a pattern for the reason of each bad file.
+    """
     good: dict[str, File] = {}
     bad: dict[str, str] = {}
     for label in "ab":
@@ -81,7 +84,7 @@ def lay_out(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
 
 @contextlib.contextmanager
 def growing(file: Path) -> Iterator[None]:
-    """Inside, something is added to the end of the file again and again."""
+    """A context in which bytes are appended to the file again and again."""
     stop = threading.Event()
 
     def grow() -> None:
@@ -99,7 +102,7 @@ def growing(file: Path) -> Iterator[None]:
 
 
 def state_of(folder: Path) -> dict[bytes, tuple[object, ...]]:
-    """What is below a folder: kinds and modes, times of change, and the content or target of each."""
+    """Returns the mode (with the kind), time of change, and content or target of everything below a folder."""
     found: dict[bytes, tuple[object, ...]] = {}
     for parent, folders, files in os.walk(os.fsencode(folder)):
         for name in folders + files:

@@ -1,4 +1,4 @@
-"""Artifacts, whole and made to deceive, and readers of them that are watched."""
+"""Intact and deceptive artifacts, and checks of how much time and memory reading them takes."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-import torchvision  # noqa: F401 – otherwise a reader would, and its memory would be a file's
+import torchvision  # noqa: F401 – otherwise the first read would import it, and its memory would count
 
 from clfew.errors import UserError
 from clfew.methods.simclr import projector
@@ -51,11 +51,9 @@ def tensors_of(path):
     return safetensors.torch.load_file(path)
 
 
-def write(path, description=None, tensors=None, with_checksum=True, **metadata):
-    """A file with a valid checksum, as somebody would make who knows how."""
-    described = {
-        "clfew": json.dumps(description if description is not None else asdict(METADATA))
-    } | metadata
+def write(path, fields=None, tensors=None, with_checksum=True, **metadata):
+    """Writes an artifact with a valid checksum, as an attacker could."""
+    described = {"clfew": json.dumps(fields if fields is not None else asdict(METADATA))} | metadata
     content = safetensors.torch.save(tensors or {"x": torch.ones(2)}, described)
     path.write_bytes(add_checksum(content) if with_checksum else content)
     return path
@@ -68,8 +66,10 @@ def raw(path, header, data=b""):
 
 
 def read_bounded(read, path):
-    """What a reader says of a file, or the sentence with which it refuses it: in under a second of its
-    own, and with no more memory than a few copies of the file."""
+    """Returns what a reader returns for a file, or the message of its UserError.
+
+    Fails if it takes a second of processor time or more memory than a few copies of the file.
+    """
     for attempt in (1, 2):
         started, before = time.process_time(), memory()
         try:
@@ -81,14 +81,14 @@ def read_bounded(read, path):
         is_bounded = seconds < 1 and taken < 4 * path.stat().st_size + 4 * 2**20
         if is_bounded or attempt == 2:
             break
-        gc.collect()  # What earlier reads have left may have been in the way.
+        gc.collect()  # Garbage of earlier reads may have taken the memory.
     assert is_bounded, f"{seconds:.2f} s, {taken:,} bytes"
     return found
 
 
 def memory(what="VmRSS"):
-    """The bytes of memory that the process holds; of VmHWM the most since the last call for VmRSS. 0
-    where the system is not Linux."""
+    """Returns the bytes of memory that the process uses; for "VmHWM", the most since the last call for
+    "VmRSS". Returns 0 on systems other than Linux."""
     if not os.access("/proc/self/clear_refs", os.W_OK):
         return 0
     if what == "VmRSS":

@@ -1,4 +1,4 @@
-"""Image files of every accepted format and kind, and the ways in which they are damaged."""
+"""Image files of every accepted format and kind, and random damage to them."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ PNG_HEADER = 8
 
 
 def originals() -> dict[str, bytes]:
-    """Small whole files by a name that tells format, mode and options."""
+    """Returns small intact files; their names contain format, mode and options."""
     y, x = np.mgrid[:20, :24]
     rgb = Image.fromarray(np.stack([10 * x, 12 * y, 5 * (x + y)], axis=2).astype(np.uint8))
     grey, palette = rgb.convert("L"), rgb.quantize(16)
@@ -20,7 +20,7 @@ def originals() -> dict[str, bytes]:
     rgba = rgb.convert("RGBA")
     rgba.putalpha(grey)
     exif = Image.Exif()
-    exif[0x0112] = 6  # Orientation: to be turned.
+    exif[0x0112] = 6  # Orientation: the image must be rotated.
     animated = {"save_all": True, "append_images": [rgb.rotate(90), grey.convert("RGB")]}
     saved = [
         ("JPEG", rgb, {"exif": exif}),
@@ -68,8 +68,10 @@ def originals() -> dict[str, bytes]:
 
 
 def mutate(content: bytes, others: list[bytes], random: np.random.Generator) -> bytes:
-    """The file with a few damages; a PNG's checksums are mended half of the time, so that what stands
-    behind them is reached."""
+    """Returns the file with random damage in a few places.
+
+    Half of the time a PNG's checksums are corrected, so that the damage is not found by them.
+    """
     data = bytearray(content)
     for _ in range(random.integers(1, 5)):
         _damage(data, others, random)
@@ -79,7 +81,7 @@ def mutate(content: bytes, others: list[bytes], random: np.random.Generator) -> 
 
 
 def _damage(data: bytearray, others: list[bytes], random: np.random.Generator) -> None:
-    # Headers are short and decide most: every other damage falls into the first bytes.
+    # Headers are short but matter most: half of the damage is within the first 64 bytes.
     within = len(data) if random.integers(2) else min(len(data), 64)
     start = int(random.integers(within + 1))
     stop = start + int(random.integers(1, 9))

@@ -1,4 +1,4 @@
-"""Runs that are ended and gone on with, and the whole ones they are compared with."""
+"""Commands of runs that tests interrupt and resume, and a check that they were resumed."""
 
 import json
 import signal
@@ -24,11 +24,15 @@ def steps_of(run):
     return [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_went_on(resumed, reference, training, saved, repeats_ended=True):
-    """It took the steps that were not saved, of the training that was ended and of those after it:
-    otherwise, as all that is drawn is the same again, one that begins anew would end the same too."""
-    told = steps_taken(reference.with_name(f"{reference.name}.stderr").read_text())
-    steps = [told[number] for number in sorted(told)]
+def assert_resumed(resumed, reference, training, saved, repeats_ended=True):
+    """Checks that the resumed run took only the steps that had not been saved.
+
+    training: the training that was interrupted, counted from 1. saved: its saved steps. Comparing results
+    is not enough: a run that starts again from the beginning uses the same random numbers and ends with
+    the same weights.
+    """
+    counted = steps_taken(reference.with_name(f"{reference.name}.stderr").read_text())
+    steps = [counted[number] for number in sorted(counted)]
     expected = [steps[training - 1] - saved, *steps[training:]]
     ended = [0] * (training - 1) if repeats_ended else []
     assert list(steps_taken(resumed.stderr).values()) == ended + expected

@@ -49,7 +49,7 @@ FIELDS = {
 
 
 @pytest.mark.parametrize("change", FIELDS.values(), ids=FIELDS)
-def test_a_description_that_cannot_be(artifact, tmp_path, change):
+def test_wrong_metadata_is_refused(artifact, tmp_path, change):
     content = {k: v for k, v in (asdict(METADATA) | change).items() if v is not ...}
     path = write(tmp_path / "x.safetensors", content, tensors_of(artifact))
     read_bounded(read_metadata, path), read_bounded(load_encoder, path)
@@ -77,7 +77,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_cannot_be(tmp_path, header):
+def test_a_wrong_header_is_refused(tmp_path, header):
     assert_refused(raw(tmp_path / "x.safetensors", header, bytes(12)))
 
 
@@ -110,7 +110,7 @@ def grown(header, data):
 
 
 @pytest.mark.parametrize("change", [shifted, holed, reshaped, halved, grown])
-def test_a_whole_artifact_whose_tensors_lie_wrong(artifact, tmp_path, change):
+def test_an_artifact_whose_tensors_are_misplaced_is_refused(artifact, tmp_path, change):
     content = artifact.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + size])
@@ -123,16 +123,16 @@ def test_a_whole_artifact_whose_tensors_lie_wrong(artifact, tmp_path, change):
 
 
 @pytest.mark.parametrize("size", [0, 7, MAX_HEADER + 1, 2**40, 2**64 - 1])
-def test_a_header_of_a_size_that_cannot_be(tmp_path, size):
+def test_a_header_of_an_impossible_size_is_refused(tmp_path, size):
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", size) + b"{}" * 50)
     assert_refused(path)
 
 
-def test_ten_million_classes(tmp_path):
+def test_ten_million_classes_are_refused(tmp_path):
     names = ",".join(f'"{i}"' for i in range(10_000_000))
-    description = json.dumps({"clfew": '{"classes": [' + names + "]}"})
-    assert_refused(raw(tmp_path / "x.safetensors", f'{{"__metadata__": {description}}}'.encode()))
+    metadata = json.dumps({"clfew": '{"classes": [' + names + "]}"})
+    assert_refused(raw(tmp_path / "x.safetensors", f'{{"__metadata__": {metadata}}}'.encode()))
 
 
 def test_more_classes_than_can_be_written_are_refused_at_once(artifact, tmp_path):
@@ -145,7 +145,7 @@ def test_more_classes_than_can_be_written_are_refused_at_once(artifact, tmp_path
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_no_numbers(artifact, tmp_path, value):
+def test_weights_that_are_not_finite_are_refused(artifact, tmp_path, value):
     tensors = tensors_of(artifact)
     tensors["classifier.head.weight"][1, 3] = value
     path = write(tmp_path / "x.safetensors", tensors=tensors)
@@ -153,9 +153,9 @@ def test_weights_that_are_no_numbers(artifact, tmp_path, value):
         load_classifier(path)
 
 
-def test_a_file_whose_seal_was_taken_away(artifact, tmp_path):
+def test_a_file_without_its_checksum_is_refused(artifact, tmp_path):
     path = write(tmp_path / "x.safetensors", tensors=tensors_of(artifact), with_checksum=False)
-    with pytest.raises(UserError, match="seal is missing"):
+    with pytest.raises(UserError, match="checksum is missing"):
         load_classifier(path)
 
 
@@ -164,7 +164,7 @@ def test_one_changed_weight_is_noticed_where_weights_are_read(artifact, tmp_path
     content[-1000] ^= 1
     (tmp_path / "x.safetensors").write_bytes(content)
     read_metadata(tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="not as they were written"):
+    with pytest.raises(UserError, match="weights do not match their checksum"):
         load_classifier(tmp_path / "x.safetensors")
 
 
@@ -183,7 +183,7 @@ def test_a_pickle_is_not_opened(tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_what_a_description_says_is_shown_and_never_run(clfew, artifact, tmp_path):
+def test_metadata_is_shown_as_text_and_never_run(clfew, artifact, tmp_path):
     evil = "<script>alert(1)</script>\x1b[2J/etc/passwd"
     metadata = asdict(METADATA) | {
         "classes": [evil, "b"],
@@ -196,7 +196,7 @@ def test_what_a_description_says_is_shown_and_never_run(clfew, artifact, tmp_pat
     assert json.loads(clfew.ok("info", "x.safetensors", "--format", "json", cwd=tmp_path).stdout)
 
 
-def test_what_a_description_says_is_text_in_a_report(clfew, artifact, images, tmp_path):
+def test_metadata_is_text_in_a_report(clfew, artifact, images, tmp_path):
     images(tmp_path / "images", classes=["cat", "dog"], each=3)
     evil = "<script>alert(1)</script>\x1b[2J<img src=x onerror=alert(1)>"
     metadata = asdict(METADATA) | {
@@ -206,10 +206,10 @@ def test_what_a_description_says_is_text_in_a_report(clfew, artifact, images, tm
         "data": {"finetune": METADATA.data["finetune"] | {"source": evil, evil: evil}},
     }
     write(tmp_path / "x.safetensors", metadata, tensors_of(artifact), note=evil)
-    told = clfew.ok("eval", "images", "--from", "x.safetensors", "--out", "eval", cwd=tmp_path)
+    result = clfew.ok("eval", "images", "--from", "x.safetensors", "--out", "eval", cwd=tmp_path)
     page = (tmp_path / "eval/report.html").read_text()
     assert "&lt;script&gt;alert" in page and "<script>alert" not in page and "<img src=x" not in page
-    assert "\x1b" not in told.stderr + told.stdout + page
+    assert "\x1b" not in result.stderr + result.stdout + page
 
 
 def test_the_format_that_is_written_is_the_one_that_is_read(artifact):

@@ -39,7 +39,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_small_disk_that_is_full(clfew, images, tmp_path, small_disk):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(clfew, images, tmp_path, small_disk):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     small_disk("512k")
     faults = save_every(2)
@@ -51,7 +51,7 @@ def test_a_small_disk_that_is_full(clfew, images, tmp_path, small_disk):
     assert list((tmp_path / "disk").rglob(".*")) == []
 
 
-def test_a_run_on_a_disk_that_has_become_read_only_waits_for_it(clfew, images, tmp_path, small_disk):
+def test_a_run_resumes_once_a_read_only_disk_is_writable_again(clfew, images, tmp_path, small_disk):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     small_disk("8m")
     stopped = clfew(*TINY, "--out", "disk/run", cwd=tmp_path, faults=signal_at(5, signal.SIGINT))
@@ -93,7 +93,7 @@ REMOVED = ("run", "run/state", "run/state/state.safetensors", "run/metrics.jsonl
 
 
 @pytest.mark.parametrize("name", REMOVED)
-def test_something_removed_underneath(clfew, images, tmp_path, name):
+def test_a_file_of_the_run_removed_while_it_runs(clfew, images, tmp_path, name):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     remove = f"(shutil.rmtree if os.path.isdir({name!r}) else os.unlink)({name!r})"
     faults = save_every(2) + AT_STEP.format(what=remove)

@@ -83,15 +83,15 @@ def meaning(text: str, csv_files: set[str]) -> LabelSpec | None:
     if text.lower().endswith(".csv"):
         return LabelSpec(file=text) if text in csv_files else None
     number, unit = text, "total"
-    for ending, name in (("%", "share"), ("/class", "per_class")):
+    for ending, name in (("%", "fraction"), ("/class", "per_class")):
         if text.endswith(ending):
             number, unit = text.removesuffix(ending), name
-    if unit == "share":
+    if unit == "fraction":
         whole, dot, part = number.rstrip().partition(".")
         if not whole.isdecimal() or (dot and not part.isdecimal()):
             return None
-        share = float(number) / 100
-        return LabelSpec(share=share) if 0 < share <= 1 else None
+        fraction = float(number) / 100
+        return LabelSpec(fraction=fraction) if 0 < fraction <= 1 else None
     # More than eighteen digits are more than there could be images.
     if not number.isdecimal() or len(number) > 18 or int(number) == 0:
         return None
@@ -108,8 +108,8 @@ def source_of(sizes: list[int]) -> Source:
 def check_counts(spec: LabelSpec, sizes: list[int], counts: list[int]) -> None:
     """The labels drawn of classes with so many images are those the spec asks for."""
     assert all(1 <= count <= size for count, size in zip(counts, sizes, strict=True))
-    if spec.share is not None:
-        assert counts == [max(1, round(spec.share * size)) for size in sizes]
+    if spec.fraction is not None:
+        assert counts == [max(1, round(spec.fraction * size)) for size in sizes]
     elif spec.per_class is not None:
         assert counts == [spec.per_class] * len(sizes)
     elif spec.total is not None:
@@ -153,16 +153,16 @@ def test_label_specs(tmp_path, monkeypatch):
 @pytest.fixture
 def timed(monkeypatch):
     """Trials of a step that take what they are told to take, on a clock that stands still."""
-    told = SimpleNamespace(seconds=1.0)
-    monkeypatch.setattr(budget, "seconds_per_step", lambda *arguments: told.seconds)
+    trial = SimpleNamespace(seconds=1.0)
+    monkeypatch.setattr(budget, "seconds_per_step", lambda *arguments: trial.seconds)
     monkeypatch.setattr(budget, "choose_compile", lambda *arguments: (False, "not here"))
     monkeypatch.setattr(budget.console, "say", lambda line: None)
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: 0.0))
-    return told
+    return trial
 
 
 def test_schedules(timed):
-    def holds(images, batch, epochs, minutes, parameters, seconds, share):
+    def holds(images, batch, epochs, minutes, parameters, seconds, fraction):
         timed.seconds = seconds
         data = TrainingData(np.empty(0), np.empty(0), range(images))
         settings = budget.Budget(epochs, minutes, 200, 10)
@@ -194,7 +194,7 @@ def test_schedules(timed):
                 assert plan.steps <= 200 * per_epoch
             else:
                 assert (plan.steps + 2) * seconds > 0.95 * available, "time is left"
-        check_rates(plan, share)
+        check_rates(plan, fraction)
 
     fuzz(
         500,
@@ -205,11 +205,11 @@ def test_schedules(timed):
         minutes=st.one_of(st.none(), st.floats(0.01, 1e5), st.floats()),
         parameters=st.integers(1, 10**9),
         seconds=st.floats(1e-6, 1e4),
-        share=st.floats(0, 1),
+        fraction=st.floats(0, 1),
     )
 
 
-def check_rates(plan: Plan, share: float) -> None:
+def check_rates(plan: Plan, fraction: float) -> None:
     """A linear warm-up to the peak, then a cosine whose next step would be at 0."""
     steps, warmup, peak = plan.steps, plan.warmup_steps, plan.learning_rate
     assert 1 <= warmup <= steps and 0 < peak < math.inf
@@ -218,7 +218,7 @@ def check_rates(plan: Plan, share: float) -> None:
         return learning_rate(step, steps, warmup, peak)
 
     assert rate(0) == pytest.approx(peak / warmup) and rate(warmup - 1) == pytest.approx(peak)
-    some = int(share * (steps - 1))
+    some = int(fraction * (steps - 1))
     for step in {0, warmup - 1, min(warmup, steps - 1), some, steps - 1}:
         assert 0 <= rate(step) <= peak * (1 + 1e-9)
         # Of more steps, the last are nearer to 0 than a float's rounding.
@@ -259,10 +259,10 @@ def test_crops():
     def holds(aspects, seed, smallest, side, size, extreme):
         count = len(aspects)
         aspects = torch.tensor(aspects, dtype=torch.float32)
-        draws = ImageRandom(seed, 0, np.arange(count)).uniform(0, 22)
+        numbers = ImageRandom(seed, 0, np.arange(count)).uniform(0, 22)
         if extreme is not None:
-            draws[:] = extreme
-        boxes = crop_boxes(torch.from_numpy(draws), aspects, smallest).double()
+            numbers[:] = extreme
+        boxes = crop_boxes(torch.from_numpy(numbers), aspects, smallest).double()
         x, y, width, height = boxes.T
         slack = 1e-6
         assert boxes.isfinite().all() and (width > 0).all() and (height > 0).all()

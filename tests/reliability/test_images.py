@@ -79,7 +79,7 @@ def test_the_start_of_a_file_is_refused_or_shows_the_whole_picture(file):
             assert np.array_equal(np.asarray(decode(content)), np.asarray(decode(file.content)))
 
 
-def test_files_and_what_is_no_file_are_told_apart(tmp_path):
+def test_files_and_what_is_no_file_are_distinguished(tmp_path):
     good, bad = lay_out(tmp_path / "photos")
     names, others = walk_images(tmp_path / "photos")
     assert sorted(names) == sorted(good | bad) and others == 0
@@ -105,7 +105,7 @@ def as_nobody():
         os.seteuid(0)
 
 
-def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
+def test_what_may_not_be_read_is_reported(tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
     monkeypatch.chdir(tmp_path)  # The folders above it are closed to others.
     (tmp_path / "a").mkdir()
@@ -116,7 +116,7 @@ def test_what_may_not_be_read_is_told(tmp_path, monkeypatch):
     for mode in (0o300, 0o644):  # May not be listed; may be listed, and nothing in it looked at.
         (tmp_path / "closed/inner").mkdir(parents=True, exist_ok=True)
         (tmp_path / "closed").chmod(mode)
-        with as_nobody(), pytest.raises(UserError, match="may not be read"):
+        with as_nobody(), pytest.raises(UserError, match="permission denied"):
             walk_images(Path("."))
         (tmp_path / "closed").chmod(0o755)
 
@@ -210,7 +210,7 @@ def worked(clfew, tiny, tmp_path_factory):
     """A folder where the five commands have worked on the corpus, one image of which grows meanwhile."""
     folder = tmp_path_factory.mktemp("corpus")
     good, bad = lay_out(folder / "photos")
-    before, said = state_of(folder / "photos"), {}
+    before, results = state_of(folder / "photos"), {}
     options = {"cwd": folder, "env": {"CLFEW_CACHE": str(folder / "cache")}, "faults": NOT_ALLOWED}
     with growing(folder / "photos" / GROWING):
         for command in (
@@ -219,10 +219,10 @@ def worked(clfew, tiny, tmp_path_factory):
             ["eval"],
             ["embed", "photos", "--from", "runs/pretrain-1"],
         ):
-            said[command[0]] = clfew.ok(*command, "--precision", "fp32", **options)
+            results[command[0]] = clfew.ok(*command, "--precision", "fp32", **options)
         predict = ("predict", "photos", "--top", 2, "--format", "jsonl", "--precision", "fp32")
-        said["predict"] = clfew(*predict, **options)
-    return folder, good, bad, before, said
+        results["predict"] = clfew(*predict, **options)
+    return folder, good, bad, before, results
 
 
 def read_csv(file):
@@ -232,18 +232,21 @@ def read_csv(file):
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune", "eval", "embed", "predict"])
 def test_a_command_finishes_and_names_each_bad_file_with_its_reason(worked, command):
-    folder, _, bad, _, said = worked
+    folder, _, bad, _, results = worked
     if command == "predict":
-        rows = [row for row in said["predict"].rows() if "error" in row]
-        told = {os.path.relpath(row["path"], "photos"): row["error"] for row in rows}
-        assert said["predict"].rc == 1 and f"error: {len(bad)} of the images" in said["predict"].stderr
+        rows = [row for row in results["predict"].rows() if "error" in row]
+        reported = {os.path.relpath(row["path"], "photos"): row["error"] for row in rows}
+        assert (
+            results["predict"].rc == 1
+            and f"error: {len(bad)} of the images" in results["predict"].stderr
+        )
     else:
         rows = read_csv(folder / f"runs/{command}-1/bad_images.csv")
-        told = {row["path"]: row["reason"] for row in rows}
-        assert re.search(rf"^skipped +{len(bad)} ", said[command].stderr, re.MULTILINE)
-    assert len(rows) == len(told) and sorted(told) == sorted(bad)
-    assert {name: told[name] for name in bad if not re.search(bad[name], told[name])} == {}
-    assert "Traceback" not in said[command].stderr
+        reported = {row["path"]: row["reason"] for row in rows}
+        assert re.search(rf"^skipped +{len(bad)} ", results[command].stderr, re.MULTILINE)
+    assert len(rows) == len(reported) and sorted(reported) == sorted(bad)
+    assert {name: reported[name] for name in bad if not re.search(bad[name], reported[name])} == {}
+    assert "Traceback" not in results[command].stderr
 
 
 def test_training_on_odd_shapes_stays_finite(worked):
@@ -262,7 +265,7 @@ def test_not_a_byte_of_an_original_is_changed(worked):
 def test_commands_read_a_good_file_to_identical_pixels(worked):
     """pretrain, finetune and eval from stores, of which each made its own, as one image had grown;
     embed and predict from the files: of the same pixels, a network says the same."""
-    folder, good, bad, _, said = worked
+    folder, good, bad, _, results = worked
     names = sorted(good | bad)
     rows = np.array([i for i, name in enumerate(names) if name in good])
     encoder, _, metadata, _ = load_encoder(folder / "runs/pretrain-1/encoder.safetensors")
@@ -286,6 +289,6 @@ def test_commands_read_a_good_file_to_identical_pixels(worked):
     assert np.allclose(embedded, network_says(encoder), atol=1e-5)
     classifier, metadata, *_ = load_classifier(folder / "runs/finetune-1/classifier.safetensors")
     expected = torch.softmax(torch.from_numpy(network_says(classifier)), 1).numpy()
-    predicted = [dict(row["top"]) for row in said["predict"].rows() if "error" not in row]
+    predicted = [dict(row["top"]) for row in results["predict"].rows() if "error" not in row]
     shares = np.array([[top[name] for name in metadata.classes] for top in predicted])
     assert np.allclose(shares, expected, atol=1e-5)

@@ -31,8 +31,8 @@ def processor_seconds(process):
 def test_a_default_run_ends_in_time(clfew, images, tmp_path, arguments, phase, number):
     images(tmp_path / "photos", classes=[""], each=200, size=96)
     process = clfew.popen("pretrain", "photos", *arguments, cwd=tmp_path)
-    said = next((line for line in process.stderr if line.startswith(phase)), None)
-    assert said, "it has ended already"
+    line_of_phase = next((line for line in process.stderr if line.startswith(phase)), None)
+    assert line_of_phase, "it has ended already"
     time.sleep(3)
     before = used = processor_seconds(process)
     process.send_signal(number)

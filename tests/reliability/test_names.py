@@ -117,7 +117,7 @@ def test_the_report_shows_names_as_text(worked):
     assert all(any(name in title for title in shown) for name in tested)
 
 
-def test_what_is_printed_steers_no_terminal(worked):
+def test_what_is_printed_holds_no_control_characters(worked):
     for name, streams in worked[2].items():
         checked = streams[1:] if name == "csv" else streams  # For CSV see the test on a terminal.
         for content in checked:
@@ -140,7 +140,7 @@ def read_all(descriptor):
     return content.decode()
 
 
-def test_csv_on_a_terminal_steers_it_as_little(clfew, worked):
+def test_csv_on_a_terminal_sends_no_control_characters(clfew, worked):
     ours, theirs = pty.openpty()
     process = clfew.popen(
         "predict",
@@ -180,7 +180,7 @@ def test_csv_holds_no_formula_and_every_name(worked):
     assert {unguarded(row["label"]) for row in rows if row["label"]} <= spelled
 
 
-def test_labels_given_back_reproduce_the_draw(worked):
+def test_a_run_s_labels_csv_reproduces_its_label_sample(worked):
     folder, _, _ = worked
     first, again = (folder / f"runs/finetune-{number}/labels.csv" for number in (1, 2))
     assert first.read_bytes() == again.read_bytes()
@@ -190,7 +190,7 @@ def test_labels_given_back_reproduce_the_draw(worked):
     assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_what_a_classifier_was_taught_is_found_again(worked, monkeypatch):
+def test_the_labelled_images_of_a_classifier_are_found_again(worked, monkeypatch):
     monkeypatch.chdir(worked[0])
     images = open_images(open_teacher(worked[0] / "runs/finetune-1/classifier.safetensors"), None)
     rows = read_label_csv(worked[0] / "runs/finetune-1/labels.csv")
@@ -259,10 +259,10 @@ def test_folders_are_walked_whatever_their_names(worked):
     assert sorted(names) == sorted(worked[1] + BAD) and others == 0
 
 
-def test_what_is_said_holds_no_control_characters_and_no_markup(capsys):
+def test_messages_hold_no_control_characters_and_no_markup(capsys):
     console.say("a\x1b[31mb\nc :cat: [bold]d[/bold]")
     console.next_command("clfew eval --from 'a\x1b[31mb\nc' :cat:")
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     assert (
-        said == "a\\x1b[31mb\\nc :cat: [bold]d[/bold]\nnext: clfew eval --from 'a\\x1b[31mb\\nc' :cat:\n"
+        err == "a\\x1b[31mb\\nc :cat: [bold]d[/bold]\nnext: clfew eval --from 'a\\x1b[31mb\\nc' :cat:\n"
     )

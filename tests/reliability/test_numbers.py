@@ -71,7 +71,7 @@ PLAN = Plan(10, 4, "sgd", 1e-30, 0.0, 1, 3, "fp32")
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_what_led_to_a_bad_number_is_kept_and_leads_there_again(data, tmp_path, what):
+def test_the_state_before_a_bad_number_is_saved_and_reproduces_it(data, tmp_path, what):
     objective, saving = GoesBad(what), Saving(tmp_path / "state", "")
     with pytest.raises(UserError) as error:
         train(objective, data, PLAN, CPU, saving=saving)
@@ -134,17 +134,19 @@ loop.LOG_SECONDS = console._PLAIN_SECONDS = 0.0
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("torch.ones_like(z)", "of the spread"),
+        ("torch.ones_like(z)", "of the standard deviation"),
         ("line.expand_as(z)", "to a line, an effective rank of 1."),
     ],
 )
-def test_a_collapse_is_told_while_it_happens_and_in_the_report(clfew, images, tmp_path, kind, words):
+def test_a_collapse_is_reported_while_it_happens_and_in_the_report(clfew, images, tmp_path, kind, words):
     images(tmp_path / "unlabeled", each=20)
     result = clfew.ok(*TINY, cwd=tmp_path, faults=COLLAPSE.format(kind=kind))
     lines = result.stderr.splitlines()
-    (told,) = [line for line in lines if line.startswith("alarm      step 4: embeddings have collapsed")]
+    (shown,) = [
+        line for line in lines if line.startswith("alarm      step 4: embeddings have collapsed")
+    ]
     (end,) = [line for line in lines if "Train longer" in line]
-    assert words in told and lines.index(told) < lines.index(end)
+    assert words in shown and lines.index(shown) < lines.index(end)
     progress = [line.endswith("collapsing") for line in lines if line.startswith("pretrain ")]
     assert progress == sorted(progress) and len(set(progress)) == 2
     clfew.ok("finetune", "--labels", "4/class", "--from", "run", cwd=tmp_path)
@@ -153,10 +155,10 @@ def test_a_collapse_is_told_while_it_happens_and_in_the_report(clfew, images, tm
     assert "A collapse was seen from step 4 to step" in page and "At the end, embeddings" in page
 
 
-def test_a_collapse_that_passes_is_told_too():
+def test_a_collapse_that_passes_is_reported_too():
     rows = [{"step": step, "spread": 0.01 if step in (3, 4) else 0.5} for step in range(1, 9)]
-    said = collapse_summary(rows)
-    assert "from step 3 to step 4" in said and "over before the end" in said
+    summary = collapse_summary(rows)
+    assert "from step 3 to step 4" in summary and "over before the end" in summary
     assert collapse_summary(rows[4:]) == ""
 
 
@@ -193,7 +195,7 @@ def test_a_batch_that_does_not_fit_names_one_that_does(data, words, kind, trains
     assert "--size" in error.value.hint and "--batch" not in error.value.hint
 
 
-def test_another_error_of_a_step_is_not_taken_for_memory(data):
+def test_another_error_of_a_step_is_not_reported_as_memory(data):
     with pytest.raises(RuntimeError, match="shapes"):
         train(Hungry(0, "shapes do not match", RuntimeError), data, PLAN, CPU)
 
@@ -208,9 +210,9 @@ def hungry(z, *rest, original=simclr.nt_xent):
     return original(z, *rest)
 simclr.nt_xent = hungry
 """
-    said = clfew(*TINY, cwd=tmp_path, faults=faults)
-    assert said.rc == 1 and "Traceback" not in said.stderr
-    assert "A batch of 16 images does not fit" in said.stderr and "--batch 8" in said.stderr
+    result = clfew(*TINY, cwd=tmp_path, faults=faults)
+    assert result.rc == 1 and "Traceback" not in result.stderr
+    assert "A batch of 16 images does not fit" in result.stderr and "--batch 8" in result.stderr
     clfew.ok(*TINY[:-1], "smaller", "--batch", "8", cwd=tmp_path, faults=faults)
 
 

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 from faults import CALLS, COUNT_STEPS, artifact, in_write, save_every, signal_at
 from fuzzing import THOROUGH
-from resuming import ENDS, METHODS, STEPS, assert_went_on, command, steps_of
+from resuming import ENDS, METHODS, STEPS, assert_resumed, command, steps_of
 
 from clfew.runs.checksum import add_checksum
 
@@ -24,7 +24,7 @@ ENDED = [
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "number"), ENDED)
-def test_every_method_goes_on_to_the_same_weights(clfew, folder, whole, name, number):
+def test_every_method_resumes_to_the_same_weights(clfew, folder, whole, name, number):
     step = random.Random(f"{name} {number}").randrange(4, STEPS - 1)
     run = folder / f"{name}-{number.name}"
     faults = save_every(3) + signal_at(step, number)
@@ -37,13 +37,13 @@ def test_every_method_goes_on_to_the_same_weights(clfew, folder, whole, name, nu
     reference = whole(name, *command(name))
     assert artifact(run) == artifact(reference)
     # A killed one had saved at every third step; after a signal the step is finished and saved.
-    assert_went_on(resumed, reference, 1, (step - 1) // 3 * 3 if number == signal.SIGKILL else step)
+    assert_resumed(resumed, reference, 1, (step - 1) // 3 * 3 if number == signal.SIGKILL else step)
     assert steps_of(run) == sorted(set(steps_of(run))) and steps_of(run)[-1] == STEPS
     assert not (run / "state").exists()
 
 
 @pytest.mark.parametrize("step", random.Random(6).sample(range(1, STEPS), 10))
-def test_a_run_killed_at_any_step_goes_on_from_its_last_save(clfew, folder, whole, step):
+def test_a_run_killed_at_any_step_resumes_from_its_last_save(clfew, folder, whole, step):
     run = folder / f"killed-{step}"
     faults = save_every(2) + signal_at(step, signal.SIGKILL)
     assert clfew(*command("simclr"), "--out", run.name, cwd=folder, faults=faults).rc == -9
@@ -53,7 +53,7 @@ def test_a_run_killed_at_any_step_goes_on_from_its_last_save(clfew, folder, whol
     assert (f"after step {saved}" if saved else "from its beginning") in resumed.stderr
     reference = whole("simclr", *command("simclr"))
     assert artifact(run) == artifact(reference)
-    assert_went_on(resumed, reference, 1, saved)
+    assert_resumed(resumed, reference, 1, saved)
 
 
 SAVES = [(call, after) for call in CALLS for after in (False, True)]
@@ -69,7 +69,7 @@ def test_a_run_killed_while_it_saves(clfew, folder, whole, call, after):
     reference = whole("simclr", *command("simclr"))
     assert artifact(run) == artifact(reference)
     has_arrived = CALLS.index(call) + after > CALLS.index("replace")
-    assert_went_on(resumed, reference, 1, 6 if has_arrived else 3)
+    assert_resumed(resumed, reference, 1, 6 if has_arrived else 3)
     assert list(run.rglob(".*")) == []
 
 
@@ -118,7 +118,7 @@ def test_the_second_signal_ends_it_at_once_and_the_last_save_is_whole(clfew, fol
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_layer_on_a_pretrained_network_goes_on_to_the_same_weights(clfew, folder, whole, number):
+def test_a_layer_on_a_pretrained_network_resumes_to_the_same_weights(clfew, folder, whole, number):
     whole("simclr", *command("simclr"))
     begin = ("pretrain", "unlabeled", "--init", "whole-simclr", "--batch", "16", "--epochs", "6")
     reference = whole("layer", *begin)
@@ -128,10 +128,10 @@ def test_a_layer_on_a_pretrained_network_goes_on_to_the_same_weights(clfew, fold
     assert clfew(*begin, "--out", run.name, cwd=folder, faults=faults).rc == ENDS[number]
     resumed = clfew.ok("pretrain", "--resume", run.name, cwd=folder, faults=COUNT_STEPS)
     assert artifact(run) == artifact(reference)
-    assert_went_on(resumed, reference, 1, 6 if number == signal.SIGKILL else 7)
+    assert_resumed(resumed, reference, 1, 6 if number == signal.SIGKILL else 7)
 
 
-def test_the_printed_line_takes_the_threads_of_the_run_and_others_only_where_asked(clfew, folder, whole):
+def test_resume_uses_the_threads_of_the_run_unless_others_are_given(clfew, folder, whole):
     # The weights differ in their last digits with other threads: the tests' own are one.
     begin = (*command("simclr"), "--threads", "2")
     reference = whole("two-threads", *begin)
@@ -168,17 +168,17 @@ def test_a_signal_before_or_after_the_steps_loses_none(clfew, folder, whole):
     resumed = clfew.ok(*resume, cwd=folder, faults=COUNT_STEPS)
     reference = whole("simclr", *command("simclr"))
     assert artifact(run) == artifact(reference)
-    assert_went_on(resumed, reference, 1, STEPS)
+    assert_resumed(resumed, reference, 1, STEPS)
 
 
 IN_PROCESSES = """
 import os, sys
 from clfew.data import workers
-class Told(workers._Processes):
+class Noted(workers._Processes):
     def __init__(self, *arguments):
         print("decoded by other processes", file=sys.stderr)
         super().__init__(*arguments)
-workers._Processes, workers.FEW = Told, 0
+workers._Processes, workers.FEW = Noted, 0
 os.sched_getaffinity = lambda process: {0, 1}
 """
 
@@ -187,8 +187,8 @@ def test_other_workers_decode_the_same_images(clfew, folder, whole):
     faults = signal_at(5, signal.SIGINT)
     assert clfew(*command("simclr"), "--out", "workers", cwd=folder, faults=faults).rc == 130
     shutil.rmtree(clfew.home / "cache")
-    told = clfew.ok("pretrain", "--resume", "workers", cwd=folder, faults=IN_PROCESSES).stderr
-    assert "decoded by other processes" in told
+    stderr = clfew.ok("pretrain", "--resume", "workers", cwd=folder, faults=IN_PROCESSES).stderr
+    assert "decoded by other processes" in stderr
     assert artifact(folder / "workers") == artifact(whole("simclr", *command("simclr")))
 
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 from faults import COUNT_STEPS, artifact, in_write, save_every, signal_at
-from resuming import ENDS, assert_went_on, command
+from resuming import ENDS, assert_resumed, command
 
 FINETUNE = (
     "finetune", "labeled", "--labels", "10/class", "--from", "whole-simclr", "--mode", "auto",
@@ -18,7 +18,7 @@ FINETUNE = (
     ("training", "step", "number"),
     [(1, 2, signal.SIGKILL), (2, 3, signal.SIGINT), (3, 1, signal.SIGTERM), (4, 2, signal.SIGKILL)],
 )
-def test_finetune_goes_on_to_the_same_classifier(clfew, folder, whole, training, step, number):
+def test_finetune_resumes_to_the_same_classifier(clfew, folder, whole, training, step, number):
     whole("simclr", *command("simclr"))
     reference = whole("finetune", *FINETUNE)
     run = folder / f"finetune-{training}-{number.name}"
@@ -31,9 +31,9 @@ def test_finetune_goes_on_to_the_same_classifier(clfew, folder, whole, training,
     resume = ("finetune", "--resume", f"../{run.name}", "--format", "json")
     resumed = clfew.ok(*resume, cwd=folder / "labeled", faults=COUNT_STEPS)
     assert artifact(run) == artifact(reference)
-    assert_went_on(resumed, reference, training, step - 1 if number == signal.SIGKILL else step)
-    told = json.loads(resumed.stdout)
-    assert told | {"run": ""} == json.loads((reference / "result.json").read_text()) | {"run": ""}
+    assert_resumed(resumed, reference, training, step - 1 if number == signal.SIGKILL else step)
+    result = json.loads(resumed.stdout)
+    assert result | {"run": ""} == json.loads((reference / "result.json").read_text()) | {"run": ""}
     assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in reference.iterdir())
 
 
@@ -44,7 +44,7 @@ DISTILL = ("distill", "--from", "whole-finetune", "--epochs", "3", "--batch", "1
     ("training", "step", "number"),
     [(1, 5, signal.SIGINT), (2, 1, signal.SIGKILL), (3, 4, signal.SIGTERM)],
 )
-def test_distill_goes_on_to_the_same_student(clfew, folder, whole, training, step, number):
+def test_distill_resumes_to_the_same_student(clfew, folder, whole, training, step, number):
     whole("simclr", *command("simclr"))
     whole("finetune", *FINETUNE)
     reference = whole("distill", *DISTILL)
@@ -57,7 +57,7 @@ def test_distill_goes_on_to_the_same_student(clfew, folder, whole, training, ste
     elsewhere = folder / "labeled"
     resumed = clfew.ok("distill", "--resume", f"../{run.name}", cwd=elsewhere, faults=COUNT_STEPS)
     assert artifact(run) == artifact(reference)
-    assert_went_on(resumed, reference, training, step - 1 if number == signal.SIGKILL else step)
+    assert_resumed(resumed, reference, training, step - 1 if number == signal.SIGKILL else step)
     assert (run / "result.json").read_bytes() == (reference / "result.json").read_bytes()
 
 
@@ -71,7 +71,7 @@ COMPARE = (
     ("training", "step", "number"),
     [(1, 2, signal.SIGKILL), (2, 1, signal.SIGINT), (4, 30, signal.SIGTERM), (5, 2, signal.SIGKILL)],
 )
-def test_compare_goes_on_to_the_same_rows(clfew, folder, whole, training, step, number):
+def test_compare_resumes_to_the_same_rows(clfew, folder, whole, training, step, number):
     reference = whole("compare", *COMPARE)
     run = folder / f"compare-{training}"
     faults = save_every(1) + signal_at(step, number, training)
@@ -85,7 +85,7 @@ def test_compare_goes_on_to_the_same_rows(clfew, folder, whole, training, step, 
     assert rows == wanted
     # Only pretraining is gone on with: what a classifier takes is short, and begins again.
     saved = (step - (number == signal.SIGKILL)) * (training <= 2)
-    assert_went_on(resumed, reference, training, saved, repeats_ended=False)
+    assert_resumed(resumed, reference, training, saved, repeats_ended=False)
 
 
 def test_compare_keeps_the_steps_of_a_run_that_was_killed_before_its_first_save(clfew, folder):
@@ -111,7 +111,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from clfew.errors import UserError
-from clfew.runs import held
+from clfew.runs.locks import held
 from clfew.training import loop
 take_held = loop._step
 def asking(*arguments):
@@ -163,7 +163,7 @@ def changed(folder):
     [
         ("finetune", ("--labels", "4/class"), {
             "labeled/cross/003.png": "have changed", "whole-simclr/encoder.safetensors": "started from",
-            "unlabeled/003.png": "which was pretrained on, have changed",
+            "unlabeled/003.png": "unlabeled have changed since",
         }),
         ("distill", ("--temperature", "2"), {
             "labeled/cross/003.png": "have changed", "whole-finetune/classifier.safetensors": "teacher",
@@ -172,15 +172,15 @@ def changed(folder):
         ("compare", ("--labels", "3/class"), {"labeled/cross/003.png": "have changed"}),
     ],
 )  # fmt: skip
-def test_what_must_not_change_is_named(clfew, folder, whole, changed, name, option, files):
+def test_a_change_that_prevents_resuming_is_named(clfew, folder, whole, changed, name, option, files):
     whole("simclr", *command("simclr"))
     whole("finetune", *FINETUNE)
     begin = {"finetune": FINETUNE, "distill": DISTILL, "compare": COMPARE}[name]
     run = f"changed-{name}"
     faults = save_every(1) + signal_at(2, signal.SIGINT)
     assert clfew(*begin, "--out", run, cwd=folder, faults=faults).rc == 130
-    said = clfew.refused(name, "--resume", run, *option, rc=2, cwd=folder)
-    assert option[1] in said and "was started with" in said
+    message = clfew.refused(name, "--resume", run, *option, rc=2, cwd=folder)
+    assert option[1] in message and "was started with" in message
     for file, words in files.items():
         changed(file)
         assert words in clfew.refused(name, "--resume", run, cwd=folder)

@@ -67,7 +67,7 @@ def leftovers(folder):
     return [path.name for path in folder.rglob(".*")]
 
 
-def killed_in_a_save(folder, before, call, after, has_arrived, share=0.5):
+def killed_in_a_save(folder, before, call, after, has_arrived, fraction=0.5):
     """A kill in the save of a state, of which `before` are there: what was saved last is whole."""
     path = folder / "state" / "state.safetensors"
     for value in range(1, before + 1):
@@ -75,7 +75,7 @@ def killed_in_a_save(folder, before, call, after, has_arrived, share=0.5):
     child = os.fork()
     if child == 0:
         with contextlib.suppress(BaseException):
-            exec(in_write(path.name, 1, call, after, arrived=share), {})
+            exec(in_write(path.name, 1, call, after, arrived=fraction), {})
             save(path, before + 1)
         os._exit(1)
     _, status = os.waitpid(child, 0)
@@ -95,9 +95,9 @@ def test_a_kill_at_any_point_of_a_save(tmp_path, call, after, before):
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["first save", "second save"])
-@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.3, 0.9, 0.999])
-def test_a_kill_while_a_slow_disk_takes_the_bytes(tmp_path, share, before):
-    killed_in_a_save(tmp_path, before, "write", False, False, share)
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.1, 0.3, 0.9, 0.999])
+def test_a_kill_while_a_slow_disk_takes_the_bytes(tmp_path, fraction, before):
+    killed_in_a_save(tmp_path, before, "write", False, False, fraction)
 
 
 @pytest.mark.parametrize("kind", ["ENOSPC", "EROFS", "EACCES", "EIO"])
@@ -156,8 +156,8 @@ def test_a_run_is_one_process_s_at_a_time(clfew, images, tmp_path):
     clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with held(tmp_path / "run"):
-        said = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
-    assert "Another clfew is working in run" in said
+        message = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
+    assert "Another clfew is working in run" in message
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     # The lock went with its holder, and a killed holder's goes too.
     child = os.fork()
@@ -212,7 +212,7 @@ def test_nothing_but_what_was_left_half_written_is_swept(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(mine)
 
 
-def test_a_damaged_or_foreign_state_is_refused_and_kept(clfew, images, tmp_path):
+def test_a_damaged_state_or_one_of_another_run_is_refused_and_kept(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     path = tmp_path / "run/state/state.safetensors"
@@ -221,20 +221,20 @@ def test_a_damaged_or_foreign_state_is_refused_and_kept(clfew, images, tmp_path)
         changed = bytearray(whole)
         changed[place] ^= 0x10
         path.write_bytes(changed)
-        said = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
-        assert "state.safetensors cannot be used" in said
+        message = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
+        assert "state.safetensors cannot be used" in message
     other = tmp_path / "other/state/state.safetensors"
     clfew(*TINY, "--batch", "8", "--out", "other", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     path.write_bytes(other.read_bytes())
-    said = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
-    assert "its training has steps 30, not 12" in said
+    message = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
+    assert "it was saved with steps 30, not 12" in message
     path.write_bytes(whole[: len(whole) // 2])
     assert "cannot be used" in clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
     shutil.rmtree(path.parent)
     assert "from its beginning" in clfew.ok("pretrain", "--resume", "run", cwd=tmp_path).stderr
 
 
-def test_what_must_not_change_is_named(clfew, images, tmp_path):
+def test_a_change_that_prevents_resuming_is_named(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     resume = ("pretrain", "--resume", "run")
@@ -245,8 +245,8 @@ def test_what_must_not_change_is_named(clfew, images, tmp_path):
         (("--batch", "8"), "16"),
         (("--seed", "1"), "0"),
     ):
-        said = clfew.refused(*resume, *option, rc=2, cwd=tmp_path)
-        assert option[-1] in said and was in said
+        message = clfew.refused(*resume, *option, rc=2, cwd=tmp_path)
+        assert option[-1] in message and was in message
     (tmp_path / "unlabeled/003.png").unlink()
     assert "have changed" in clfew.refused(*resume, cwd=tmp_path)
     images(tmp_path / "unlabeled", classes=[""], each=40)  # The same pixels, written at another time.
@@ -267,7 +267,7 @@ def test_a_changed_list_of_labels_is_noticed(clfew, images, tmp_path):
     faults = save_every(1) + signal_at(2, signal.SIGINT)
     assert clfew(*begin, "--out", "run", cwd=tmp_path, faults=faults).rc == 130
     (tmp_path / "some.csv").write_text("\n".join(["path,label", *rows[1::2]]))
-    said = clfew.refused("finetune", "--resume", "run", cwd=tmp_path)
-    assert "some.csv" in said and "has changed" in said
+    message = clfew.refused("finetune", "--resume", "run", cwd=tmp_path)
+    assert "some.csv" in message and "has changed" in message
     (tmp_path / "some.csv").write_text("\n".join(["path,label", *rows[::2]]))
     clfew.ok("finetune", "--resume", "run", cwd=tmp_path)

@@ -100,7 +100,7 @@ def done(watched, images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_asks_nothing_of_a_network_and_touches_no_pickle(done, name):
+def test_a_command_uses_no_network_and_no_pickle(done, name):
     result, notes, _ = done[name]
     assert result.rc == (130 if name.endswith("stopped") else 0), result.stderr
     assert notes == []
@@ -127,7 +127,7 @@ def test_a_local_data_set_of_hugging_face_needs_no_network(watched, images, tmp_
     assert network(watched.notes()) == []
 
 
-def test_weights_that_are_named_are_asked_of_the_network(watched, images, tmp_path):
+def test_weights_that_are_named_are_fetched_from_the_network(watched, images, tmp_path):
     # Otherwise the tests above would pass where nothing is watched.
     images(tmp_path / "photos", each=4)
     options = ("--init", "imagenet", "--encoder", "torchvision:resnet18")
@@ -150,13 +150,13 @@ def test_weights_that_are_named_are_asked_of_the_network(watched, images, tmp_pa
         ),
     ],
 )
-def test_the_watch_sees_what_it_should(watched, program, noted):
+def test_the_watch_notices_what_it_should(watched, program, noted):
     watched.python(program)
     assert noted in "".join(watched.notes())
 
 
 @pytest.mark.parametrize("call", ["save({}, io.BytesIO())", "load(io.BytesIO(), weights_only=True)"])
-def test_the_watch_sees_torchs_own_files(watched, tmp_path, call):
+def test_the_watch_notices_torchs_own_files(watched, tmp_path, call):
     watched("cache", cwd=tmp_path, faults=f"{WATCH_TORCH}\nimport io\ntorch.{call}")
     name = call.split("(")[0]
     assert any(note.startswith(f"pickle: {name} ") for note in watched.notes())

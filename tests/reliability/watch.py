@@ -1,7 +1,7 @@
-"""Watches a process from its first line, as its `sitecustomize`, and all that it starts.
+"""Watches a process from its first line, as its `sitecustomize`, and all processes that it starts.
 
-Whatever is asked of a network is refused; that, and every pickle that is written or read, becomes a
-line of the file that CLFEW_WATCH names. A refusal alone could be caught, and then nobody would know.
+Every use of a network is refused. Each one, and each pickle that is written or read, is logged in the
+file that CLFEW_WATCH names: the process could catch the refusal, and then it would go unnoticed.
 """
 
 import os

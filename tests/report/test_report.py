@@ -1,4 +1,4 @@
-"""The report: hostile names stay text, the page needs nothing else, odd sizes neither warn nor fail."""
+"""The report: hostile names stay text, the page needs no other file, odd sizes neither warn nor fail."""
 
 import io
 import re
@@ -45,7 +45,7 @@ ROWS = [
 def no_warnings() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        # matplotlib calls what a newer pyparsing is about to rename; nobody but a developer is told.
+        # matplotlib calls functions that a newer pyparsing will rename; users do not see these warnings.
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
@@ -53,9 +53,10 @@ def no_warnings() -> Any:
 def example(
     classes: list[str], count: int, right: bool = False, **changes: Any
 ) -> tuple[dict[str, Any], ReportDetails]:
-    """A test of `count` random images; with `right` no prediction is wrong.
+    """Returns the report of a test on `count` random images; with `right` no prediction is wrong.
 
-    changes: of a key of the report or a field of the details; labels_used is the report's labels.
+    changes: new values of keys of the report or fields of the details; labels_used is the report's
+    key labels.
     """
     random = np.random.default_rng(0)
     labels = np.arange(count) % len(classes)
@@ -91,7 +92,7 @@ def example(
 
 
 def write(folder: Path, *arguments: Any, **changes: Any) -> str:
-    """Writes a report and checks what every report must be; returns the page."""
+    """Writes a report, checks its pictures and its page, and returns the page."""
     paths = write_report(folder, *example(*arguments, **changes))
     names = ["report.html", "confusion.png", "reliability.png", "embedding.png"]
     assert [path.name for path in paths] == names
@@ -125,7 +126,7 @@ class Tags(HTMLParser):
 
 
 def check_page(page: str) -> None:
-    """Nothing runs, nothing is fetched, every picture is described, every link leads somewhere."""
+    """Checks that the page runs no code and fetches nothing, pictures have alt texts, links a target."""
     tags = Tags(page).tags
     names = {tag for tag, _ in tags}
     assert not names & {"script", "iframe", "object", "embed", "link", "form", "base", "b onclick"}
@@ -146,10 +147,10 @@ def test_a_page_shows_every_part(tmp_path: Path) -> None:
     page = write(tmp_path, ["cat", "dog", "eel"], 60, seen_in_pretraining=60)
     text = " ".join(Tags(page).text.split())
     for part in (
-        "of 60 test images classified right",
+        "of 60 test images classified correctly",
         "95 % interval",
         "Most confused",
-        "taken for",
+        "predicted as",
         "Most confident mistakes",
         "Sample predictions",
         "transductive",
@@ -181,7 +182,7 @@ def test_hostile_names_stay_text(tmp_path: Path, capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_calibration_error_before_calibration_is_shown_where_there_was_one(tmp_path):
+def test_the_error_before_calibration_is_shown_if_the_classifier_was_calibrated(tmp_path):
     page = write(tmp_path, ["cat", "dog"], 20, temperature=2.0, ece_uncalibrated=0.321)
     assert "ECE before calibration" in page and "32.1" in page
     assert "before calibration" not in write(tmp_path, ["cat", "dog"], 20)
@@ -198,11 +199,11 @@ def test_odd_sizes(tmp_path: Path, capfd: pytest.CaptureFixture[str], classes: i
 
 def test_no_mistakes(tmp_path: Path) -> None:
     page = write(tmp_path, ["a", "b"], 20, right=True, labels_used=None)
-    assert "every test image was classified right" in page
-    assert "No class was taken for another." in page
+    assert "every test image was classified correctly" in page
+    assert "No class was confused with another." in page
 
 
-def test_images_trained_on_make_the_figure_optimistic(tmp_path: Path) -> None:
+def test_images_trained_on_make_the_accuracy_optimistic(tmp_path: Path) -> None:
     page = write(tmp_path, ["a", "b"], 12, seen_in_finetuning=5, seen_in_pretraining=7)
     assert page.index("too optimistic") < page.index("transductive") < page.index("<nav")
 
@@ -223,7 +224,7 @@ def test_unusual_values_do_not_stop_it(tmp_path: Path) -> None:
     )
 
 
-def test_only_the_images_shown_are_read(tmp_path: Path) -> None:
+def test_only_images_on_the_page_are_read(tmp_path: Path) -> None:
     class Counting(list):
         reads = 0
 
@@ -247,8 +248,8 @@ def test_pictures_take_any_name(theme: figures.Theme, capfd: pytest.CaptureFixtu
     assert capfd.readouterr() == ("", "")
 
 
-def test_confusion_colours_are_shares_of_the_row() -> None:
-    """Rows of 1,000 and of 10 images with the same shares look the same; an empty row is paper."""
+def test_confusion_colours_are_fractions_of_the_row() -> None:
+    """Rows of 1,000 and of 10 images with the same fractions look the same; an empty row is white."""
     content = figures.confusion_picture([[500, 500, 0], [5, 5, 0], [0, 0, 0]], ["a", "b", "c"])
     pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).reshape(-1, 3)
     colours, counts = np.unique(pixels, axis=0, return_counts=True)
@@ -307,8 +308,8 @@ def test_settings_are_flattened() -> None:
 
 def test_percent_and_verdict() -> None:
     assert (percent(0.8035), percent(1.0, 0), percent(None)) == ("80.3\u202f%", "100\u202f%", "–")
-    assert "rough" in verdict(0.9, 0.8, 0.1, 20)
+    assert "rough estimate" in verdict(0.9, 0.8, 0.1, 20)
     assert "over-confident" in verdict(0.9, 0.8, 0.1, 1000)
     assert "under-confident" in verdict(0.7, 0.8, 0.1, 1000)
-    assert "not throughout" in verdict(0.8, 0.8, 0.1, 1000)
-    assert "at its word" in verdict(0.8, 0.8, 0.01, 1000)
+    assert "not for every group" in verdict(0.8, 0.8, 0.1, 1000)
+    assert "can be trusted" in verdict(0.8, 0.8, 0.01, 1000)

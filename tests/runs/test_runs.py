@@ -1,7 +1,7 @@
 from clfew.runs.folders import Run
 
 
-def test_a_half_written_row_is_forgotten(tmp_path):
+def test_a_half_written_row_is_removed(tmp_path):
     run = Run(tmp_path)
     for step in (1, 2, 3):
         run.log({"step": step})

@@ -9,16 +9,16 @@ from clfew.training.plan import Plan
 PLAN = Plan(4, 5, "sgd", 0.1, 0.0, 1, 0, "fp32")
 
 
-class Pretended:
-    """A CPU that says it is a GPU where Batches asks for its type."""
+class FakeGPU:
+    """A CPU whose device type is that of a GPU, which is all that Batches reads of it."""
 
     type = "cuda"
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16])
 @pytest.mark.parametrize("free", [10**9, 100])
-def test_what_is_kept_on_a_gpu_is_what_is_read_each_time(monkeypatch, dtype, free):
-    """Images are bytes, features of views are not: either arrives as it is, from both places."""
+def test_batches_are_the_same_from_gpu_memory_and_from_the_array(monkeypatch, dtype, free):
+    """Images are uint8, features of views are not. Both keep their type and values from both places."""
     random = np.random.default_rng(0)
     arrays = (255 * random.random((12, 3, 4))).astype(dtype)
     data = TrainingData(arrays, np.ones(12, np.float32), np.arange(1, 11), np.arange(10))
@@ -28,10 +28,10 @@ def test_what_is_kept_on_a_gpu_is_what_is_read_each_time(monkeypatch, dtype, fre
     monkeypatch.setattr(torch, "empty", lambda *a, device=None, **k: real_empty(*a, **k))
     with Batches(data, PLAN, torch.device("cpu"), 0) as batches:
         expected = [next(batches) for _ in range(3)]
-    pretended = Batches(data, PLAN, Pretended(), 0)
-    assert (pretended._resident is not None) == (free > 1000)
+    on_gpu = Batches(data, PLAN, FakeGPU(), 0)
+    assert (on_gpu._resident is not None) == (free > 1000)
     for step, batch in enumerate(expected):
-        found = pretended.gather(step)
+        found = on_gpu.gather(step)
         assert found.images.dtype == torch.from_numpy(arrays).dtype
         assert torch.equal(found.images, batch.images) and torch.equal(found.labels, batch.labels)
-    pretended.close()
+    on_gpu.close()

@@ -35,7 +35,7 @@ def test_epochs_become_whole_steps(epochs, steps):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300])
 @pytest.mark.parametrize("option", ["epochs", "minutes"])
-def test_what_is_no_budget_is_wrong_usage(option, value):
-    with pytest.raises(UsageError, match=f"--{option} .* is no budget") as error:
+def test_an_invalid_budget_is_a_usage_error(option, value):
+    with pytest.raises(UsageError, match=f"--{option} .* is not a valid budget") as error:
         plan(**{option: value})
     assert error.value.hint.startswith("give a number below")

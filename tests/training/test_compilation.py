@@ -19,7 +19,7 @@ LONG = 10 * SHORTEST_RUN
 
 
 @pytest.fixture(autouse=True)
-def _a_compiler_is_there(monkeypatch):
+def _compiler_is_installed(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
 
 
@@ -31,12 +31,12 @@ def never(compile):
     raise AssertionError("a trial was made")
 
 
-def test_auto_compiles_a_long_run_that_a_trial_says_gets_faster():
+def test_auto_compiles_a_long_run_that_is_faster_in_a_trial():
     wanted, why = choose_compile("auto", CPU, LONG, timed(1.0, 0.8))
     assert wanted and "1.25 times as fast" in why
     wanted, why = choose_compile("auto", CPU, LONG, timed(1.0, 1.1))
     assert not wanted and "0.91 times as fast" in why
-    assert not choose_compile("auto", CPU, LONG, timed(1.0, 0.92))[0]  # Not more than noise.
+    assert not choose_compile("auto", CPU, LONG, timed(1.0, 0.92))[0]  # A gain within the noise.
 
 
 def test_auto_tries_nothing_in_a_short_run():
@@ -45,7 +45,7 @@ def test_auto_tries_nothing_in_a_short_run():
     )
 
 
-def test_a_trial_that_fails_is_no_failure_of_the_run():
+def test_a_failed_trial_does_not_fail_the_run():
     def fails(compile):
         if compile:
             raise RuntimeError("no such instruction")
@@ -55,7 +55,7 @@ def test_a_trial_that_fails_is_no_failure_of_the_run():
     assert not wanted and "RuntimeError" in why
 
 
-def test_without_a_compiler_auto_does_without_and_on_says_so(monkeypatch):
+def test_without_a_compiler_auto_does_not_compile_and_on_raises(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert choose_compile("auto", CPU, LONG, never) == (False, "needs a C++ compiler (g++)")
     with pytest.raises(UserError, match=r"C\+\+ compiler"):
@@ -64,7 +64,7 @@ def test_without_a_compiler_auto_does_without_and_on_says_so(monkeypatch):
     assert choose_compile("off", CPU, LONG, never) == (False, "as asked for")
 
 
-def test_the_compiler_is_the_one_that_the_environment_names(monkeypatch):
+def test_the_compiler_is_the_one_named_in_the_environment(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "my-c++" else None)
     monkeypatch.setenv("CXX", "my-c++")
     check_compile("on", CPU)
@@ -93,7 +93,7 @@ def test_a_batch_that_does_not_fit_is_not_the_compilers_fault():
         choose_compile("on", CPU, 1, does_not_fit)
 
 
-def test_other_words_are_refused():
+def test_other_values_are_refused():
     with pytest.raises(UsageError, match="--compile yes"):
         check_compile("yes", CPU)
 
@@ -121,7 +121,7 @@ def test_only_inside_the_context_is_the_encoder_compiled(monkeypatch):
 def test_the_real_compiler_gives_the_same_features_up_to_rounding(monkeypatch):
     monkeypatch.undo()
     if compilation._missing_compiler(CPU):
-        pytest.skip("there is no C++ compiler here")
+        pytest.skip("no C++ compiler is installed")
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
     objective, images = nn.ModuleDict({"encoder": network}), torch.randn(4, 3, 8, 8)

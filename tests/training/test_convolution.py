@@ -31,12 +31,12 @@ from clfew.training.convolution import (
         ((9, 8), (5, 3), (2, 1), (2, 0)),
         ((3, 3), (3, 3), (1, 1), (0, 0)),
         ((2, 2), (7, 7), (1, 1), (3, 3)),
-        ((2, 2), (1, 1), (4, 4), (1, 1)),  # It meets nothing but padding.
+        ((2, 2), (1, 1), (4, 4), (1, 1)),  # The kernel covers only padding.
     ],
 )
-@pytest.mark.parametrize("gathered", [1, 10**9])
-def test_weight_gradient_is_autograds(monkeypatch, side, kernel, stride, padding, gathered):
-    monkeypatch.setattr(convolution, "_GATHERED_BYTES", gathered)  # One image at a time, or all.
+@pytest.mark.parametrize("patch_bytes", [1, 10**9])
+def test_weight_gradient_is_autograds(monkeypatch, side, kernel, stride, padding, patch_bytes):
+    monkeypatch.setattr(convolution, "_PATCH_BYTES", patch_bytes)  # One image at a time, or all.
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(5, 4, *side, generator=generator, dtype=torch.float64)
     weight = torch.randn(6, 4, *kernel, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -113,8 +113,8 @@ def test_networks_have_the_same_gradients_inside_the_context(monkeypatch, channe
         torch.testing.assert_close(got, wanted)
 
 
-def test_what_is_not_float32_channels_last_without_groups_is_left_alone(monkeypatch):
-    for name in ("weight_gradient", "depthwise_weight_gradient"):  # Calling one would fail.
+def test_other_convolutions_are_unchanged(monkeypatch):
+    for name in ("weight_gradient", "depthwise_weight_gradient"):  # A call of one would fail.
         monkeypatch.setattr(convolution, name, None)
     many = convolution.FEWEST_CHANNELS
     images = torch.randn(2, many, 6, 6)
@@ -155,19 +155,19 @@ def test_a_strided_pointwise_convolution_of_few_channels_has_the_same_numbers(
     inputs = [images, weight, bias] if has_bias else [images, weight]
     arguments = (images, weight, bias if has_bias else None, stride, padding)
     expected = F.conv2d(*arguments)
-    arrived = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
-    wanted = [expected, *torch.autograd.grad(expected, inputs, arrived)]
+    gradient = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    wanted = [expected, *torch.autograd.grad(expected, inputs, gradient)]
     assert is_unsafe(weight, stride, padding, groups=1) == is_changed
     with TrainingConvolutions():
         output = F.conv2d(*arguments)
-    for got, want in zip([output, *torch.autograd.grad(output, inputs, arrived)], wanted, strict=True):
+    for got, want in zip([output, *torch.autograd.grad(output, inputs, gradient)], wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("channels", [4, 8, 15])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_number_of_threads_crashes_the_backward_pass(channels, precision):
-    # In a process of its own: what is tested for would end this one.
+    # In a process of its own: a crash would end this one.
     program = textwrap.dedent(f"""
         import torch
         from torch import nn
@@ -181,7 +181,7 @@ def test_no_number_of_threads_crashes_the_backward_pass(channels, precision):
                 with bf16, TrainingConvolutions():
                     module(images.requires_grad_()).sum().backward()
     """)
-    # glibc finds what was written beyond a block of memory when that is freed.
+    # With this, glibc detects writes beyond a block of memory when the block is freed.
     checked = {"LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -210,11 +210,11 @@ def test_a_compiled_network_is_as_safe():
 
 
 def test_the_smallest_network_trains_with_three_threads(tmp_path, image_folder):
-    # Where 8 channels become 16 its gradients used to end the process.
+    # The gradients of its layer from 8 to 16 channels used to crash the process.
     folder = image_folder({"a": 40, "b": 40}, side=32)
     done = subprocess.run(
-        f"{sys.executable} -m clfew pretrain {folder} --encoder resnet8-w8 --size 32 --epochs 1 --batch 32 "
-        "--threads 3 --init scratch",
+        f"{sys.executable} -m clfew pretrain {folder} --encoder resnet8-w8 --size 32 --epochs 1 "
+        "--batch 32 --threads 3 --init scratch",
         shell=True,
         cwd=tmp_path,
         capture_output=True,

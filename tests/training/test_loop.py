@@ -31,7 +31,7 @@ def plan(steps=12, optimizer="adamw", batch=8, rate=0.01):
 
 
 def objective(weights=0, encoder="resnet8-w8"):
-    """SimCLR with dropout, so that everything random in a step takes part."""
+    """SimCLR with dropout, so that a step uses every kind of random numbers."""
     torch.manual_seed(weights)
     network = SimCLR(Encoder(encoder, 12, [0.5] * 3, [0.25] * 3), Recipe())
     network.projector.insert(3, nn.Dropout(0.2))
@@ -39,16 +39,16 @@ def objective(weights=0, encoder="resnet8-w8"):
 
 
 class Recorder(nn.Module):
-    """An objective that keeps what it is given."""
+    """An objective that records its batches."""
 
     def __init__(self, loss=lambda weight: weight.sum()):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-        self.loss_of, self.batches = loss, []
+        self.compute_loss, self.batches = loss, []
 
     def loss(self, batch):
         self.batches.append(batch)
-        return self.loss_of(self.weight) + self.bias.sum(), {"extra": torch.tensor(7.0)}
+        return self.compute_loss(self.weight) + self.bias.sum(), {"extra": torch.tensor(7.0)}
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def same_state(a, b):
     ("optimizer", "encoder"),
     [
         *((name, "resnet8-w8") for name in ("lars", "sgd", "adamw", "muon")),
-        ("muon", "resnet8-w64"),  # With channels enough for gradients of our own.
+        ("muon", "resnet8-w64"),  # With enough channels for our own gradients.
     ],
 )
 def test_a_stopped_and_resumed_run_is_bit_identical(data, tmp_path, optimizer, encoder):
@@ -87,8 +87,8 @@ def test_a_stopped_and_resumed_run_is_bit_identical(data, tmp_path, optimizer, e
     saving = Saving(tmp_path / "state", "clfew pretrain --resume here")
     before, after = [], []
     with pytest.raises(Stopped) as stopped:
-        begun = objective(encoder=encoder)
-        train(begun, data, plan(optimizer=optimizer, rate=rate), CPU, stop_at(5, before), saving)
+        stopped_early = objective(encoder=encoder)
+        train(stopped_early, data, plan(optimizer=optimizer, rate=rate), CPU, stop_at(5, before), saving)
     assert stopped.value.signal == signal.SIGTERM
     assert stopped.value.resume == "clfew pretrain --resume here"
     resumed = objective(99, encoder)  # All of it must come from the saved state.
@@ -99,7 +99,7 @@ def test_a_stopped_and_resumed_run_is_bit_identical(data, tmp_path, optimizer, e
     assert not same_state(whole, objective(encoder=encoder))
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_periodic_save(data, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_from_its_last_periodic_save(data, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
     whole, rows = objective(), []
     train(whole, data, plan(), CPU)
@@ -117,7 +117,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_periodic_save(data, tmp_pat
     assert same_state(whole, resumed)
 
 
-def test_sigint_without_a_place_to_save_stops_too_and_the_handlers_come_back(data):
+def test_sigint_without_saving_also_stops_and_the_handlers_are_restored(data):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     rows = []
     with pytest.raises(Stopped) as stopped:
@@ -127,16 +127,16 @@ def test_sigint_without_a_place_to_save_stops_too_and_the_handlers_come_back(dat
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_stop_during_the_last_step_leaves_no_step_to_take(data, tmp_path):
+def test_after_a_stop_during_the_last_step_no_step_is_left(data, tmp_path):
     saving, rows = Saving(tmp_path / "state", ""), []
-    begun, resumed = objective(), objective(weights=1)
+    stopped, resumed = objective(), objective(weights=1)
     with pytest.raises(Stopped):
-        train(begun, data, plan(), CPU, stop_at(12, []), saving)
+        train(stopped, data, plan(), CPU, stop_at(12, []), saving)
     train(resumed, data, plan(), CPU, rows.append, saving)
-    assert rows == [] and same_state(begun, resumed)
+    assert rows == [] and same_state(stopped, resumed)
 
 
-def test_without_a_place_to_save_a_stop_during_the_last_step_finishes_the_run(data):
+def test_without_saving_a_stop_during_the_last_step_finishes_the_run(data):
     rows = []
     train(Recorder(), data, plan(), CPU, stop_at(12, rows))
     assert rows[-1]["step"] == 12
@@ -161,7 +161,7 @@ def test_the_state_of_another_network_is_a_user_error(data, tmp_path):
 
 
 def test_a_kill_during_the_first_save_starts_from_the_beginning(data, tmp_path):
-    # What a kill between making the folder and renaming the file into it leaves behind.
+    # A kill between making the folder and renaming the file into it leaves an empty folder behind.
     (tmp_path / "state").mkdir()
     rows = []
     train(Recorder(), data, plan(), CPU, rows.append, Saving(tmp_path / "state", ""))
@@ -193,7 +193,7 @@ def test_a_loss_that_is_not_finite_is_a_user_error(data, value):
     assert "--lr" in error.value.hint
 
 
-def test_labels_aspects_and_draws_come_with_their_images(data):
+def test_labels_aspects_and_random_numbers_match_their_images(data):
     recorder = Recorder()
     train(recorder, data, plan(steps=4), CPU)
     order = np.concatenate([epoch_order(5, epoch, 17)[:16] for epoch in (0, 1)])
@@ -215,7 +215,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it(data):
 
 def test_the_learning_rate_of_a_name_is_scaled(data):
     recorder = Recorder()
-    # A hundred times smaller steps for the bias; Adam's first steps are of the size of the rate.
+    # The bias takes a hundred times smaller steps: Adam's first steps are as large as the rate.
     train(recorder, data, plan(steps=3), CPU, lr_scale=lambda name: 0.01 if name == "bias" else 1.0)
     moved = (1 - recorder.weight).abs().max(), (1 - recorder.bias).abs().max()
     assert moved[0] > 0.01 and 0 < moved[1] < 0.02 * moved[0]

@@ -23,7 +23,7 @@ def slow_lars(weight, gradients, lr, momentum=0.9, decay=0.0, eeta=0.001, adapts
     """lars_optimizer.py of google-research/simclr with classic_momentum, one weight at a time."""
     velocity = torch.zeros_like(weight)
     for gradient in gradients:
-        if adapts:  # The same names are excluded from decay and from adaptation there.
+        if adapts:  # Excluded names neither decay nor adapt in that file.
             gradient = gradient + decay * weight
         trust_ratio = 1.0
         if adapts:
@@ -50,7 +50,7 @@ def example():
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_lars_takes_the_steps_of_simclrs_own_optimizer(decay):
+def test_lars_takes_the_same_steps_as_simclrs_own_optimizer(decay):
     weight, gradients = example()
     expected = slow_lars(weight, gradients, 5.0, decay=decay)
     torch.testing.assert_close(run_lars(weight, gradients, 5.0, decay), expected)
@@ -77,7 +77,7 @@ def test_lars_has_a_trust_ratio_of_one_where_a_norm_is_zero(zero):
     torch.testing.assert_close(result, weight - 0.5 * gradient)
 
 
-def test_lars_passes_over_parameters_without_a_gradient():
+def test_lars_skips_parameters_without_a_gradient():
     used, unused = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimizer = LARS([{"params": [used, unused]}], 1.0)
     used.grad = torch.ones(2, 2)
@@ -85,7 +85,7 @@ def test_lars_passes_over_parameters_without_a_gradient():
     assert torch.equal(unused, torch.ones(2, 2)) and not torch.equal(used, torch.ones(2, 2))
 
 
-def test_the_schedule_warms_up_in_a_line_and_ends_at_zero():
+def test_the_schedule_warms_up_linearly_and_ends_at_zero():
     rates = [learning_rate(step, 100, 10, 2.0) for step in range(101)]
     assert rates[:10] == pytest.approx([2.0 * (i + 1) / 10 for i in range(10)])
     assert rates[10] == 2.0 == max(rates)
@@ -110,9 +110,9 @@ def network():
 
 def test_batchnorm_and_biases_neither_decay_nor_adapt():
     groups = parameter_groups(network(), 0.3)
-    kept = [p for g in groups if g["adapts"] for p in g["params"]]
+    adapted = [p for g in groups if g["adapts"] for p in g["params"]]
     excluded = [p for g in groups if not g["adapts"] for p in g["params"]]
-    assert sorted(p.ndim for p in kept) == [2, 4]
+    assert sorted(p.ndim for p in adapted) == [2, 4]
     assert sorted(tuple(p.shape) for p in excluded) == [(2,), (4,), (4,), (4,)]
     assert all(g["weight_decay"] == (0.3 if g["adapts"] else 0.0) for g in groups)
 
@@ -176,8 +176,8 @@ def test_orthogonalised_is_u_times_v_of_the_singular_value_decomposition(shape):
 @pytest.mark.parametrize("shape", [(64, 64), (32, 288), (256, 256)])
 @pytest.mark.parametrize("rank", [3, 32])
 def test_orthogonalised_on_the_gram_matrix_equals_the_steps_on_the_matrix(shape, rank):
-    draws = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(side, rank, generator=draws) for side in shape)
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(side, rank, generator=generator) for side in shape)
     matrix = left @ right.T
     x = matrix.double() / matrix.double().norm()
     for _ in range(5):

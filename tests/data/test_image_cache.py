@@ -58,7 +58,7 @@ def test_opening_again_does_not_decode(folder, monkeypatch):
         open_image_cache(open_source(str(folder)), 13)
 
 
-def test_a_changed_folder_gets_a_new_store(folder, put):
+def test_a_changed_folder_gets_a_new_image_cache(folder, put):
     before = open_image_cache(open_source(str(folder)), 12)
     put(folder / "cat" / "000.png", label=4, width=17)
     after = open_image_cache(open_source(str(folder)), 12)
@@ -123,7 +123,7 @@ def test_a_disk_that_others_filled_is_a_user_error_that_leaves_nothing(folder, c
 def test_a_cache_that_cannot_be_made_is_a_user_error(folder, cache, monkeypatch):
     (cache / "file").write_text("")
     monkeypatch.setenv("CLFEW_CACHE", str(cache / "file" / "below"))
-    with pytest.raises(UserError, match="cannot be kept"):
+    with pytest.raises(UserError, match="cannot be saved"):
         open_image_cache(open_source(str(folder)), 12)
 
 
@@ -133,7 +133,7 @@ def dead_process():
     return process.pid
 
 
-def test_what_killed_builds_left_is_swept_and_what_lives_is_kept(folder, cache):
+def test_folders_of_killed_builds_are_removed_and_those_of_running_ones_kept(folder, cache):
     host = socket.gethostname()
     dead = cache / f".{host}-{dead_process()}-abc"
     alive = cache / f".{host}-{os.getpid()}-abc"
@@ -145,8 +145,8 @@ def test_what_killed_builds_left_is_swept_and_what_lives_is_kept(folder, cache):
     assert not dead.exists() and alive.exists() and other_machine.exists()
 
 
-def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
-    # Each waits, its images decoded, until the other has come as far: both rename.
+def test_two_builders_at_once_both_get_the_image_cache(folder, cache, tmp_path):
+    # Each decodes its images and then waits for the other to do so, so that both rename.
     program = textwrap.dedent("""
         import sys, time
         from pathlib import Path
@@ -160,10 +160,10 @@ def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
                 Path(meeting, me).touch()
                 end = time.monotonic() + 60
                 while not Path(meeting, other).exists():
-                    assert time.monotonic() < end, "the other did not come"
+                    assert time.monotonic() < end, "the other did not finish decoding"
                     time.sleep(0.01)
 
-        opened = image_cache.open_store(open_source(folder), 12, progress)
+        opened = image_cache.open_image_cache(open_source(folder), 12, progress)
         print(len(opened.good), int(opened.pixels.astype("int64").sum()))
     """)
     builders = [
@@ -182,7 +182,7 @@ def test_two_builders_at_once_both_get_the_store(folder, cache, tmp_path):
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_damaged_store_is_a_user_error_that_clearing_mends(folder, cache):
+def test_a_damaged_image_cache_is_a_user_error_and_clearing_removes_it(folder, cache):
     source = open_source(str(folder))
     open_image_cache(source, 12)
     pixels = next(cache.glob("*/pixels.safetensors"))
@@ -195,25 +195,25 @@ def test_a_damaged_store_is_a_user_error_that_clearing_mends(folder, cache):
 
 
 @pytest.mark.parametrize("content", ["{", "{}", None])
-def test_clearing_mends_a_store_without_a_readable_description(folder, cache, content):
+def test_clearing_removes_an_image_cache_without_readable_metadata(folder, cache, content):
     source = open_source(str(folder))
     open_image_cache(source, 12)
-    description = next(cache.glob("*/store.json"))
-    description.unlink()  # As by a clearing that was killed.
+    metadata = next(cache.glob("*/store.json"))
+    metadata.unlink()  # As a clearing that was killed leaves it.
     if content is not None:
-        description.write_text(content)
+        metadata.write_text(content)
     clear_image_caches()
     assert len(open_image_cache(source, 12).good) == 6
 
 
-def test_what_cannot_be_removed_is_said(folder, cache, monkeypatch):
+def test_folders_that_cannot_be_removed_are_returned(folder, cache, monkeypatch):
     open_image_cache(open_source(str(folder)), 12)
     monkeypatch.setattr("shutil.rmtree", lambda *arguments, **options: None)
     (left,) = clear_image_caches()
     assert left.parent == cache
 
 
-def test_stores_are_listed_and_cleared(folder, cache):
+def test_image_caches_are_listed_and_cleared(folder, cache):
     assert list_image_caches() == []
     for side in (12, 14):
         open_image_cache(open_source(str(folder)), side)
@@ -260,7 +260,7 @@ def test_rows_are_read_from_the_file_not_through_the_mapping(folder, monkeypatch
     reader.close()
 
 
-def test_rows_are_still_there_when_the_store_is_cleared_meanwhile(folder):
+def test_rows_can_still_be_read_when_the_image_cache_is_cleared_meanwhile(folder):
     pixels = open_image_cache(open_source(str(folder)), 12).pixels
     expected = np.array(pixels)
     reader = RowReader(pixels)
@@ -269,7 +269,7 @@ def test_rows_are_still_there_when_the_store_is_cleared_meanwhile(folder):
     assert np.array_equal(reader(np.arange(6)), expected)
 
 
-def test_rows_of_a_file_that_was_cut_are_not_made_up(folder):
+def test_rows_missing_from_a_truncated_file_are_a_user_error(folder):
     pixels = open_image_cache(open_source(str(folder)), 12).pixels
     reader = RowReader(pixels)
     os.truncate(pixels.filename, pixels.offset + 3 * 12 * 12 * 3)
@@ -279,14 +279,14 @@ def test_rows_of_a_file_that_was_cut_are_not_made_up(folder):
     assert "clfew cache --clear" in raised.value.hint
 
 
-def test_rows_come_from_the_mapping_where_the_store_was_cleared_before(folder):
+def test_rows_are_read_from_the_mapping_if_the_image_cache_was_cleared_before(folder):
     pixels = open_image_cache(open_source(str(folder)), 12).pixels
     expected = np.array(pixels)
     clear_image_caches()
     assert np.array_equal(RowReader(pixels)(np.arange(6)), expected)
 
 
-def test_a_filesystem_may_give_less_at_a_time_than_asked_for(folder, monkeypatch):
+def test_a_filesystem_may_return_less_at_a_time_than_requested(folder, monkeypatch):
     pixels = open_image_cache(open_source(str(folder)), 12).pixels
     whole = os.preadv
     monkeypatch.setattr(os, "preadv", lambda file, into, at: whole(file, [into[0][:7]], at))
