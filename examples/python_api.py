@@ -2,9 +2,9 @@
 
     python examples/python_api.py FOLDER IMAGE
 
-FOLDER holds a subfolder of images for each class, IMAGE is an image to classify. Labels are used for
-one image in twenty. Each function below calls one function of clfew with its most useful keywords;
-`help(clfew.pretrain)` lists all of them. These keywords are the same for every function of clfew:
+FOLDER holds a subfolder of 50 or more images for each class, IMAGE is an image to classify. Classifiers
+are trained on the labels of one image in twenty. Each function below calls one function of clfew with
+its most useful keywords; `help(clfew.pretrain)` lists all of them. Every function of clfew takes these:
 
     out: Path | None        the folder to write, by default runs/pretrain-1 and so on (not for predict)
     device: str             "auto", "cpu", "cuda" or "mps"
@@ -59,11 +59,11 @@ def classify(images: list[str], classifier: Path) -> None:
     """Predicts the class of image files, one after another, so that any number of files is possible."""
     predictions = predict(
         images,  # Iterable[str]: paths of image files
-        str(classifier),  # str | None: a run or artifact, None for the newest classifier
+        classifier,  # str | Path | None: a run or artifact, None for the newest classifier
         top=2,  # int: the number of likeliest classes in each prediction
     )
     for prediction in predictions:
-        # top: (class, probability) of the likeliest classes; empty if `error` says what is wrong.
+        # top: (class, probability) of the likeliest classes; empty if the image has an `error`.
         print(f"predict    {prediction.path} {prediction.top or prediction.error}")
 
 

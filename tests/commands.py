@@ -1,4 +1,4 @@
-"""What tests of whole commands share: the installed command, tiny images, one trained run."""
+"""Fixtures for tests of whole commands: the installed command, tiny images, one trained run."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class Result:
 
     @property
     def next(self) -> list[str]:
-        """The commands printed to be typed next."""
+        """The commands that were printed as the next ones to run."""
         return re.findall(r"^next: (.*)$", self.stderr, re.MULTILINE)
 
     def rows(self) -> list[dict]:
@@ -35,7 +35,7 @@ class Result:
 
 
 def paint(folder: Path, classes=CLASSES, each=20, size=16, seed=0, ext="png") -> Path:
-    """Class folders of noise, each class of another hue; class "" is the folder itself."""
+    """Writes class folders of noise images, each class of another hue. Class "" is the folder itself."""
     random = np.random.default_rng(seed)
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -47,20 +47,21 @@ def paint(folder: Path, classes=CLASSES, each=20, size=16, seed=0, ext="png") ->
 
 
 def digest(folder: Path) -> dict[str, str]:
-    """Every file below a folder with a digest of its bytes."""
+    """Returns every file below a folder with a digest of its bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 class Command:
-    """`clfew(*args, cwd=…)` runs the installed command; `warm=False` in a process of its own.
+    """`clfew(*args, cwd=…)` runs the installed command.
 
-    A test of hundreds of commands cannot wait for torch to be imported each time: see warm.py.
+    It runs in a fork of a process that has imported torch (see warm.py), because importing it for each
+    of hundreds of commands would take too long; with `warm=False` it runs in a new process.
     """
 
     def __init__(self, home: Path, env: dict[str, str] | None = None) -> None:
         self.home = home
-        # Nothing of the machine's own settings; one thread, so that busy cores change nothing.
+        # The machine's settings are left out. One thread makes tests independent of busy cores.
         self.env = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
@@ -83,7 +84,7 @@ class Command:
         )
 
     def __call__(self, *args: object, cwd: Path, stdin="", env=None, warm=True, faults="") -> Result:
-        """faults: code that the command's own process runs before it (see reliability/faults.py)."""
+        """faults: code that the process runs before the command (see reliability/faults.py)."""
         argv, full = [str(CLFEW), *map(str, args)], self.env | (env or {})
         if not warm:
             done = subprocess.run(
@@ -116,15 +117,17 @@ class Command:
         return result
 
     def refused(self, *args: object, cwd: Path, rc: int = 1, **options) -> str:
-        """Runs a command that must fail the one way an expected failure looks, and create nothing:
-        one sentence and one hint. Returns both lines."""
+        """Runs a command that must fail with one sentence and one hint and create nothing.
+
+        Returns both lines.
+        """
         before = digest(cwd)
         result = self(*args, cwd=cwd, **options)
         lines = result.stderr.splitlines()
         said = [line for line in lines if line.startswith(("error: ", "hint: "))]
         assert "Traceback" not in result.stderr, result.stderr
         assert [line.split(": ")[0] for line in said] == ["error", "hint"], result.stderr + result.stdout
-        # Progress may come before; the two lines come last, and each ends as a sentence does.
+        # Progress may come before. The two lines come last, and the error ends as a sentence does.
         assert lines[-2:] == said, result.stderr
         assert said[0].endswith((".", "?")), said[0]
         assert result.rc == rc, result.stderr
@@ -145,7 +148,7 @@ def clfew(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def images():
-    """`images(folder, classes, each, size, seed)` paints tiny images: see `paint`."""
+    """`images(folder, classes, each, size, seed)` writes tiny images: see `paint`."""
     return paint
 
 
@@ -156,7 +159,7 @@ def digests():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Options of a pretraining that takes a moment."""
+    """Options of a pretraining that takes a second."""
     return TINY
 
 
@@ -173,5 +176,5 @@ def trained(tmp_path_factory, clfew) -> Path:
 
 @pytest.fixture
 def project(trained, tmp_path) -> Path:
-    """A copy of the trained folder for a test to change. Its runs still name the first one's images."""
+    """A copy of the trained folder that a test may change. Its runs still name the original's images."""
     return Path(shutil.copytree(trained, tmp_path / "project"))

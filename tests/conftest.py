@@ -1,4 +1,4 @@
-"""What every test gets: a cache of its own, one thread, and small deterministic images."""
+"""Fixtures of all tests: a separate cache for each test, one thread, and small deterministic images."""
 
 import signal
 import zlib
@@ -12,23 +12,23 @@ from PIL import Image
 
 pytest_plugins = ["commands"]
 
-# Tests run beside each other and beside training jobs: more threads would only make them wait.
+# Tests run in parallel and beside training jobs, where more threads would only wait for each other.
 torch.set_num_threads(1)
 
-# What a script's shell runs in the background ignores it, and so would the commands that are tested.
+# Tests that a shell script runs in the background ignore SIGINT, and so would the tested commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh folder for pixel stores, so that no test sees another's or the user's."""
+    """A new folder for image caches, so that no test uses another's or the user's."""
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("CLFEW_CACHE", str(folder))
     return folder
 
 
 def draw(label: int, number: int, width: int, height: int) -> Image.Image:
-    """Image `number` of class `label`: a colour and a direction of stripes of its class, and noise."""
+    """Returns image `number` of class `label`: noise and stripes in the class's colour and direction."""
     random = np.random.default_rng([label, number])
     y, x = np.mgrid[:height, :width]
     angle = label * np.pi / 5
@@ -40,7 +40,7 @@ def draw(label: int, number: int, width: int, height: int) -> Image.Image:
 
 @pytest.fixture
 def put() -> Callable[..., Path]:
-    """put(path, label, width, height) writes an image and its folders; other names, other pixels."""
+    """put(path, label, width, height) writes an image and its folders; other names give other pixels."""
 
     def write(path: Path, label: int = 0, width: int = 16, height: int = 16) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def image_folder(tmp_path: Path, put: Callable[..., Path]) -> Callable[..., Path
 
 @pytest.fixture
 def pixels() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """pixels(images, side, classes) makes a store's uint8 array and the label of each image."""
+    """pixels(images, side, classes) returns the uint8 array of an image cache and the images' labels."""
 
     def make(images: int, side: int = 16, classes: int = 2) -> tuple[np.ndarray, np.ndarray]:
         labels = np.arange(images) % classes

@@ -1,8 +1,8 @@
-"""Runs the installed command again and again without importing torch again and again.
+"""Runs the installed command many times without importing torch each time.
 
-Reads one JSON request a line and answers with the exit code. Each request is a forked process that
-runs the installed script from its first line, clfew's own modules included; only what other packages
-hold is already imported. Their threads must not have started: no computation happens here.
+Reads one JSON request a line and prints the exit code. Each request runs in a forked process, which
+executes the installed script from its first line and imports clfew's modules; only other packages are
+imported before the fork. No computation may happen here, because threads must not start before a fork.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ import time
 import traceback
 
 LIMIT, HANGS = 300.0, 124
-"""Seconds that a command may take, many times what any does, and the code of one that takes them all."""
+"""The most seconds that a command may take, many times more than any needs, and the exit code if it
+takes longer."""
 
-# What the commands import, less `datasets`, which reads the environment on import.
+# The packages that commands import, except `datasets`, which reads the environment on import.
 HEAVY = (
     "numpy", "PIL.Image", "scipy.sparse", "scipy.stats", "sklearn.linear_model",
     "sklearn.model_selection", "sklearn.neighbors", "sklearn.manifold", "torch", "torchvision",
@@ -28,7 +29,7 @@ HEAVY = (
 
 
 def run(request: dict) -> int:
-    """In the child: the installed script with its own arguments, folder, environment and streams."""
+    """Runs the installed script with the request's arguments, folder, environment and streams."""
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
@@ -53,7 +54,7 @@ def run(request: dict) -> int:
 
 
 def exit_code(child: int) -> int:
-    """That of a process once it has ended; one that hangs is killed."""
+    """Waits for a process and returns its exit code; kills it if it hangs."""
     end = time.monotonic() + LIMIT
     pause = 0.001
     while time.monotonic() < end:

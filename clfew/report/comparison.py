@@ -110,7 +110,7 @@ def header(result: dict[str, Any]) -> list[str]:
 
 
 def lines(result: dict[str, Any]) -> list[list[str]]:
-    """Returns a line for each encoder: its title, then each budget's mean ± half of the 95 % interval."""
+    """Returns a line for each encoder: title, then each budget's mean ± half of the 95 % interval."""
     budgets = list(dict.fromkeys(row["budget"] for row in result["rows"]))
     cells = {(row["method"], row["budget"]): row for row in result["rows"]}
     names = list(dict.fromkeys(row["method"] for row in result["rows"]))

@@ -144,11 +144,11 @@ class Bench:
         cache = open_image_cache(source, 32)
         test = test_indices(source, 0)
         pool = np.setdiff1d(cache.good, test)
-        drawn = sample_labels(source, pool, parse_labels(f"{budget}/class"), draw)
-        seen = np.union1d(drawn, pool[:: max(1, len(pool) // 5000)])
+        sampled = sample_labels(source, pool, parse_labels(f"{budget}/class"), draw)
+        seen = np.union1d(sampled, pool[:: max(1, len(pool) // 5000)])
         inputs = cache.pixels[seen].reshape(len(seen), -1).astype(np.float32) / 255
-        rows = np.searchsorted(seen, drawn)
-        head, _ = linear_head(inputs, rows, source.labels[drawn], len(source.classes), draw)
+        rows = np.searchsorted(seen, sampled)
+        head, _ = linear_head(inputs, rows, source.labels[sampled], len(source.classes), draw)
         with torch.no_grad():
             logits = head(torch.from_numpy(cache.pixels[test].reshape(len(test), -1) / np.float32(255)))
         return float((logits.argmax(1).numpy() == source.labels[test]).mean())

@@ -1,4 +1,4 @@
-"""What goes wrong for users, and what they are told: one sentence, one hint, nothing left behind.
+"""Users' mistakes lead to one sentence and one hint, and leave nothing behind.
 
 `clfew.refused` checks that form, and that not a byte in the folder has changed.
 """
@@ -19,7 +19,7 @@ def write_csv(path, rows, header="path,label"):
     path.write_text("\n".join([header, *rows]) + "\n")
 
 
-# Folders that cannot be learned from: what makes them, and what the message must speak of.
+# Functions that make folders that cannot be used for training.
 
 
 def empty(folder, images):
@@ -194,7 +194,7 @@ def test_labelled_images_that_make_no_classifier(clfew, project, images):
     images(project / "single", classes=["lonely"], each=1)
     message = clfew.refused(*finetune[:1], "single", *finetune[1:], cwd=project)
     assert "'lonely'" in message and "one image" in message
-    # Other classes than those of the classifier to go on from.
+    # The classes differ from those of the classifier that --from names.
     images(project / "others", classes=["cross", "square"], each=8)
     message = clfew.refused(
         *finetune[:1], "others", *finetune[1:], "--from", "runs/finetune-1", cwd=project
@@ -202,7 +202,9 @@ def test_labelled_images_that_make_no_classifier(clfew, project, images):
     assert "classes differ" in message and "square" in message
     lines = [f"ring/{i:03d}.png,{'new' if i % 2 else 'ring'}" for i in range(6)]
     write_csv(project / "labels.csv", lines)
-    message = clfew.refused("finetune", "--labels", "labels.csv", "--from", "runs/finetune-1", cwd=project)
+    message = clfew.refused(
+        "finetune", "--labels", "labels.csv", "--from", "runs/finetune-1", cwd=project
+    )
     assert "classes differ" in message
     assert "--mode best" in clfew.refused(
         "finetune", "--labels", "all", "--mode", "best", rc=2, cwd=project
@@ -210,14 +212,14 @@ def test_labelled_images_that_make_no_classifier(clfew, project, images):
 
 
 def test_pretraining_accepts_subfolders_of_one_image(clfew, images, tmp_path):
-    # It does not look at labels: a subfolder with one photo is no reason to stop.
+    # Pretraining does not use labels, so a subfolder with one photo is not an error.
     images(tmp_path / "images", classes=[f"day {i}" for i in range(20)], each=1)
     clfew.ok(*pretrain, cwd=tmp_path)
 
 
 @pytest.fixture(scope="module")
 def odd_artifacts(trained, tmp_path_factory):
-    """Files that are no whole artifact, by name."""
+    """A folder of files that are not intact artifacts."""
     folder = tmp_path_factory.mktemp("odd")
     whole = (trained / "runs/finetune-1/classifier.safetensors").read_bytes()
     length = struct.unpack("<Q", whole[:8])[0]
@@ -238,7 +240,7 @@ def odd_artifacts(trained, tmp_path_factory):
     )
     import numpy as np
 
-    safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, folder / "foreign.safetensors")
+    safetensors.numpy.save_file({"x": np.zeros(3, np.float32)}, folder / "other-tool.safetensors")
     with_metadata("future", format_version=99)
     with_metadata("misfit", encoder="resnet14-w8")
     with_metadata("unknown", encoder="resnet-of-tomorrow")
@@ -251,13 +253,23 @@ def odd_artifacts(trained, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "name",
-    ["truncated", "empty", "pickle", "foreign", "future", "misfit", "unknown", "classless", "forgetful"],
+    [
+        "truncated",
+        "empty",
+        "pickle",
+        "other-tool",
+        "future",
+        "misfit",
+        "unknown",
+        "classless",
+        "forgetful",
+    ],
 )
 def test_a_file_that_is_no_whole_artifact(clfew, project, odd_artifacts, name):
     file = odd_artifacts / f"{name}.safetensors"
     for command in (["eval"], ["finetune", "--labels", "1/class"], ["predict", "image.jpg"]):
         if name == "forgetful" and command[0] == "predict":
-            continue  # What was learned from is not needed to predict.
+            continue  # Predicting does not need the list of images that were used in training.
         assert file.name in clfew.refused(*command, "--from", file, cwd=project)
     if name not in ("misfit", "unknown", "forgetful"):  # info does not build the network.
         assert file.name in clfew.refused("info", file, cwd=project)

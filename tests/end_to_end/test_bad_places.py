@@ -1,4 +1,4 @@
-"""Places that cannot be written, runs that cannot go on, commands that do not exist."""
+"""Places that cannot be written, runs that cannot be resumed, commands that do not exist."""
 
 import os
 
@@ -18,7 +18,7 @@ def test_existing_files_are_never_overwritten(clfew, project, command):
     (project / "link").symlink_to("nowhere")
     for out in ("precious", "file", "link"):
         assert out in clfew.refused(*command, "--out", out, cwd=project)
-    # Not below a file either.
+    # A folder below a file cannot be created either.
     assert "file" in clfew.refused(*command, "--out", "file/below", cwd=project)
 
 
@@ -35,7 +35,7 @@ def test_a_finished_or_missing_run_is_not_resumed(clfew, project):
         assert "cannot be changed on resume" in message and "leave it out" in message
     message = clfew.refused("pretrain", "--resume", "runs/pretrain-1", "--lr", 3, rc=2, cwd=project)
     assert "was started with the default" in message
-    same = ("--seed", 0, "--encoder", "resnet8-w8")  # What it was started with anyway.
+    same = ("--seed", 0, "--encoder", "resnet8-w8")  # The run was started with these values.
     assert "has finished" in clfew.refused("pretrain", "--resume", "runs/pretrain-1", *same, cwd=project)
     for folder in ("runs/pretrain-9", "runs/finetune-1", "unlabeled"):
         assert folder in clfew.refused("pretrain", "--resume", folder, cwd=project)

@@ -40,7 +40,7 @@ def test_the_table_has_a_row_for_each_method_and_baseline(compared):
         "1/class (3)" in result.stdout and "3/class (9)" in result.stdout and "images/s" in result.stdout
     )
     assert "3 pretraining runs of resnet8-w16" in result.stderr and "24 classifiers" in result.stderr
-    assert result.next == []  # Of its parts neither.
+    assert result.next == []  # Its parts print no next command either.
 
 
 def test_every_number_is_kept_with_its_label_samples(compared):
@@ -105,7 +105,7 @@ def test_a_stopped_comparison_resumes_to_the_same_numbers(clfew, compared):
         (("photos", "--mode", "knnn"), 2, "choose linear"),
         (("photos", "--minutes", "1", "--epochs", "1"), 2, "two budgets"),
         (("nowhere",), 1, "nowhere"),
-        # Before an hour of training, not after it.
+        # These are refused before the training of the other methods, not after it.
         (("photos", "--encoder", "vit_b_16", "--methods", "simclr,jigsaw"), 1, "vit_b_16"),
         (
             ("photos", "--encoder", "vit_b_16", "--size", "32", "--methods", "simclr"),

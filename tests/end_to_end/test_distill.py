@@ -1,4 +1,4 @@
-"""`clfew distill` as a user types it: with and without something to compare by, kept and not kept."""
+"""`clfew distill` as a user runs it: with and without held-out labels, student kept and not kept."""
 
 import json
 import shutil
@@ -50,7 +50,7 @@ def test_the_student_is_a_classifier_like_any_other(taught, clfew):
 
 def test_a_student_that_is_not_better_is_not_kept(taught, clfew):
     folder, _ = taught
-    # Trained to pieces.
+    # The learning rate is so high that training destroys the student.
     result = clfew.ok(
         "distill",
         "--from",
@@ -135,7 +135,7 @@ def test_unlabelled_images_in_a_folder_of_their_own(tmp_path, clfew, images, tin
     clfew.ok("pretrain", "./unlabeled", *tiny, cwd=tmp_path)
     clfew.ok("finetune", "--labels", "4/class", "--mode", "linear", cwd=tmp_path)
     result = clfew.ok("distill", "--epochs", "1", "--keep", cwd=tmp_path)
-    # All of ./unlabeled, and of ./labeled what is not held out.
+    # It learns from all of ./unlabeled and from those images of ./labeled that are not held out.
     assert "88 to learn from, 12 held out" in result.stderr
     clfew.ok("eval", cwd=tmp_path)
 
@@ -187,8 +187,11 @@ def test_labels_that_went_missing_are_named(taught, clfew, tmp_path):
 
 
 def test_labelled_copies_of_some_of_the_unlabelled_images(clfew, images, tiny, tmp_path):
-    """As the README has them: ./labeled holds a few of ./unlabeled. What of it would be tested on in
-    ./unlabeled, had that the labels, is learned from and so not tested on."""
+    """As in the README, ./labeled holds copies of a few images of ./unlabeled.
+
+    Some of them would be in the test split of ./unlabeled. The classifier was trained on them, so they
+    are not tested on.
+    """
     images(tmp_path / "unlabeled")
     for name in ("cross", "ring", "stripe"):
         (tmp_path / "labeled" / name).mkdir(parents=True)

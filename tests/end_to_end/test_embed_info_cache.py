@@ -52,7 +52,7 @@ def test_embed_leaves_out_what_cannot_be_read(clfew, project, images):
 
 def test_embed_before_any_pretraining_names_it(clfew, images, tmp_path):
     images(tmp_path / "images", classes=[""], each=2)
-    # Without a name, the weights that clfew[lite] brings would do.
+    # Without --encoder, it would use the weights that clfew[lite] installs.
     message = clfew.refused("embed", "images", "--encoder", "resnet18", cwd=tmp_path)
     assert "clfew pretrain" in message and "--init imagenet" in message
 
@@ -71,7 +71,7 @@ def test_info_describes_files_and_runs_alike(clfew, project):
         assert kind in table and "resnet8-w8" in table
     assert of_file["classes"] == ["cross", "ring", "stripe"] and of_file["mode"] == "linear"
     assert of_file["training"]["finetune"]["labels"] == "50%"
-    # How it was made can be read off, and typed again.
+    # The metadata has the command that made it.
     assert of_file["training"]["pretrain"]["command"].startswith("clfew pretrain ./unlabeled")
 
 

@@ -1,4 +1,4 @@
-"""`clfew eval`: figures as JSON, a report to look at, and honest counts of what was seen before."""
+"""`clfew eval`: numbers as JSON, a report page, and counts of test images that were used in training."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Every pretraining method as a user runs it, and what works from its artifact."""
+"""Every pretraining method as a user runs it, and the other commands on its artifact."""
 
 import json
 

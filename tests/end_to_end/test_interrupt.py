@@ -30,7 +30,7 @@ def rows(run):
 
 
 def wait_for_rows(process, run, count=1):
-    """Until training has logged something; fails where the process ends before."""
+    """Waits until training has logged `count` rows; fails if the process ends before."""
     deadline = time.monotonic() + 120
     while len(rows(run)) < count:
         assert process.poll() is None, process.stderr.read()
@@ -59,7 +59,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(clfew, images, uninterrupted,
     assert "Traceback" not in stderr
     assert (run / "state").is_dir() and not (run / "encoder.safetensors").exists()
     assert "can be resumed" in clfew.ok("info", "runs/pretrain-1", cwd=tmp_path).stdout
-    # Half a run is no encoder to work from.
+    # An unfinished run has no encoder that finetune could start from.
     assert "pretrain" in clfew.refused(
         "finetune", "--labels", "1%", "--from", "runs/pretrain-1", cwd=tmp_path
     )
@@ -77,7 +77,7 @@ def test_a_run_is_not_resumed_on_other_images(clfew, images, tmp_path):
     wait_for_rows(process, tmp_path / "my run")
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
-    # As it can be typed into a shell.
+    # The printed command is quoted for a shell.
     assert stderr.splitlines()[-1] == "next: clfew pretrain --resume 'my run'"
     (tmp_path / "unlabeled/000.png").unlink()
     assert "have changed" in clfew.refused("pretrain", "--resume", "my run", cwd=tmp_path)
@@ -90,7 +90,7 @@ def test_a_stop_during_finetune_is_quiet_and_leaves_no_classifier(clfew, project
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (143, "") and "Traceback" not in stderr
-    # The classifier of before is the newest one still.
+    # The newest classifier is still the one from before.
     clfew.ok("predict", "image.jpg", cwd=project)
 
 
@@ -101,7 +101,7 @@ def processor_time(process):
 
 def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
     process = clfew.popen("predict", "-", "--format", "jsonl", cwd=project, stdin=subprocess.PIPE)
-    # The command reads names ahead once it is up, and waits for more when it has taken these.
+    # Once the command has started, it reads all names there are and waits for more.
     process.stdin.write("image.jpg\n")
     process.stdin.flush()
     left = array.array("i", [1])
@@ -109,7 +109,7 @@ def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
         fcntl.ioctl(process.stdin, termios.FIONREAD, left)
         time.sleep(0.05)
     used = [-1, processor_time(process)]
-    while used[-1] != used[-2]:  # Until it does nothing but wait.
+    while used[-1] != used[-2]:  # Until the command uses no more processor time, so only waits.
         time.sleep(1.5)
         used.append(processor_time(process))
     process.send_signal(signal.SIGINT)

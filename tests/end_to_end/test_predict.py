@@ -43,7 +43,7 @@ def test_files_folders_patterns_and_stdin_name_images(clfew, photos):
     assert paths("few") == paths("few/") == paths("few/*/*.png") == paths("few/**/*.png") == four
     assert paths("-", stdin="few/y/000.png\n\nfew/x/001.png\r\n") == ["few/y/000.png", "few/x/001.png"]
     assert paths("few/x/001.png", "-", stdin="few/y/000.png") == ["few/x/001.png", "few/y/000.png"]
-    # What comes twice is predicted once, at its first place.
+    # An image that is named twice is predicted once, at its first place.
     assert paths("few/y/000.png", "few", "few/*/*.png") == ["few/y/000.png", *four[:2], four[3]]
 
 

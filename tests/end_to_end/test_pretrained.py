@@ -1,4 +1,4 @@
-"""--init as a user types it: in pretrain, finetune and embed."""
+"""The option --init of pretrain, finetune and embed, as a user gives it."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from clfew.runs.folders import ARTIFACTS, START
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A file such as torchvision's networks are kept in."""
+    """A file of weights in torchvision's format."""
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), path)
@@ -41,7 +41,7 @@ def adapted(tmp_path_factory, clfew, images, weights):
 def test_pretraining_from_a_file_adapts_a_layer_and_reports_it(adapted, weights):
     folder, result = adapted
     assert f"the weights in {weights}" in result.stderr and "torchvision:resnet18" in result.stderr
-    assert "neighbours" in result.stderr  # The drift.
+    assert "neighbours" in result.stderr  # The line about the drift.
     run = folder / "runs/pretrain-1"
     assert {p.name for p in run.iterdir()} == {
         "config.json",
@@ -68,7 +68,7 @@ def test_the_weights_it_started_from_are_all_still_there(adapted, weights):
 def test_all_commands_work_from_it(adapted, clfew):
     folder, _ = adapted
     result = clfew.ok("finetune", "--labels", "4/class", cwd=folder)
-    # It was compared with what it started from, on the labels.
+    # It was compared on the labels with the weights that it started from.
     assert "against" in result.stderr
     clfew.ok("eval", cwd=folder)
     clfew.ok("predict", "unlabeled/ring/000.png", cwd=folder)
@@ -149,7 +149,7 @@ def test_an_interrupted_adaptation_ends_with_the_same_weights(adapted, clfew, we
     folder, _ = adapted
     run = folder / "runs/pretrain-1"
     again = shutil.copytree(run, folder / "again")
-    (again / "encoder.safetensors").unlink()  # Killed before its first save, say.
+    (again / "encoder.safetensors").unlink()  # As if it had been killed before its first save.
     clfew.ok("pretrain", "--resume", "again", cwd=folder)
     assert digests(again)["encoder.safetensors"] == digests(run)["encoder.safetensors"]
 
@@ -214,7 +214,7 @@ def test_bad_images_of_what_was_pretrained_on_are_named_once(apart):
 
 
 def test_the_weights_started_from_are_compared_on_the_same_images(apart):
-    """In `--mode auto`: those of ./unlabeled too, which only the pretrained encoder has learned from."""
+    """In `--mode auto`, also on those of ./unlabeled, which only pretraining has used."""
     folder, _ = apart
     origins = [
         start_from_artifact(folder / "runs/pretrain-1" / name, None)
@@ -230,7 +230,7 @@ def test_the_weights_started_from_are_compared_on_the_same_images(apart):
 
 
 def test_propagation_records_the_pretraining_images_as_seen(apart, monkeypatch):
-    """Also where it starts from the weights of before, which have seen nothing."""
+    """Also if it starts from the weights before pretraining, which have used none of the images."""
     folder, _ = apart
     monkeypatch.chdir(folder)
     monkeypatch.setattr("clfew.finetuning.label_samples.is_clearly_better", lambda before, after: True)

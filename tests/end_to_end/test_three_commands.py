@@ -1,4 +1,4 @@
-"""The promise of the first page: three commands in one folder, and what may stand in for each part."""
+"""The three commands on the README's first page, in one folder, and alternatives to their parts."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def test_the_three_commands_as_they_are_on_the_first_page(clfew, images, digests
     assert predicted.rc == 0 and predicted.stderr == "", predicted.stderr
     (row,) = predicted.stdout.splitlines()
     assert row.startswith("image.jpg  ") and all(name in row for name in CLASSES) and row.count("%") == 3
-    # One label of each class; the images themselves are as they were.
+    # It used one label of each class, and did not change the images.
     assert [r["label"] for r in listed(tmp_path / "runs/finetune-1")] == list(CLASSES)
     after = digests(tmp_path)
     assert {name: after[name] for name in originals} == originals
@@ -60,7 +60,9 @@ def test_finetune_without_labelled_images_names_what_is_missing(clfew, images, t
     clfew.refused("finetune", "--labels", "1%", cwd=tmp_path)
     clfew.ok("pretrain", "./unlabeled", *tiny, cwd=tmp_path)
     message = clfew.refused("finetune", "--labels", "1%", cwd=tmp_path)
-    assert "unlabeled" in message and "labelled images" in message and "subfolder for each class" in message
+    assert (
+        "unlabeled" in message and "labelled images" in message and "subfolder for each class" in message
+    )
 
 
 def test_a_test_folder_is_never_learned_from(clfew, images, tiny, tmp_path):
@@ -85,7 +87,7 @@ def test_a_csv_of_paths_and_labels_is_a_source(clfew, images, tiny, tmp_path):
     assert {row["label"] for row in listed(tmp_path / "runs/finetune-1")} == {"class a", "class b"}
     (row,) = clfew.ok("predict", "photos/a/000.png", "--format", "jsonl", cwd=tmp_path).rows()
     assert row["label"] in ("class a", "class b")
-    # Predictions in CSV are labels for the next round, with `cut` alone.
+    # The CSV file is also a source for eval.
     assert json.loads(clfew.ok("eval", "list.csv", "--format", "json", cwd=tmp_path).stdout)["n"] == 8
 
 
@@ -126,7 +128,7 @@ def test_a_label_file_can_label_an_unlabelled_folder(clfew, images, tiny, tmp_pa
     assert "clfew eval" not in result.next and "clfew predict IMAGE" in result.next
     assert len(listed(tmp_path / "runs/finetune-1")) == 12
     assert len(clfew.ok("predict", "unlabeled", cwd=tmp_path).stdout.splitlines()) == 40
-    # All labels there are were learned from: there is nothing honest to test on.
+    # All labels were used in training, so there are no images left to test on.
     message = clfew.refused("eval", cwd=tmp_path)
     assert "to test on" in message
 

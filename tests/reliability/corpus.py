@@ -20,9 +20,11 @@ LOSSY = 24
 
 @dataclass(frozen=True)
 class File:
-    """name: the file's name in the corpus. pixels: what it must decode to, uint8 (height, width, 3), with
-    an error of at most `off` in each value; None if it must be refused. reason: a pattern of the reason
-    with which it must be refused."""
+    """A file of the corpus.
+
+    pixels: what it must decode to, uint8 (height, width, 3), with an error of at most `off` in each
+    value; None if it must be refused. reason: a pattern that the reason of the refusal must match.
+    """
 
     name: str
     content: bytes

@@ -39,7 +39,7 @@ if {twice}:
 
 
 def save_every(steps: int) -> str:
-    """Saves the state after every `steps` steps instead of every two minutes, and after every training."""
+    """Saves the state after every `steps` steps, not every two minutes, and after every training."""
     return f"""
 from clfew.training import loop
 def often(is_last, signal, since, seconds, count=[0]):
@@ -148,7 +148,7 @@ for module in list(__import__("sys").modules.values()):
 
 
 def artifact(run):
-    """Returns every byte of the tensors of a run's artifact, and its metadata without the command lines."""
+    """Returns the bytes of the tensors of a run's artifact, and its metadata without command lines."""
     (path,) = (run / name for name in ARTIFACTS.values() if (run / name).exists())
     with safetensors.safe_open(path, framework="numpy") as file:
         metadata = json.loads(file.metadata()["clfew"])

@@ -68,7 +68,7 @@ def tiff(tags: dict[int, object], blocks: list[bytes], tiles: bool = False) -> b
 
 
 def tiff_of(pixels: np.ndarray, tile: tuple[int, int] | None = None, planar=False, **more) -> bytes:
-    """Returns an uncompressed TIFF of pixels (height, width, channels). tile: width and height of a tile.
+    """Returns an uncompressed TIFF of pixels (height, width, channels). tile: a tile's width and height.
 
     more: further tags by number, as in `tag_274=6` (Orientation).
     """
@@ -111,7 +111,7 @@ def rle8(indices: np.ndarray) -> bytes:
 
 
 def gif(screen: tuple[int, int], frame: tuple[int, int, int, int], pixels: np.ndarray) -> bytes:
-    """Returns a GIF of indices 0 and 1. Its only frame (left, top, width, height) need not fill the screen."""
+    """Returns a GIF of indices 0 and 1. frame: left, top, width, height; it may not fill the screen."""
     codes: list[int] = []
     for value in pixels.ravel().tolist():
         codes += [4, value]  # A clear code before each pixel keeps every code at three bits.

@@ -1,5 +1,4 @@
-"""Writes the corpus to a folder of two classes, with things that are no files, odd names, and a file that
-grows."""
+"""Writes the corpus to a folder of two classes, with pipes and links, odd names, and a growing file."""
 
 import contextlib
 import os
@@ -102,7 +101,7 @@ def growing(file: Path) -> Iterator[None]:
 
 
 def state_of(folder: Path) -> dict[bytes, tuple[object, ...]]:
-    """Returns the mode (with the kind), time of change, and content or target of everything below a folder."""
+    """Returns mode, time of change, and content or target of everything below a folder."""
     found: dict[bytes, tuple[object, ...]] = {}
     for parent, folders, files in os.walk(os.fsencode(folder)):
         for name in folders + files:

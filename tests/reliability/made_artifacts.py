@@ -97,7 +97,7 @@ def memory(what="VmRSS"):
     return 1024 * int(re.search(rf"{what}:\s*(\d+) kB", status)[1])
 
 
-def assert_refused(path, says=""):
+def assert_refused(path, words=""):
     for read in READERS:
         found = read_bounded(read, path)
-        assert isinstance(found, str) and says in found
+        assert isinstance(found, str) and words in found

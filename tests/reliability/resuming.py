@@ -27,9 +27,9 @@ def steps_of(run):
 def assert_resumed(resumed, reference, training, saved, repeats_ended=True):
     """Checks that the resumed run took only the steps that had not been saved.
 
-    training: the training that was interrupted, counted from 1. saved: its saved steps. Comparing results
-    is not enough: a run that starts again from the beginning uses the same random numbers and ends with
-    the same weights.
+    training: the training that was interrupted, counted from 1. saved: its saved steps. It is not enough
+    to compare results: a run that starts from the beginning again uses the same random numbers and ends
+    with the same weights.
     """
     counted = steps_taken(reference.with_name(f"{reference.name}.stderr").read_text())
     steps = [counted[number] for number in sorted(counted)]

@@ -1,4 +1,4 @@
-"""Any file where an artifact is expected: refused in one sentence, or exactly what was written."""
+"""Any file given as an artifact is refused in one sentence, or loads exactly what was written."""
 
 import io
 import json
@@ -34,13 +34,14 @@ FIELDS = {
     "a path": {"encoder": "../../../etc/passwd"}, "a neck of a terabyte": {"neck": 2**20},
     "an adapter of a terabyte": {"adapter": 2**20}, "features of a terabyte": {"dim": 2**20},
     "a negative size": {"size": -16}, "a huge size": {"size": 10**9}, "a size of 0": {"size": 0},
-    "a mean that is no number": {"mean": [0.5, float("nan"), 0.5]}, "a spread of 0": {"std": [0, 1, 1]},
+    "a mean that is no number": {"mean": [0.5, float("nan"), 0.5]},
+    "a std of 0": {"std": [0, 1, 1]},
     "a mean of many digits": {"mean": [10**400, 0, 0]},
     "a temperature of 0": {"temperature": 0.0}, "a temperature without end": {"temperature": 1e999},
     "another kind": {"kind": "pickle"}, "another mode": {"mode": "eval"},
     "a stage too high": {"stage": 60},
     "a stage of a large image": {"stage": 1, "size": 1024, "dim": 8},
-    "data that is none": {"data": []}, "what it sees": {"sees": "infrared"},
+    "data that is none": {"data": []}, "an unknown input": {"sees": "infrared"},
     "data of nothing": {"data": {}}, "a step that is a number": {"training": {"pretrain": 3}},
     "a source that is a number": {"data": {"finetune": METADATA.data["finetune"] | {"source": 1}}},
     "a drift that is a list": {"training": {"pretrain": {"drift": [1]}}},
@@ -72,7 +73,7 @@ HEADERS = {
     "backwards": {"a": tensor(4, 0)}, "an unknown type": {"a": tensor(0, 4, dtype="PICKLE")},
     "metadata that is a list": {"__metadata__": [], "a": tensor(0, 4)},
     "metadata that is nested": {"__metadata__": {"clfew": {}}, "a": tensor(0, 4)},
-    "a seal that is none": {"__metadata__": {"clfew": "{}", "seal": "0"}, "a": tensor(0, 4)},
+    "a wrong checksum": {"__metadata__": {"clfew": "{}", "seal": "0"}, "a": tensor(0, 4)},
 }  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_a_wrong_header_is_refused(tmp_path, header):
 
 
 def shifted(header, data):
-    """One tensor where another is."""
+    """Places one tensor where another is."""
     first, second = [n for n, t in header.items() if t.get("shape") == [8]][:2]
     header[second]["data_offsets"] = header[first]["data_offsets"]
     return data
@@ -100,7 +101,7 @@ def reshaped(header, data):
 
 
 def halved(header, data):
-    """Of numbers of 16 bits, as many as fit."""
+    """Changes a tensor to 16-bit numbers, as many as fit into its bytes."""
     header["classifier.head.weight"] |= {"dtype": "F16", "shape": [2, 64]}
     return data
 
@@ -117,7 +118,7 @@ def test_an_artifact_whose_tensors_are_misplaced_is_refused(artifact, tmp_path, 
     data = change(header, content[8 + size :])
     path = tmp_path / "x.safetensors"
     path.write_bytes(add_checksum(raw(path, header, data).read_bytes()))
-    # Not for a description that is missing, as of the headers above.
+    # It is not refused for missing metadata, as the headers above are.
     found = read_bounded(load_classifier, path)
     assert isinstance(found, str) and "not one that clfew wrote" not in found
 

@@ -1,4 +1,4 @@
-"""An artifact cut or changed anywhere: refused in one sentence, or loaded as it was written."""
+"""An artifact that was cut or changed is refused in one sentence, or loads as it was written."""
 
 import random
 import struct
@@ -20,7 +20,7 @@ def test_a_file_cut_anywhere_is_refused(artifact, encoder_file, tmp_path):
 
 
 def mutated(whole: bytes, draw: random.Random) -> bytes:
-    """A change that a disk, a network or a hand would make."""
+    """Returns the file with a change such as a disk, a network or an editor could make."""
     content = bytearray(whole)
     header = 8 + struct.unpack("<Q", whole[:8])[0]
     for _ in range(draw.choice((1, 1, 1, 2, 8))):
@@ -42,7 +42,7 @@ def mutated(whole: bytes, draw: random.Random) -> bytes:
 
 
 def assert_written(loaded, read, tensors):
-    """That what was loaded is what was written, to the last bit."""
+    """Asserts that what was loaded is what was written, to the last bit."""
     if read is load_classifier:
         classifier, metadata, seen = loaded
         state = {f"classifier.{name}": value for name, value in classifier.state_dict().items()}

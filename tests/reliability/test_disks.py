@@ -1,4 +1,4 @@
-"""Disks that fill up, become read-only or lose their files in the middle of a run."""
+"""Disks that become full or read-only, or lose files, in the middle of a run."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ TINY = (
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """small_disk(size) mounts one at `disk`."""
+    """small_disk(size) mounts a file system of this size at `disk`."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -99,7 +99,7 @@ def test_a_file_of_the_run_removed_while_it_runs(clfew, images, tmp_path, name):
     faults = save_every(2) + AT_STEP.format(what=remove)
     env = {"CLFEW_CACHE": str(tmp_path / "cache")}
     result = clfew(*TINY, "--out", "run", cwd=tmp_path, env=env, faults=faults)
-    if name == "run":  # Nobody wants it back.
+    if name == "run":  # It is not created again.
         assert result.rc == 1 and "Traceback" not in result.stderr
         assert result.stderr.splitlines()[-2].startswith("error: The folder run/state cannot be made")
     else:

@@ -1,6 +1,6 @@
-"""Whatever is written on a command line or in a CSV, whatever the images: an answer or a UserError.
+"""Any option or image leads to a correct result or to a UserError.
 
-CLFEW_THOROUGH=1 looks for ten minutes a test instead of a few seconds.
+With CLFEW_THOROUGH=1 each test searches for ten minutes instead of a few seconds.
 """
 
 import math
@@ -76,7 +76,7 @@ SPECS = st.one_of(
 
 
 def meaning(text: str, csv_files: set[str]) -> LabelSpec | None:
-    """What the documentation says that a label spec means; None for nothing."""
+    """Parses a label spec as the documentation defines it; None if it is not valid."""
     text = text.strip()
     if text == "all":
         return LabelSpec()
@@ -92,7 +92,7 @@ def meaning(text: str, csv_files: set[str]) -> LabelSpec | None:
             return None
         fraction = float(number) / 100
         return LabelSpec(fraction=fraction) if 0 < fraction <= 1 else None
-    # More than eighteen digits are more than there could be images.
+    # A number of more than eighteen digits is larger than any number of images.
     if not number.isdecimal() or len(number) > 18 or int(number) == 0:
         return None
     return LabelSpec(**{unit: int(number)})
@@ -106,7 +106,7 @@ def source_of(sizes: list[int]) -> Source:
 
 
 def check_counts(spec: LabelSpec, sizes: list[int], counts: list[int]) -> None:
-    """The labels drawn of classes with so many images are those the spec asks for."""
+    """Checks the number of labels sampled from each class. sizes: the images of each class."""
     assert all(1 <= count <= size for count, size in zip(counts, sizes, strict=True))
     if spec.fraction is not None:
         assert counts == [max(1, round(spec.fraction * size)) for size in sizes]
@@ -114,7 +114,7 @@ def check_counts(spec: LabelSpec, sizes: list[int], counts: list[int]) -> None:
         assert counts == [spec.per_class] * len(sizes)
     elif spec.total is not None:
         assert sum(counts) == spec.total
-        # As even as can be: only a class that is used up has two fewer than another.
+        # Counts are as even as possible: only a class without images left has two fewer than another.
         assert all(c >= max(counts) - 1 or c == size for c, size in zip(counts, sizes, strict=True))
     else:
         assert counts == sizes
@@ -138,13 +138,13 @@ def test_label_specs(tmp_path, monkeypatch):
         assert spec == expected
         source, pool = source_of(sizes), np.arange(sum(sizes))
         try:
-            drawn = sample_labels(source, pool, spec, seed)
+            sampled = sample_labels(source, pool, spec, seed)
         except UserError:
             too_many = (spec.per_class or 0) > min(sizes) or (spec.total or 0) > sum(sizes)
             assert too_many or (spec.total or len(sizes)) < len(sizes)
             return
-        assert np.array_equal(drawn, np.unique(drawn))
-        check_counts(spec, sizes, np.bincount(source.labels[drawn]).tolist())
+        assert np.array_equal(sampled, np.unique(sampled))
+        check_counts(spec, sizes, np.bincount(source.labels[sampled]).tolist())
 
     sizes = st.lists(st.integers(1, 60), min_size=1, max_size=5)
     fuzz(700, holds, text=SPECS, sizes=sizes, seed=st.integers(0, 2**63 - 1))
@@ -152,7 +152,7 @@ def test_label_specs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Trials of a step that take what they are told to take, on a clock that stands still."""
+    """Replaces the trial of a step: it takes `seconds` of the returned object, on a stopped clock."""
     trial = SimpleNamespace(seconds=1.0)
     monkeypatch.setattr(budget, "seconds_per_step", lambda *arguments: trial.seconds)
     monkeypatch.setattr(budget, "choose_compile", lambda *arguments: (False, "not here"))
@@ -210,7 +210,7 @@ def test_schedules(timed):
 
 
 def check_rates(plan: Plan, fraction: float) -> None:
-    """A linear warm-up to the peak, then a cosine whose next step would be at 0."""
+    """Checks a linear warm-up to the peak, then a cosine that reaches 0 at the step after the last."""
     steps, warmup, peak = plan.steps, plan.warmup_steps, plan.learning_rate
     assert 1 <= warmup <= steps and 0 < peak < math.inf
 
@@ -221,11 +221,11 @@ def check_rates(plan: Plan, fraction: float) -> None:
     some = int(fraction * (steps - 1))
     for step in {0, warmup - 1, min(warmup, steps - 1), some, steps - 1}:
         assert 0 <= rate(step) <= peak * (1 + 1e-9)
-        # Of more steps, the last are nearer to 0 than a float's rounding.
+        # With more steps, the last rates are closer to 0 than a float's rounding error.
         assert rate(step) > 0 or steps > 10**7
     if 0 < some < steps - 1:
         before, after = rate(some - 1), rate(some)
-        # At the peak both are as large, but for the rounding of a float.
+        # At the peak the two are equal, except for a float's rounding error.
         assert after >= before if some < warmup else after <= before * (1 + 1e-12)
     if steps > warmup:
         left = 1 / (steps - warmup)
@@ -270,7 +270,7 @@ def test_crops():
         assert (y >= -slack).all() and (y + height <= 1 + slack).all()
         ratio, area = width / height * aspects, width * height
         assert (ratio > CROP_RATIO[0] - 1e-4).all() and (ratio < CROP_RATIO[1] + 1e-4).all()
-        # Where the image itself has an allowed ratio, so has a crop of every size.
+        # If the image itself has an allowed aspect ratio, a crop of every size can have one.
         whole = (aspects >= CROP_RATIO[0]) & (aspects <= CROP_RATIO[1])
         assert (area[whole] >= smallest - 1e-5).all() and (area <= 1 + slack).all()
         for start, length in ((x, width), (y, height)):

@@ -1,6 +1,6 @@
-"""Whatever bytes stand in a CSV or in an image file: what they say, or the one error that is expected.
+"""Any bytes in a CSV or image file are read correctly or refused with the expected error.
 
-CLFEW_THOROUGH=1 looks for ten minutes a test instead of a few seconds.
+With CLFEW_THOROUGH=1 each test searches for ten minutes instead of a few seconds.
 """
 
 import csv
@@ -68,7 +68,7 @@ HEADERS = (
 
 @st.composite
 def csv_files(draw) -> bytes:
-    """A CSV such as people make them: mostly right, in any quoting and line ending, then damaged."""
+    """Makes a mostly valid CSV file with any quoting and line ending; half of them are damaged."""
     header = draw(st.sampled_from(HEADERS[:4] * 3 + HEADERS))
     pools = {"path": NAMES, "label": LABELS, "split": SPLIT_NAMES}
     columns = [pools.get(name, NAMES) for name in header.split(",")]
@@ -88,7 +88,7 @@ def csv_files(draw) -> bytes:
 
 
 def rows_in(content: bytes) -> list[dict[str, str]] | None:
-    """The rows that the csv module reads, where the file keeps the rules; None where it does not."""
+    """Returns the rows that the csv module reads; None if the file is not a valid list of images."""
     text = content.decode("utf-8-sig", "surrogateescape")
     try:
         header, *rows = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
@@ -110,7 +110,7 @@ def rows_in(content: bytes) -> list[dict[str, str]] | None:
 
 
 def as_meant(cell: str) -> str:
-    """Without the apostrophes that keep a spreadsheet from taking it, or a part of it, for a formula."""
+    """Removes apostrophes that prevent a spreadsheet from reading a part of the cell as a formula."""
     meant, begins = [], True
     for place, character in enumerate(cell):
         rest = cell[place:].lstrip("'")
@@ -127,7 +127,7 @@ def is_file(*parts: object) -> bool:
 
 @pytest.fixture
 def images(tmp_path, put, monkeypatch):
-    """Four images, one in a subfolder, and a link to itself; seen from the folder above."""
+    """Four images, one in a subfolder, and a link to itself. The current folder is the one above."""
     for name in ("1.png", "x/2.png", "-3.png", "é.png"):
         put(tmp_path / "images" / name)
     (tmp_path / "images/loop").symlink_to("loop")
@@ -190,7 +190,7 @@ def check_as_labels(source, file, rows):
         assert any(is_file(place) and os.path.samefile(place, held) for place in places)
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's, of what is odd in a file.
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about unusual content of a file.
 def test_damaged_images():
     """Mutated files of every format decode to an RGB image or are bad; nothing else comes out."""
     files = originals()
@@ -209,14 +209,14 @@ def test_damaged_images():
     print(
         f"damaged images: {counts.total():,}, {counts[True]:,} of them decoded; slowest {slowest:.1f} s"
     )
-    # Otherwise the mutations would be too gentle or too rough to reach anything.
+    # Otherwise the mutations would be too weak or too strong to test the decoders.
     assert min(counts[True], counts[False]) > 0.05 * counts.total()
     if THOROUGH:
         assert slowest < 60
 
 
 def check_decoded(content: bytes, side: int, where: str) -> bool:
-    """Whether the image is good. No other exception, size or type than the promised ones."""
+    """Returns whether the image can be decoded; asserts documented exceptions, sizes and types."""
     try:
         image = decode(content)
         assert image.mode == "RGB" and 0 < image.width * image.height <= MAX_PIXELS, where

@@ -1,5 +1,4 @@
-"""Any image: each file of a corpus is read to the right pixels, or refused with its reason; neither
-takes more memory than it may."""
+"""Each file of the corpus is read to the right pixels or refused with its reason, in bounded memory."""
 
 import contextlib
 import csv
@@ -29,7 +28,7 @@ from clfew.models.artifacts import load_classifier, load_encoder
 from clfew.models.features import apply_to_cache
 from clfew.runs.files import unguarded
 
-# As clfew has it: what Pillow warns of is harmless or refused.
+# clfew ignores these warnings too: their causes are harmless or refused.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 SIDE = 16
 
@@ -52,7 +51,7 @@ def test_a_good_file_is_read_to_its_pixels(file):
     assert image.mode == "RGB" and (image.height, image.width) == file.pixels.shape[:2]
     difference = np.abs(np.asarray(image).astype(int) - file.pixels)
     assert difference.max() <= file.off
-    # What commands read is the same picture, squeezed; only JPEGs may be read at a smaller scale.
+    # Commands read the same picture squeezed to a square; only JPEGs may be decoded at a smaller scale.
     squeezed, aspect = load_square(file.content, SIDE)
     assert squeezed.shape == (SIDE, SIDE, 3) and squeezed.dtype == np.uint8
     assert aspect == pytest.approx(file.pixels.shape[1] / file.pixels.shape[0])
@@ -72,9 +71,9 @@ def test_a_bad_file_is_refused_with_its_reason(file):
 
 @by_name(GOOD)
 def test_the_start_of_a_file_is_refused_or_shows_the_whole_picture(file):
-    """It is whole where what is missing is no part of the first picture; it is never half of it."""
-    for share in (50, 95):
-        content = file.content[: share * len(file.content) // 100]
+    """The picture is complete if the missing part does not belong to it; it is never half a picture."""
+    for percent in (50, 95):
+        content = file.content[: percent * len(file.content) // 100]
         with contextlib.suppress(BadImage):
             assert np.array_equal(np.asarray(decode(content)), np.asarray(decode(file.content)))
 
@@ -83,7 +82,7 @@ def test_files_and_what_is_no_file_are_distinguished(tmp_path):
     good, bad = lay_out(tmp_path / "photos")
     names, others = walk_images(tmp_path / "photos")
     assert sorted(names) == sorted(good | bad) and others == 0
-    bad.pop(SECRET)  # Which root may read, unless a command is told otherwise.
+    bad.pop(SECRET)  # Root may read it, except in a command with the fault NOT_ALLOWED.
     for name, reason in bad.items():
         with pytest.raises(BadImage, match=reason):
             decode(read_bytes(tmp_path / "photos" / name))
@@ -91,7 +90,7 @@ def test_files_and_what_is_no_file_are_distinguished(tmp_path):
 
 @contextlib.contextmanager
 def as_nobody():
-    """Root may read everything: inside, a user without rights is asked, as the system does."""
+    """A context in which the process is a user without rights, because root may read everything."""
     if os.geteuid() != 0:
         yield
         return
@@ -107,13 +106,13 @@ def as_nobody():
 
 def test_what_may_not_be_read_is_reported(tmp_path, monkeypatch):
     tmp_path.chmod(0o755)
-    monkeypatch.chdir(tmp_path)  # The folders above it are closed to others.
+    monkeypatch.chdir(tmp_path)  # Other users may not enter the folders above it.
     (tmp_path / "a").mkdir()
     (tmp_path / "a/secret.png").write_bytes(GOOD[0].content)
     (tmp_path / "a/secret.png").chmod(0)
     with as_nobody(), pytest.raises(BadImage, match="Permission denied"):
         read_bytes(Path("a/secret.png"))
-    for mode in (0o300, 0o644):  # May not be listed; may be listed, and nothing in it looked at.
+    for mode in (0o300, 0o644):  # The folder may not be listed; it may be listed, but not entered.
         (tmp_path / "closed/inner").mkdir(parents=True, exist_ok=True)
         (tmp_path / "closed").chmod(mode)
         with as_nobody(), pytest.raises(UserError, match="permission denied"):
@@ -123,7 +122,7 @@ def test_what_may_not_be_read_is_reported(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("more", "reason"), [(0, None), (1000, None), (10**6, "larger than")])
 def test_a_file_that_grows_while_it_is_read(tmp_path, monkeypatch, more, reason):
-    """What is added after its size was looked at is read up to the limit, and no further."""
+    """Bytes added after the size was read are read too, up to the limit."""
     monkeypatch.setattr(decoding, "MAX_BYTES", 10_000)
     file = tmp_path / "growing.png"
     pixels = picture()
@@ -147,10 +146,10 @@ import os, resource, sys
 from pathlib import Path
 from PIL import Image
 from clfew.data.decode import BadImage, decode, load_square
-Image.init()  # What the first image of a kind loads is not its own.
+Image.init()  # The first image of a kind loads a plugin, whose memory must not count.
 load_square(Path(sys.argv[1]).read_bytes(), 16)
 for name in sys.argv[2:]:
-    if (child := os.fork()) == 0:  # A process of its own has a highest mark of its own.
+    if (child := os.fork()) == 0:  # ru_maxrss is a process's maximum, so each file gets a process.
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             decode(Path(name).read_bytes())
@@ -163,7 +162,7 @@ for name in sys.argv[2:]:
 
 
 def memory_of(folder, contents):
-    """KiB that decoding each of these takes at its worst."""
+    """Returns the peak KiB that decoding each of these takes."""
     if not sys.platform.startswith("linux"):
         pytest.skip("ru_maxrss has another unit, or includes the parent, elsewhere than on Linux")
     files = [folder / str(number) for number in range(len(contents))]
@@ -181,7 +180,7 @@ def test_no_file_of_the_corpus_takes_much_memory(tmp_path):
 
 
 def test_memory_is_bounded_by_the_pixels(tmp_path):
-    """At most 20 bytes for each pixel, whatever the kind: of the largest allowed image, 2 GB."""
+    """Decoding takes at most 20 bytes a pixel for any kind, so 2 GB for the largest allowed image."""
     side = 2000
     y, x = np.mgrid[:side, :side].astype(np.uint16)
     pixels = np.stack([x, y, x + y], -1).astype(np.uint8)
@@ -207,7 +206,7 @@ def test_memory_is_bounded_by_the_pixels(tmp_path):
 
 @pytest.fixture(scope="module")
 def worked(clfew, tiny, tmp_path_factory):
-    """A folder where the five commands have worked on the corpus, one image of which grows meanwhile."""
+    """A folder in which five commands were run on the corpus, while one of its images grew."""
     folder = tmp_path_factory.mktemp("corpus")
     good, bad = lay_out(folder / "photos")
     before, results = state_of(folder / "photos"), {}
@@ -263,8 +262,8 @@ def test_not_a_byte_of_an_original_is_changed(worked):
 
 
 def test_commands_read_a_good_file_to_identical_pixels(worked):
-    """pretrain, finetune and eval from stores, of which each made its own, as one image had grown;
-    embed and predict from the files: of the same pixels, a network says the same."""
+    """pretrain, finetune and eval read image caches, a new one each, because one image had grown. embed
+    and predict read the files. From the same pixels, a network outputs the same."""
     folder, good, bad, _, results = worked
     names = sorted(good | bad)
     rows = np.array([i for i, name in enumerate(names) if name in good])
@@ -279,16 +278,16 @@ def test_commands_read_a_good_file_to_identical_pixels(worked):
         assert np.array_equal(arrays["pixels"][rows], pixels)
         assert np.array_equal(arrays["aspects"][rows], aspects.astype(np.float32))
 
-    def network_says(network):
+    def outputs_of(network):
         everything = (pixels, aspects.astype(np.float32), np.arange(len(pixels)))
         return apply_to_cache(network, metadata.size, *everything, torch.device("cpu"))
 
     embedded = safetensors.numpy.load_file(folder / "runs/embed-1/features.safetensors")["features"]
     listed = [row["path"] for row in read_csv(folder / "runs/embed-1/paths.csv")]
     assert listed == [names[i] for i in rows]
-    assert np.allclose(embedded, network_says(encoder), atol=1e-5)
+    assert np.allclose(embedded, outputs_of(encoder), atol=1e-5)
     classifier, metadata, *_ = load_classifier(folder / "runs/finetune-1/classifier.safetensors")
-    expected = torch.softmax(torch.from_numpy(network_says(classifier)), 1).numpy()
+    expected = torch.softmax(torch.from_numpy(outputs_of(classifier)), 1).numpy()
     predicted = [dict(row["top"]) for row in results["predict"].rows() if "error" not in row]
-    shares = np.array([[top[name] for name in metadata.classes] for top in predicted])
-    assert np.allclose(shares, expected, atol=1e-5)
+    probabilities = np.array([[top[name] for name in metadata.classes] for top in predicted])
+    assert np.allclose(probabilities, expected, atol=1e-5)

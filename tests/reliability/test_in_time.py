@@ -1,4 +1,4 @@
-"""How soon a run with default settings ends when it is asked to."""
+"""A run with default settings ends soon after a signal."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ import time
 import pytest
 
 SECONDS = 10
-"""Of a processor: on a machine that does other things too, the clock says little of the command."""
+"""Processor time. On a busy machine, wall-clock time would depend on other programs."""
 
 WAITING = 60
-"""By the clock: a command that only waits would use no processor."""
+"""Wall-clock time, because a command that only waits uses no processor time."""
 
 
 def processor_seconds(process):
@@ -23,7 +23,11 @@ def processor_seconds(process):
 @pytest.mark.parametrize(
     ("arguments", "phase", "number"),
     [
-        ((), "views ", signal.SIGINT),  # Features of views, where pretrained weights are on the machine.
+        (
+            (),
+            "views ",
+            signal.SIGINT,
+        ),  # If the machine has pretrained weights, it computes view features.
         (("--init", "scratch"), "training ", signal.SIGINT),
         (("--init", "scratch"), "training ", signal.SIGTERM),
     ],
@@ -38,7 +42,7 @@ def test_a_default_run_ends_in_time(clfew, images, tmp_path, arguments, phase, n
     process.send_signal(number)
     latest = time.monotonic() + WAITING
     while process.poll() is None and time.monotonic() < latest:
-        with contextlib.suppress(OSError, IndexError):  # It has just ended.
+        with contextlib.suppress(OSError, IndexError):  # The process has just ended.
             used = processor_seconds(process)
         time.sleep(0.05)
     _, rest = process.communicate(timeout=1)

@@ -1,7 +1,7 @@
 """Very many files, folders and classes, and very long names.
 
-Where a test is marked as long it is of a reduced size; CLFEW_THOROUGH=1 runs it at the whole one, and
-bounds its time too.
+A test that is marked as long runs at a reduced size; CLFEW_THOROUGH=1 runs it at full size and also
+limits its time.
 """
 
 import csv
@@ -28,14 +28,14 @@ from clfew.errors import UserError
 from clfew.runs.files import write_csv
 
 SECONDS = 20
-"""Of a processor, for what should take a few: enough for a slow one."""
+"""Processor time for work of a few seconds: enough for a slow processor."""
 LONG_CLASS = "ß" * 126 + "xyz"
 LONG_FILE = "é" * 125 + "x.png"
 assert len(LONG_CLASS.encode()) == len(LONG_FILE.encode()) == 255
 
 
 def make_files(root: Path, names: list[str]) -> Path:
-    """Empty files: a listing does not read them."""
+    """Creates empty files, because listing a folder does not read them."""
     for folder in {os.path.dirname(name) for name in names}:
         (root / folder).mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -48,7 +48,7 @@ def one_folder():
 
 
 def three_levels():
-    """An image in each of so many folders, and more in a folder in a folder in it."""
+    """Returns names of one image in each of many folders, and of more images two folders deeper."""
     folders = range(1_000 if THOROUGH else 100)
     deep = [f"{a:04d}/deep/deeper/image-{i:09d}.jpg" for a in folders for i in range(20)]
     return [f"{a:04d}/1.jpg" for a in folders] + deep
@@ -59,7 +59,7 @@ def three_levels():
 def test_a_listing_keeps_the_names_and_little_else(tmp_path, layout):
     names = layout()
     root = make_files(tmp_path / "root", names)
-    open_source(str(root))  # What the first call imports is not of the listing.
+    open_source(str(root))  # The first call imports modules, whose time and memory must not count.
     started = time.monotonic()
     source = open_source(str(root))
     seconds = time.monotonic() - started
@@ -74,7 +74,7 @@ def test_a_listing_keeps_the_names_and_little_else(tmp_path, layout):
     tracemalloc.stop()
     # For each image, its name, a place in the list, a label, and a split of five letters.
     needed = sum(map(sys.getsizeof, source.identities)) + len(names) * (8 + 8 + 4 * 5)
-    # While a folder is read, what the system says of its entries is held, and each entry's whole path.
+    # While a folder is read, its directory entries and their whole paths are in memory.
     largest = len(names) if not folders else len(names) // len(folders)
     entries = largest * (150 + len(str(root)))
     print(f"{len(names):,} files: {seconds:.2f} s; {kept:,} bytes for {needed:,}, at most {most:,}")
@@ -85,7 +85,7 @@ def test_a_listing_keeps_the_names_and_little_else(tmp_path, layout):
 
 
 def source_of(sizes: list[int]) -> Source:
-    """A source without files: so many images of each class."""
+    """Returns a source without files. sizes: the number of images of each class."""
     labels = np.repeat(np.arange(len(sizes)), sizes)
     names = [f"{label}/{i}.png" for i, label in enumerate(labels)]
     train = np.full(len(labels), "train")
@@ -140,18 +140,18 @@ def test_2000_class_folders_are_2000_classes(tmp_path):
     assert len(source.classes) == count and counts_of(source, np.arange(3 * count)) == [3] * count
     held_out = splits.test_indices(source, 0)
     pool = np.setdiff1d(np.arange(3 * count), held_out)
-    drawn = sample_labels(source, pool, parse_labels("1/class"), 0)
-    assert counts_of(source, held_out) == counts_of(source, drawn) == [1] * count
+    sampled = sample_labels(source, pool, parse_labels("1/class"), 0)
+    assert counts_of(source, held_out) == counts_of(source, sampled) == [1] * count
     file = tmp_path / "labels.csv"
-    rows = [(source.identities[i], source.classes[source.labels[i]]) for i in drawn]
+    rows = [(source.identities[i], source.classes[source.labels[i]]) for i in sampled]
     write_csv(file, ["path", "label"], rows)
     labelled, named = apply_label_csv(source, file)
-    assert np.array_equal(named, drawn) and np.array_equal(labelled.labels, source.labels)
+    assert np.array_equal(named, sampled) and np.array_equal(labelled.labels, source.labels)
 
 
 @pytest.fixture
 def long_names(tmp_path, put):
-    """Two classes, one with a name of 255 bytes, and in each an image with one."""
+    """Two classes, one with a name of 255 bytes. Each has an image with a name of 255 bytes."""
     for label, name in enumerate((LONG_CLASS, "short")):
         put(tmp_path / "images" / name / LONG_FILE, label)
         put(tmp_path / "images" / name / "1.png", label)

@@ -1,4 +1,4 @@
-"""Whatever classes and files are called: names are text, on a page, a terminal, in CSV and JSON."""
+"""Names of classes and files are only text, on a page, on a terminal, in CSV and in JSON."""
 
 import csv
 import io
@@ -45,7 +45,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @pytest.fixture(scope="module")
 def worked(clfew, tiny, tmp_path_factory):
-    """A folder where the commands have worked on these names, and the bytes of what each has printed."""
+    """A folder in which commands were run on these names, and the bytes that each has printed."""
     folder = tmp_path_factory.mktemp("names")
     random = np.random.default_rng(0)
     names = [f"{label}/{file}" for label in CLASSES for file in FILES] + WITHOUT_CLASS
@@ -80,7 +80,7 @@ def rows_of(text):
 
 
 def written(file):
-    """The rows of a CSV as spreadsheets read it: no cell is a formula."""
+    """Returns the rows of a CSV and asserts that a spreadsheet reads no cell as a formula."""
     rows = rows_of(file.read_bytes().decode("utf-8", "surrogateescape"))
     assert rows and not any(cell.startswith(FORMULA) for row in rows for cell in row.values())
     return rows
@@ -110,7 +110,7 @@ def test_the_report_shows_names_as_text(worked):
     shown = {attributes["title"] for _, attributes in read.tags if "title" in attributes}
     for name in CLASSES:
         assert printable(name) in read.text and printable(name) in shown
-    # Of so few test images each is shown, with its name.
+    # There are so few test images that the page shows all of them, with their names.
     source = open_source(str(worked[0] / "photos"))
     tested = {printable(source.identities[i]) for i in held_out(source, 0)} - set(map(printable, BAD))
     assert len(tested) == len(CLASSES)
@@ -135,7 +135,7 @@ def read_all(descriptor):
     try:
         while block := os.read(descriptor, 65536):
             content += block
-    except OSError:  # How Linux says that the other end is closed.
+    except OSError:  # On Linux, this means that the other end is closed.
         pass
     return content.decode()
 
@@ -218,7 +218,7 @@ def test_a_csv_source_may_name_files_as_formulas(tmp_path):
     source = open_source(str(tmp_path / "list.csv"))
     assert source.identities == WITHOUT_CLASS and source.classes == ["=1"]
     assert source.content(2) == (tmp_path / WITHOUT_CLASS[2]).read_bytes()
-    # Nobody who writes a list by hand has to know of the apostrophe.
+    # A list written by hand needs no apostrophe.
     (tmp_path / "list.csv").write_text("path,label\n=1+1.png,-1\n+1.png,-1\n")
     source = open_source(str(tmp_path / "list.csv"))
     assert source.identities == WITHOUT_CLASS[:2] and source.classes == ["-1"]
@@ -230,7 +230,7 @@ def test_a_class_keeps_the_spaces_of_its_folder(image_folder, tmp_path):
     labelled, named = apply_label_csv(source, tmp_path / "labels.csv")
     assert labelled.classes == source.classes == [" a", "a", "b "]
     assert [labelled.classes[c] for c in labelled.labels[named]] == [" a", "b "]
-    # Spaces before what is no folder's name are the list's own.
+    # Spaces around a label that is not a folder's name are removed.
     (tmp_path / "labels.csv").write_text("path,label\n a/000.png,  a\nb /000.png, b \n")
     labelled, named = apply_label_csv(source, tmp_path / "labels.csv")
     assert [labelled.classes[c] for c in labelled.labels[named]] == ["a", "b"]

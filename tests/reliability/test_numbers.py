@@ -1,4 +1,4 @@
-"""Numbers that go bad stop a training before its optimizer's step, and are told."""
+"""A loss or gradient that is not finite stops training before the optimizer's step, with a message."""
 
 import json
 import math
@@ -46,7 +46,7 @@ simclr.nt_xent = bad
 
 
 class GoesBad(nn.Module):
-    """A loss or a gradient that goes bad on the way, and a running average as BatchNorm has."""
+    """Has a loss or a gradient that becomes non-finite, and a running average as BatchNorm has."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class GoesBad(nn.Module):
     def loss(self, batch):
         value = self.weight.sum() / float(self.what != "loss" or batch.progress < 0.45)
         self.average.mul_(0.9).add_(0.1 * value.detach())
-        if self.what == "gradient":  # Of a root at 0: the loss is finite, its slope is not.
+        if self.what == "gradient":  # A square root at 0: its value is finite, its gradient is not.
             value = value + (self.weight[0] * float(batch.progress < 0.4)).sqrt()
         return value, {}
 
@@ -82,7 +82,7 @@ def test_the_state_before_a_bad_number_is_saved_and_reproduces_it(data, tmp_path
         kept = {name: file.get_tensor(f"module.{name}") for name in objective.state_dict()}
     step = position["step"]
     assert f"at step {step + 1}:" in error.value.message and 0 < step < 10
-    # Nothing in it is bad: neither the weights nor the running average of the step not taken.
+    # The weights are finite, and so is the running average, which the failed step had changed.
     assert all(torch.isfinite(value).all() for value in kept.values())
     again = GoesBad(what)
     again.load_state_dict(kept)
@@ -103,7 +103,7 @@ def test_a_bad_loss_stops_a_run_before_its_step(clfew, images, tmp_path, value):
     error, hint = result.stderr.splitlines()[-2:]
     assert error.startswith(f"error: The loss is {value} at step 5:") and "was not taken" in error
     assert "--lr" in hint and "run/state/diverged.safetensors" in hint
-    # The state before the step is that of a run that was stopped there, bit for bit.
+    # The state before the step equals that of a run that was stopped there, bit for bit.
     stopped = (*TINY[:-1], "stopped")
     clfew(*stopped, cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     one = safetensors.numpy.load_file(tmp_path / "run/state/diverged.safetensors")
@@ -163,7 +163,7 @@ def test_a_collapse_that_passes_is_reported_too():
 
 
 class Hungry(nn.Module):
-    """An objective that memory holds for a few images only."""
+    """An objective that runs out of memory with more than `most` images."""
 
     def __init__(self, most: int, words: str, kind: type[Exception]) -> None:
         super().__init__()

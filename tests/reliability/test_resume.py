@@ -1,4 +1,4 @@
-"""Whatever ends a pretraining run, what it is gone on with ends as if nothing had: the same bytes."""
+"""A pretraining run interrupted in any way resumes to the same bytes as an uninterrupted one."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from resuming import ENDS, METHODS, STEPS, assert_resumed, command, steps_of
 
 from clfew.runs.checksum import add_checksum
 
-# Each method with each signal takes minutes: else SimCLR with all of them, each other with one.
+# Each method with each signal takes minutes. Otherwise SimCLR gets all signals, other methods one each.
 ENDED = [
     (name, number)
     for place, name in enumerate(METHODS)
@@ -36,7 +36,7 @@ def test_every_method_resumes_to_the_same_weights(clfew, folder, whole, name, nu
     resumed = clfew.ok(*resume, cwd=folder, faults=COUNT_STEPS)
     reference = whole(name, *command(name))
     assert artifact(run) == artifact(reference)
-    # A killed one had saved at every third step; after a signal the step is finished and saved.
+    # A killed run had saved every third step; after another signal the step is finished and saved.
     assert_resumed(resumed, reference, 1, (step - 1) // 3 * 3 if number == signal.SIGKILL else step)
     assert steps_of(run) == sorted(set(steps_of(run))) and steps_of(run)[-1] == STEPS
     assert not (run / "state").exists()
@@ -48,7 +48,7 @@ def test_a_run_killed_at_any_step_resumes_from_its_last_save(clfew, folder, whol
     faults = save_every(2) + signal_at(step, signal.SIGKILL)
     assert clfew(*command("simclr"), "--out", run.name, cwd=folder, faults=faults).rc == -9
     resumed = clfew.ok("pretrain", "--resume", run.name, cwd=folder, faults=COUNT_STEPS)
-    # The step is not saved yet when the signal comes in it.
+    # The signal comes during the step, before it is saved.
     saved = (step - 1) // 2 * 2
     assert (f"after step {saved}" if saved else "from its beginning") in resumed.stderr
     reference = whole("simclr", *command("simclr"))
@@ -80,7 +80,7 @@ def test_a_run_killed_while_it_writes_its_artifact(clfew, folder, whole, call, a
     faults = save_every(4) + in_write("encoder.safetensors", 1, call, after)
     assert clfew(*command("simclr"), "--out", run.name, cwd=folder, faults=faults).rc == -9
     if (run / "encoder.safetensors").exists():
-        # The one thing left to do is to remove what it leaves.
+        # The run has its artifact; resuming only removes the remaining files.
         refused = clfew("pretrain", "--resume", run.name, cwd=folder)
         assert refused.rc == 1 and "has finished" in refused.stderr
         assert not (run / "state").exists() and not (run / "lock").exists()
@@ -132,7 +132,7 @@ def test_a_layer_on_a_pretrained_network_resumes_to_the_same_weights(clfew, fold
 
 
 def test_resume_uses_the_threads_of_the_run_unless_others_are_given(clfew, folder, whole):
-    # The weights differ in their last digits with other threads: the tests' own are one.
+    # With another number of threads, weights differ in their last digits. The tests use one thread.
     begin = (*command("simclr"), "--threads", "2")
     reference = whole("two-threads", *begin)
     for name, others, threads in (("two", (), 2), ("three", ("--threads", "3"), 3)):
@@ -144,7 +144,7 @@ def test_resume_uses_the_threads_of_the_run_unless_others_are_given(clfew, folde
 
 
 def signal_in(name):
-    """A signal in a function that pretraining calls outside its steps."""
+    """Sends a signal in a function that pretraining calls outside its steps."""
     return f"""
 import signal
 from clfew.commands import pretrain
@@ -198,7 +198,7 @@ def test_minutes_already_used_are_not_given_again(clfew, folder):
     faults = save_every(5) + signal_at(7, signal.SIGKILL)
     assert clfew(*begin, "--out", run.name, cwd=folder, faults=faults).rc == -9
     planned = json.loads((run / "config.json").read_text())["plan"]
-    # As if the five steps had taken long.
+    # The state is changed as if its five steps had taken long.
     path, used = run / "state/state.safetensors", 1000.0
     with safetensors.safe_open(path, framework="pt") as file:
         metadata = file.metadata()
@@ -211,7 +211,7 @@ def test_minutes_already_used_are_not_given_again(clfew, folder):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert config["plan"] == planned and rows[-1]["step"] == planned["steps"]
     assert all(used < row["seconds"] < used + 60 for row in rows if row["step"] > 5)
-    # And the same number of epochs is the same run.
+    # A run with the same number of epochs has the same result.
     again = ("--epochs", repr(config["epochs"]), "--out", "epochs")
     clfew.ok(*begin[:-2], *again, cwd=folder)
     assert artifact(run)[0] == artifact(folder / "epochs")[0]

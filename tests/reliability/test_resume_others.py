@@ -1,4 +1,4 @@
-"""finetune, distill and compare go on as pretraining does: with what they were started with, or not."""
+"""finetune, distill and compare resume as pretraining does, or refuse if their input has changed."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def test_finetune_resumes_to_the_same_classifier(clfew, folder, whole, training,
     assert ended.rc == ENDS[number], ended.stderr
     if number != signal.SIGKILL:
         assert ended.next == [f"clfew finetune --resume {run.name}"]
-    # From another folder than it was started in.
+    # It is resumed from another folder than the one it was started in.
     resume = ("finetune", "--resume", f"../{run.name}", "--format", "json")
     resumed = clfew.ok(*resume, cwd=folder / "labeled", faults=COUNT_STEPS)
     assert artifact(run) == artifact(reference)
@@ -83,7 +83,7 @@ def test_compare_resumes_to_the_same_rows(clfew, folder, whole, training, step, 
     resumed = clfew.ok("compare", "--resume", f"../{run.name}", cwd=elsewhere, faults=COUNT_STEPS)
     rows, wanted = (json.loads((r / "result.json").read_text())["rows"] for r in (run, reference))
     assert rows == wanted
-    # Only pretraining is gone on with: what a classifier takes is short, and begins again.
+    # Only pretraining is resumed within a training: classifiers train quickly and start again.
     saved = (step - (number == signal.SIGKILL)) * (training <= 2)
     assert_resumed(resumed, reference, training, saved, repeats_ended=False)
 
@@ -130,7 +130,7 @@ def test_a_run_is_held_by_the_command_that_makes_it(clfew, folder, whole, name):
     whole("simclr", *command("simclr"))
     whole("finetune", *FINETUNE)
     begin = {"simclr": command("simclr"), "finetune": FINETUNE, "distill": DISTILL, "compare": COMPARE}
-    # Of compare the step is one of a pretraining, while both folders are held.
+    # In compare, the step belongs to a pretraining run, while both folders are locked.
     faults = HOLD.format(run=f"held-{name}") + signal_at(2, signal.SIGTERM)
     ended = clfew(*begin[name], "--out", f"held-{name}", cwd=folder, faults=faults)
     assert ended.rc == 143
@@ -139,7 +139,7 @@ def test_a_run_is_held_by_the_command_that_makes_it(clfew, folder, whole, name):
 
 @pytest.fixture
 def changed(folder):
-    """changed(name) changes a file; all are as they were when the test ends."""
+    """changed(name) changes a file; all changes are undone when the test ends."""
     before = {}
 
     def change(name):
@@ -185,5 +185,5 @@ def test_a_change_that_prevents_resuming_is_named(clfew, folder, whole, changed,
         changed(file)
         assert words in clfew.refused(name, "--resume", run, cwd=folder)
         changed.restore()
-    # The same once more is no change, however it is typed.
+    # The same options once more are no change, in whatever form they are given.
     clfew.ok(*begin, "--resume", run, cwd=folder)

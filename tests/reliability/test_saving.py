@@ -1,4 +1,4 @@
-"""Saving never destroys: whatever fails at whatever point, what was saved before can be used."""
+"""Saving never destroys: if anything fails at any point, the earlier save is intact."""
 
 import contextlib
 import errno
@@ -39,7 +39,7 @@ TINY = (
 
 
 def network(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A network all of whose weights are `value`, and an optimizer with as much to keep."""
+    """Returns a network with all weights equal to `value`, and an optimizer with a momentum to save."""
     module = nn.Linear(300, 300)
     for parameter in module.parameters():
         nn.init.constant_(parameter, value)
@@ -54,7 +54,7 @@ def save(path, value):
 
 
 def saved(path) -> float:
-    """The value of a saved network, all of which must be of one."""
+    """Returns the value of a saved network and asserts that all of its weights have it."""
     module, optimizer = network(0)
     load_state(path, module, optimizer, PLAN, DATA)
     values = [p.unique() for p in module.parameters()]
@@ -68,7 +68,7 @@ def leftovers(folder):
 
 
 def killed_in_a_save(folder, before, call, after, has_arrived, fraction=0.5):
-    """A kill in the save of a state, of which `before` are there: what was saved last is whole."""
+    """Kills a process while it saves a state, after `before` earlier saves; the last save is intact."""
     path = folder / "state" / "state.safetensors"
     for value in range(1, before + 1):
         save(path, value)
@@ -83,7 +83,7 @@ def killed_in_a_save(folder, before, call, after, has_arrived, fraction=0.5):
     assert saved_step(path) == before + has_arrived
     if before + has_arrived:
         assert saved(path) == before + has_arrived
-    with held(folder):  # As whatever goes on with the run begins.
+    with held(folder):  # Every command that resumes the run starts with this.
         assert leftovers(folder) == []
 
 
@@ -129,7 +129,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
         original = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, f=original: (calls.append(n), f(*a))[1])
     write_bytes(tmp_path / "x", b"content")
-    # The file, its new name, and the folder that holds the name.
+    # The file is synchronised, then renamed, then the folder with its name is synchronised.
     assert calls == ["fsync", "replace", "fsync"]
 
 
@@ -159,7 +159,7 @@ def test_a_run_is_one_process_s_at_a_time(clfew, images, tmp_path):
         message = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
     assert "Another clfew is working in run" in message
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    # The lock went with its holder, and a killed holder's goes too.
+    # A lock ends with its process, also if that is killed.
     child = os.fork()
     if child == 0:
         with held(tmp_path / "run"):
@@ -180,7 +180,7 @@ def test_a_lock_that_its_holder_has_just_removed_is_no_lock(tmp_path, monkeypatc
 
     def late(descriptor, how):
         calls.append(1)
-        if len(calls) == 1:  # Between opening and locking, the other process ends.
+        if len(calls) == 1:  # The other process ends between this one's opening and locking.
             (tmp_path / "lock").unlink()
         flock(descriptor, how)
 

@@ -1,4 +1,4 @@
-"""What clfew asks of others: nothing of a network, no pickle, and no versions that were not tried."""
+"""clfew uses no network and no pickle unless it must, and allows only dependencies that are tested."""
 
 import re
 import shutil
@@ -15,7 +15,7 @@ from fuzzing import THOROUGH
 ROOT = Path(__file__).parents[2]
 TINY = ("--encoder", "resnet8-w8", "--init", "scratch", "--epochs", "2", "--batch", "16")
 WRITTEN = {".safetensors", ".json", ".jsonl", ".csv", ".png", ".html"}
-# torch reads its own weights files by other means than the pickle module's.
+# torch reads its weights files without the functions of the pickle module.
 WATCH_TORCH = """
 import sys, torch
 for name in ("save", "load"):
@@ -43,13 +43,13 @@ if THOROUGH:
 
 
 class Watched(Command):
-    """Runs commands under watch.py; `said(…)` is what it has noted since."""
+    """Runs commands under watch.py; `notes()` returns what it has logged since the last call."""
 
     def __init__(self, home: Path) -> None:
         self.log = home / "log"
         (home / "site").mkdir()
         shutil.copy(Path(__file__).with_name("watch.py"), home / "site" / "sitecustomize.py")
-        # Not offline: what stays at home must do so of itself.
+        # The hub is not switched to offline: clfew itself must not use the network.
         watching = {
             "PYTHONPATH": str(home / "site"),
             "CLFEW_WATCH": str(self.log),
@@ -58,7 +58,7 @@ class Watched(Command):
         super().__init__(home, watching)
 
     def notes(self) -> list[str]:
-        """The lines since the last call."""
+        """Returns the lines since the last call."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines
@@ -76,7 +76,7 @@ def network(notes: list[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory):
     command = Watched(tmp_path_factory.mktemp("watched"))
-    command.ok("--version", cwd=command.home)  # By then everything is imported.
+    command.ok("--version", cwd=command.home)  # Afterwards everything is imported.
     assert not network(command.notes()), "importing what the commands need"
     yield command
     command.close()
@@ -84,9 +84,9 @@ def watched(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(watched, images, tmp_path_factory):
-    """All commands, run in one folder: for each its result, what was noted, and the files there then."""
+    """Runs all commands in one folder; for each its result, the watch's notes, and the files then."""
     folder = tmp_path_factory.mktemp("project")
-    # More than the threads decode: other processes take part, where there are cores for them.
+    # There are so many images that other processes decode too, if there are cores for them.
     images(folder / "unlabeled", each=44)
     results = {}
     for name, arguments in COMMANDS.items():
@@ -108,7 +108,7 @@ def test_a_command_uses_no_network_and_no_pickle(done, name):
 
 def test_everything_that_commands_write_is_of_an_open_format(done):
     files = {path for _, _, then in done.values() for path in then if "images" not in path.parts}
-    assert Path("stopped/state/state.safetensors") in files  # Of a run that is not finished too.
+    assert Path("stopped/state/state.safetensors") in files  # Unfinished runs are included.
     assert len(files) > 20 and {path.suffix for path in files} <= WRITTEN
 
 
@@ -116,7 +116,7 @@ def test_everything_that_commands_write_is_of_an_open_format(done):
 def test_pretrained_weights_that_are_not_named_are_not_fetched(watched, images, tmp_path, command):
     images(tmp_path / "photos", each=8)
     watched.ok(*command, cwd=tmp_path, faults=WATCH_TORCH)
-    # The one pickle there is: weights that others have published, read as nothing but weights.
+    # The only pickle is a file of pretrained weights, which is read with weights_only=True.
     assert {note.split(" in ")[0] for note in watched.notes()} <= {"pickle: load True"}
 
 
@@ -128,7 +128,7 @@ def test_a_local_data_set_of_hugging_face_needs_no_network(watched, images, tmp_
 
 
 def test_weights_that_are_named_are_fetched_from_the_network(watched, images, tmp_path):
-    # Otherwise the tests above would pass where nothing is watched.
+    # Without this test, those above would also pass if nothing were watched.
     images(tmp_path / "photos", each=4)
     options = ("--init", "imagenet", "--encoder", "torchvision:resnet18")
     result = watched("embed", "photos", *options, cwd=tmp_path)
@@ -163,7 +163,7 @@ def test_the_watch_notices_torchs_own_files(watched, tmp_path, call):
 
 
 def requirements() -> dict[str, set[str]]:
-    """Each package that pyproject.toml names, with its lower bounds."""
+    """Returns each package that pyproject.toml names, with its lower bounds."""
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     bounds: dict[str, set[str]] = {}
