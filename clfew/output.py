@@ -167,7 +167,7 @@ def print_report(report: dict[str, Any]) -> None:
     console.print_table(("class", "images", "precision", "recall"), rows)
     for pair in report["most_confused"][:5]:
         true, predicted = console.printable(pair["true"]), console.printable(pair["predicted"])
-        console.write_out(f"{pair['count']:>5} × {true} taken for {predicted}\n")
+        console.write_out(f"{pair['count']:>5} × {true} predicted as {predicted}\n")
     console.write_out(
         f"accuracy {percent(report['accuracy'])}, 95 % interval {percent(low)} to {percent(high)}, "
         f"on {report['n']:,} images\n"
