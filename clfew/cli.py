@@ -10,7 +10,7 @@ import typer
 from clfew import console
 from clfew import options as opt
 from clfew.data.image_files import expand
-from clfew.errors import UsageError, UserError
+from clfew.errors import UserError
 from clfew.output import (
     describe_artifact,
     print_caches,
@@ -24,6 +24,19 @@ from clfew.output import (
     print_settings,
 )
 from clfew.runs.folders import find_artifact
+from clfew.settings import (
+    CompareSettings,
+    DistillSettings,
+    EmbedSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    PredictSettings,
+    PretrainSettings,
+    check_resumed,
+    labels_of,
+    source_of,
+    takes,
+)
 from clfew.version import __version__
 
 app = typer.Typer(
@@ -48,103 +61,28 @@ def _options(
 
 
 @app.command(epilog="Example:  clfew pretrain ./unlabeled --minutes 10")
-def pretrain(
-    context: typer.Context,
-    source: opt.Source = None,
-    method: opt.Method = "simclr",
-    encoder: opt.Encoder = "auto",
-    init: opt.Init = "auto",
-    size: opt.Size = None,
-    epochs: opt.Epochs = None,
-    minutes: opt.Minutes = None,
-    batch: opt.Batch = None,
-    optimizer: opt.Optimizer = "auto",
-    lr: opt.Rate = None,
-    temperature: opt.Temperature = None,
-    loss: opt.Loss = None,
-    corruption: opt.Corruption = None,
-    stacked: opt.Stacked = None,
-    mask: opt.Mask = None,
-    adversarial: opt.Adversarial = None,
-    flip: opt.Flip = True,
-    transductive: opt.Transductive = False,
-    adapt: opt.Adapt = "layer",
-    save_samples: opt.SaveSamples = False,
-    resume: opt.Resume = None,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    compile: opt.Compile = "auto",
-    threads: opt.Threads = None,
-    out: opt.Out = None,
-) -> None:
+@takes(PretrainSettings)
+def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Resume = None) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
-        opt.check_resumed(context, "pretrain", resume, {"device", "threads"})
+        check_resumed(context, "pretrain", resume, {"device", "threads"})
         from clfew.commands.pretrain import resume as resume_run
 
-        resume_run(resume, device, threads)
+        resume_run(resume, settings.device, settings.threads)
         return
-    if source is None:
-        raise UsageError("No SOURCE of images was named.", "for example: clfew pretrain ./unlabeled")
-    from clfew.commands.pretrain import pretrain as run
+    source_of(settings)  # Before torch is imported.
+    from clfew.commands.pretrain import run
 
-    options = {
-        "temperature": temperature,
-        "loss": loss,
-        "corruption": corruption,
-        "stacked": stacked,
-        "mask": mask,
-        "adversarial": adversarial,
-    }
-    run(
-        source,
-        method=method,
-        encoder=encoder,
-        size=size,
-        epochs=epochs,
-        minutes=minutes,
-        batch=batch,
-        optimizer=optimizer,
-        lr=lr,
-        options=options,
-        flip=flip,
-        transductive=transductive,
-        init=init,
-        adapt=adapt,
-        save_samples=save_samples,
-        seed=seed,
-        device=device,
-        precision=precision,
-        compilation=compile,
-        threads=threads,
-        out=out,
-    )
+    run(settings)
 
 
 @app.command(epilog="Example:  clfew finetune ./labeled --labels 4/class --repeat 5")
+@takes(FinetuneSettings)
 def finetune(
     context: typer.Context,
-    labels: opt.Labels = None,
-    source: opt.Labelled = None,
-    origin: opt.From = None,
-    init: opt.Init = "auto",
-    mode: opt.Mode = "auto",
-    stage: opt.Stage = 0,
-    repeat: opt.Repeat = 1,
-    encoder: opt.Encoder = "auto",
-    size: opt.Size = None,
-    epochs: opt.Epochs = None,
-    batch: opt.Batch = None,
-    lr: opt.Rate = None,
-    flip: opt.SameFlip = None,
+    settings: FinetuneSettings,
     resume: opt.Resume = None,
     output: opt.Output = opt.Format.table,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    threads: opt.Threads = None,
-    out: opt.Out = None,
 ) -> None:
     """Make a classifier from the newest encoder and a few labels.
 
@@ -152,37 +90,15 @@ def finetune(
     --encoder and --size choose that network.
     """
     if resume is not None:
-        opt.check_resumed(context, "finetune", resume, {"device", "threads", "output"})
+        check_resumed(context, "finetune", resume, {"device", "threads", "output"})
         from clfew.commands.finetune import resume as resume_run
 
-        folder, result = resume_run(resume, device, threads)
+        folder, result = resume_run(resume, settings.device, settings.threads)
     else:
-        if labels is None:
-            raise UsageError(
-                "The option --labels was not given.", "for example: clfew finetune --labels 1%"
-            )
-        from clfew.commands.finetune import finetune as run
+        labels_of(settings)  # Before torch is imported.
+        from clfew.commands.finetune import run
 
-        folder, result = run(
-            source,
-            labels=labels,
-            origin=origin,
-            init=init,
-            mode=mode,
-            stage=stage,
-            repeat=repeat,
-            encoder=encoder,
-            size=size,
-            epochs=epochs,
-            batch=batch,
-            lr=lr,
-            flip=flip,
-            seed=seed,
-            device=device,
-            precision=precision,
-            threads=threads,
-            out=out,
-        )
+        folder, result = run(settings)
     if output is opt.Format.json:
         print_json({"run": str(folder), **result})
     else:
@@ -190,28 +106,12 @@ def finetune(
 
 
 @app.command(epilog="Example:  clfew distill --minutes 5")
+@takes(DistillSettings)
 def distill(
     context: typer.Context,
-    source: opt.Unlabelled = None,
-    origin: opt.From = None,
-    student: opt.Student = "same",
-    init: opt.Init = "auto",
-    size: opt.Size = None,
-    epochs: opt.Epochs = None,
-    minutes: opt.Minutes = None,
-    batch: opt.Batch = None,
-    lr: opt.Rate = None,
-    temperature: opt.Softness = 1.0,
-    use_labels: opt.UseLabels = True,
-    keep: opt.Keep = False,
-    adapt: opt.Adapt = "layer",
+    settings: DistillSettings,
     resume: opt.Resume = None,
     output: opt.Output = opt.Format.table,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    threads: opt.Threads = None,
-    out: opt.Out = None,
 ) -> None:
     """Train a student on unlabelled images with the newest classifier as its teacher.
 
@@ -219,33 +119,14 @@ def distill(
     --student NAME --keep distils a large network into a small one.
     """
     if resume is not None:
-        opt.check_resumed(context, "distill", resume, {"device", "threads", "output"})
+        check_resumed(context, "distill", resume, {"device", "threads", "output"})
         from clfew.commands.distill import resume as resume_run
 
-        folder, result = resume_run(resume, device, threads)
+        folder, result = resume_run(resume, settings.device, settings.threads)
     else:
-        from clfew.commands.distill import distill as run
+        from clfew.commands.distill import run
 
-        folder, result = run(
-            source,
-            origin=origin,
-            student=student,
-            init=init,
-            size=size,
-            epochs=epochs,
-            minutes=minutes,
-            batch=batch,
-            lr=lr,
-            temperature=temperature,
-            use_labels=use_labels,
-            keep=keep,
-            adapt=adapt,
-            seed=seed,
-            device=device,
-            precision=precision,
-            threads=threads,
-            out=out,
-        )
+        folder, result = run(settings)
     if output is opt.Format.json:
         print_json({"run": str(folder), **result})
     else:
@@ -253,19 +134,14 @@ def distill(
 
 
 @app.command("eval", epilog="Example:  clfew eval ./test_images --format json")
+@takes(EvaluateSettings)
 def evaluate(
-    source: opt.Tested = None,
-    origin: opt.From = None,
-    output: opt.Output = opt.Format.table,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    threads: opt.Threads = None,
-    out: opt.Out = None,
+    context: typer.Context, settings: EvaluateSettings, output: opt.Output = opt.Format.table
 ) -> None:
     """Test a classifier: accuracy with its interval, results per class, calibration, report.html."""
-    from clfew.commands.evaluate import evaluate as run
+    from clfew.commands.evaluate import run
 
-    _, report = run(source, origin=origin, device=device, precision=precision, threads=threads, out=out)
+    _, report = run(settings)
     if output is opt.Format.json:
         print_json(report)
     else:
@@ -273,113 +149,57 @@ def evaluate(
 
 
 @app.command(epilog="Example:  clfew predict photo.jpg folder/ 'more/*.png' --format csv > labels.csv")
+@takes(PredictSettings)
 def predict(
-    images: opt.Images,
-    origin: opt.From = None,
+    context: typer.Context,
+    settings: PredictSettings,
     output: opt.RowOutput = opt.RowFormat.table,
-    top: opt.Top = 3,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    threads: opt.Threads = None,
 ) -> None:
     """Label images with the newest classifier."""
-    # Checked before torch is imported, so that the commonest mistakes are reported at once.
-    artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
-    paths = expand(images)
-    from clfew.commands.predict import predict as run
+    # Before torch is imported, so that the commonest mistakes are reported at once.
+    hint = "make a classifier first: clfew finetune --labels 1%"
+    artifact = find_artifact(settings.origin, "finetune", hint)
+    paths = expand(settings.images)
+    from clfew.commands.predict import run
 
-    rows = run(paths, artifact, top=top, device=device, precision=precision, threads=threads)
-    failed = print_predictions(rows, output.value)
+    failed = print_predictions(run(settings, artifact, paths), output.value)
     if failed:
         raise UserError(f"{failed} of the images could not be read.", "their rows give the reasons.")
 
 
 @app.command(epilog="Example:  clfew embed ./photos --out features")
-def embed(
-    source: Annotated[str, typer.Argument(help="Folder, CSV or hf:NAME.")],
-    origin: opt.From = None,
-    init: opt.Init = "auto",
-    encoder: opt.Encoder = "auto",
-    size: opt.Size = None,
-    stage: opt.Stage = 0,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    threads: opt.Threads = None,
-    out: opt.Out = None,
-) -> None:
+@takes(EmbedSettings)
+def embed(context: typer.Context, settings: EmbedSettings) -> None:
     """Write the features and the path of every image."""
-    from clfew.commands.embed import embed as run
+    from clfew.commands.embed import run
 
-    folder, count, dim = run(
-        source,
-        origin=origin,
-        init=init,
-        encoder=encoder,
-        size=size,
-        stage=stage,
-        device=device,
-        precision=precision,
-        threads=threads,
-        out=out,
-    )
+    folder, count, dim = run(settings)
     console.write_out(f"{folder / 'features.safetensors'}  {count:,} × {dim} float32\n")
     console.write_out(f"{folder / 'paths.csv'}  the paths of the images in the same order\n")
 
 
 @app.command(epilog="Example:  clfew compare ./photos --minutes 5")
+@takes(CompareSettings)
 def compare(
     context: typer.Context,
-    source: opt.Source = None,
-    methods: opt.Methods = "all",
-    labels: opt.Budgets = "1%,5%,10%",
-    draws: opt.Draws = 5,
-    seeds: opt.Seeds = 1,
-    minutes: opt.MinutesEach = None,
-    epochs: opt.EpochsEach = None,
-    encoder: opt.Encoder = "auto",
-    size: opt.Size = None,
-    mode: opt.CompareMode = "linear",
-    flip: opt.Flip = True,
+    settings: CompareSettings,
     resume: opt.Resume = None,
     output: opt.RowOutput = opt.RowFormat.table,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    threads: opt.Threads = None,
-    out: opt.Out = None,
 ) -> None:
     """Compare pretraining methods on your images: same network, budget and labels for all.
 
     Three baselines are always included: raw pixels, a random encoder, and the same network from scratch.
     """
     if resume is not None:
-        opt.check_resumed(context, "compare", resume, {"output"})
+        check_resumed(context, "compare", resume, {"output"})
         from clfew.commands.compare import resume as resume_run
 
         folder, result = resume_run(resume)
     else:
-        if source is None:
-            raise UsageError("No SOURCE of images was named.", "for example: clfew compare ./photos")
-        from clfew.commands.compare import compare as run
+        source_of(settings)  # Before torch is imported.
+        from clfew.commands.compare import run
 
-        folder, result = run(
-            source,
-            methods=methods,
-            labels=labels,
-            draws=draws,
-            seeds=seeds,
-            minutes=minutes,
-            epochs=epochs,
-            encoder=encoder,
-            size=size,
-            mode=mode,
-            flip=flip,
-            seed=seed,
-            device=device,
-            precision=precision,
-            threads=threads,
-            out=out,
-        )
+        folder, result = run(settings)
     if output is opt.RowFormat.table:
         print_comparison(result)
     elif output is opt.RowFormat.json:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from rich import box
@@ -21,7 +20,6 @@ log_console = Console(stderr=True, highlight=False)
 out_console = Console(highlight=False)
 
 _PLAIN_SECONDS = 10.0
-_shows_next_command = ContextVar("shows_next_command", default=True)
 
 
 def say(text: str) -> None:
@@ -30,20 +28,9 @@ def say(text: str) -> None:
     log_console.print(Text(printable(text)), soft_wrap=True)
 
 
-@contextmanager
-def without_next_command() -> Iterator[None]:
-    """Turns off `next_command` for a part of a command, after which the user has nothing to type."""
-    token = _shows_next_command.set(False)
-    try:
-        yield
-    finally:
-        _shows_next_command.reset(token)
-
-
 def next_command(command: str) -> None:
     """Prints the command to type next on stderr."""
-    if _shows_next_command.get():
-        log_console.print(Text.assemble("next: ", (printable(command), "bold cyan")), soft_wrap=True)
+    log_console.print(Text.assemble("next: ", (printable(command), "bold cyan")), soft_wrap=True)
 
 
 def show_error(error: UserError) -> None:

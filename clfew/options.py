@@ -1,14 +1,12 @@
-"""The options of the commands. Each is defined once, so that it means the same in every command."""
+"""The options of the commands. Each is defined once, with its type, unit and help, so that it means the
+same in every command. `clfew.settings` says which command has which, and with what default.
+"""
 
-import shlex
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-from clfew.errors import UsageError
-from clfew.runs.folders import read_config
 
 
 class Format(str, Enum):
@@ -25,47 +23,6 @@ class RowFormat(str, Enum):
 
 def _option(text: str, *names: str, metavar: str | None = None, least: float | None = None) -> Any:
     return typer.Option(*names, help=text, metavar=metavar, min=least)
-
-
-def given(context: typer.Context) -> set[str]:
-    """Returns the names of the options that were typed on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
-
-
-def check_resumed(context: typer.Context, command: str, folder: Path, free: set[str]) -> None:
-    """Raises UsageError if an option beside --resume differs from what the run was started with.
-
-    free: names of the options that may differ.
-    """
-    config = read_config(folder)
-    before = config.get("arguments", {})
-    for name in sorted(given(context) - free - {"resume"} if config else []):
-        value, flag = context.params[name], _FLAGS.get(name, "--" + name.replace("_", "-"))
-        if not _is_same(value, before.get(name)):
-            had = "the default" if before.get(name) is None else before[name]
-            was = (
-                f"{folder} was started with {had}"
-                if name in before
-                else "the run keeps the value it was started with"
-            )
-            raise UsageError(
-                f"{flag} {value} cannot be changed on resume: {was}.",
-                f"leave it out: clfew {command} --resume {shlex.quote(str(folder))}",
-            )
-
-
-def _is_same(value: Any, before: Any) -> bool:
-    """Returns whether an option has the value that the run was started with.
-
-    A run keeps the full path of a file, and an artifact may be named by its run folder.
-    """
-    if value == before or not (isinstance(value, str) and isinstance(before, str)):
-        return bool(value == before)
-    return Path(value).resolve() in (Path(before), Path(before).parent)
-
-
-_FLAGS = {"source": "SOURCE", "origin": "--from"}
 
 
 # In every command.
@@ -201,6 +158,9 @@ UseLabels = Annotated[
     ),
 ]
 Keep = Annotated[bool, _option("Keep the student even if it is not shown to be better.", "--keep")]
+
+# For features.
+Embedded = Annotated[str, typer.Argument(help="Folder, CSV or hf:NAME.")]
 
 # For prediction.
 Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]

@@ -12,9 +12,10 @@ import torch
 
 from clfew import console
 from clfew.commands.comparison import (
+    CellPlan,
     Cells,
+    ComparisonPlan,
     Images,
-    Settings,
     accuracy_of,
     features_by_stage,
     objective_of,
@@ -23,19 +24,34 @@ from clfew.commands.comparison import (
     rows_of,
     seconds_of,
 )
-from clfew.commands.pretrain import pretrain
-from clfew.commands.pretrain import resume as resume_pretraining
+from clfew.commands.pretrain import pretrain_in, resume_in
 from clfew.data.labels import parse_labels
 from clfew.errors import Stopped, UsageError, UserError
 from clfew.finetuning.start import Start, start_from_artifact, start_from_scratch
 from clfew.methods.base import METHODS
-from clfew.methods.setup import DEFAULT_MINUTES, estimate_statistics, options_of
+from clfew.methods.setup import DEFAULT_MINUTES, estimate_statistics
 from clfew.report.comparison import write_comparison
 from clfew.runs.files import write_json
-from clfew.runs.folders import Run, check_new, check_unchanged, new_run, read_config, resumed_run
+from clfew.runs.folders import (
+    ARTIFACTS,
+    Run,
+    check_new,
+    check_unchanged,
+    new_run,
+    read_config,
+    resumed_run,
+)
 from clfew.runs.locks import held
+from clfew.settings import (
+    CompareSettings,
+    PretrainSettings,
+    arguments_of,
+    function_of,
+    source_of,
+)
 from clfew.training.batch import TrainingData
 from clfew.training.device import set_threads
+from clfew.training.saving import stoppable
 from clfew.training.signals import StopRequest
 
 BASELINES = {
@@ -48,115 +64,75 @@ _SECONDS_A_CELL = 4.0
 """How long a classifier takes to fit and test, roughly; used to estimate the time that is left."""
 
 
-def compare(
-    source: str,
-    *,
-    methods: str = "all",
-    labels: str = "1%,5%,10%",
-    draws: int = 5,
-    seeds: int = 1,
-    minutes: float | None = None,
-    epochs: float | None = None,
-    encoder: str = "auto",
-    size: int | None = None,
-    mode: str = "linear",
-    flip: bool = True,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    out: Path | None = None,
-) -> tuple[Path, dict[str, Any]]:
+def run(settings: CompareSettings) -> tuple[Path, dict[str, Any]]:
     """Pretrains with each method and tests classifiers on them, one for each budget and label sample.
 
-    methods: names separated by commas, or "all". labels: budgets, see `parse_labels`. draws: number of
-    label samples per budget, the same samples for all methods. seeds: number of pretraining runs per
-    method. minutes or epochs: the budget of each pretraining run. mode: how a classifier is trained:
-    "linear", "knn" and "propagate" on frozen features of the stage that cross-validation on the labels
-    chooses, "full" with the whole network. Returns the folder and the result: `rows`, one for each
-    method and budget, and `pretraining`, one for each method and seed. Raises UserError; raises Stopped
-    after a signal.
+    Returns the folder and the result: `rows`, one for each method and budget, and `pretraining`, one for
+    each method and seed. Raises UserError; raises Stopped after a signal.
     """
-    arguments = {
-        "source": source,
-        "methods": methods,
-        "labels": labels,
-        "draws": draws,
-        "seeds": seeds,
-        "minutes": minutes,
-        "epochs": epochs,
-        "encoder": encoder,
-        "size": size,
-        "mode": mode,
-        "flip": flip,
-        "seed": seed,
-        "device": device,
-        "precision": precision,
-        "threads": threads,
-    }
-    check_new(out)
-    if minutes is None and epochs is None:
-        minutes = DEFAULT_MINUTES
-    settings = Settings(
-        source,
-        _methods(methods),
-        _split(labels),
-        draws,
-        seeds,
-        minutes,
-        epochs,
-        encoder,
-        size,
-        mode,
-        flip,
-        seed,
-        device,
-        precision,
-        threads,
-    )
-    _check(settings)
-    set_threads(threads)
-    images, encoder_name = open_images(settings)  # Before a folder is made: this may raise.
-    for method in settings.methods:
+    check_new(settings.out)
+    plan = resolve(settings)
+    set_threads(settings.threads)
+    images, encoder_name = open_images(plan)  # Before a folder is made: this may raise.
+    for method in plan.methods:
         objective_of(method, encoder_name, images)
-    settings = replace(
-        settings, source=images.source.spec, device=str(images.device), threads=torch.get_num_threads()
+    plan = replace(
+        plan, source=images.source.spec, device=str(images.device), threads=torch.get_num_threads()
     )
-    run = new_run("compare", out)
-    with held(run.folder):
-        run.write_bad_images(images.cache.bad)
-        run.write_config(
+    new = new_run("compare", settings.out)
+    with held(new.folder):
+        new.write_bad_images(images.cache.bad)
+        new.write_config(
             {
                 "command": "compare",
-                "arguments": arguments,
-                "settings": asdict(settings),
+                "arguments": arguments_of(settings),
+                "settings": asdict(plan),
                 "source": images.source.spec,
                 "digest": images.source.digest(),
             }
         )
-        return _run(run, settings, images, encoder_name)
+        return _run(new, plan, images, encoder_name)
+
+
+compare = function_of(CompareSettings, run)
+
+
+def resolve(settings: CompareSettings) -> ComparisonPlan:
+    """Checks the settings and reads their lists. Raises UsageError."""
+    minutes = settings.minutes
+    if minutes is None and settings.epochs is None:
+        minutes = DEFAULT_MINUTES
+    arguments = arguments_of(settings)
+    del arguments["out"]
+    plan = ComparisonPlan(
+        **arguments
+        | {
+            "source": source_of(settings),
+            "methods": list(METHODS) if settings.methods == "all" else _split(settings.methods),
+            "labels": _split(settings.labels),
+            "minutes": minutes,
+        }
+    )
+    _check(plan)
+    return plan
 
 
 def resume(folder: Path) -> tuple[Path, dict[str, Any]]:
     """Resumes a comparison that was stopped. Raises UserError."""
     with resumed_run(folder, "compare") as config:
-        settings = Settings(**config["settings"])
-        _check(settings)
-        set_threads(settings.threads)
-        images, encoder_name = open_images(settings)
+        plan = ComparisonPlan(**config["settings"])
+        _check(plan)
+        set_threads(plan.threads)
+        images, encoder_name = open_images(plan)
         check_unchanged(folder, config, images.source.digest())
-        return _run(Run(folder), settings, images, encoder_name)
-
-
-def _methods(names: str) -> list[str]:
-    return list(METHODS) if names == "all" else _split(names)
+        return _run(Run(folder), plan, images, encoder_name)
 
 
 def _split(text: str) -> list[str]:
     return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: ComparisonPlan) -> None:
     for method in settings.methods:
         if method not in METHODS:
             raise UsageError(
@@ -175,54 +151,92 @@ def _check(settings: Settings) -> None:
             raise UsageError(f"--labels {budget} is a file.", "give budgets, such as 1%,5% or 2/class.")
 
 
-def _run(run: Run, settings: Settings, images: Images, encoder: str) -> tuple[Path, dict[str, Any]]:
+def _run(
+    run: Run, settings: ComparisonPlan, images: Images, encoder: str
+) -> tuple[Path, dict[str, Any]]:
     command = f"clfew compare --resume {shlex.quote(str(run.folder))}"
-    with StopRequest() as stop:
-
-        def check() -> None:
-            if stop.signal:
-                raise Stopped(stop.signal, command)
-
-        cells = Cells(run.folder / "cells.json", check)
-        _say_plan(run, settings, images, encoder, cells)
-        failed: dict[str, UserError] = {}
-        try:
-            for method in settings.methods:
-                for number in range(settings.seeds):
-                    check()
-                    try:
-                        _pretrain(run, settings, images, encoder, method, number)
-                    except UserError as error:  # The other methods can still be compared.
-                        failed[method] = error
-                        if len(failed) == len(settings.methods):
-                            raise
-                        console.say(f"failed     {method}: {error.message}")
-                        break
-            _baselines(settings, images, encoder, cells)
+    try:
+        with stoppable(command), StopRequest() as stop:
+            comparison = Comparison(run, settings, images, encoder, stop, command)
+            _say_plan(comparison)
+            failed = _pretrain_all(comparison)
+            _baselines(comparison)
             for method in (m for m in settings.methods if m not in failed):
                 for number in range(settings.seeds):
-                    check()
-                    start = start_from_artifact(
-                        _folder(run, method, number) / "encoder.safetensors", None
-                    )
-                    _evaluate(f"{method}/{number}", start, settings.mode, settings, images, cells)
-        except Stopped as stopped:  # It names one training, but the whole comparison is resumed.
-            raise Stopped(stopped.signal, command) from None
+                    comparison.check()
+                    artifact = comparison.folder_of(method, number) / ARTIFACTS["pretrain"]
+                    start = start_from_artifact(artifact, None)
+                    _evaluate(comparison, f"{method}/{number}", start, settings.mode)
+    except Stopped as stopped:  # It names one training, but the whole comparison is resumed.
+        raise Stopped(stopped.signal, command) from None
     messages = {method: error.message for method, error in failed.items()}
-    result = _result(run, settings, images, encoder, cells, messages)
+    result = _result(comparison, messages)
     write_comparison(run.folder, result)
     write_json(run.folder / "result.json", result)
     console.say(f"saved      {run.folder / 'compare.html'} and compare.png")
     return run.folder, result
 
 
-def _say_plan(run: Run, settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
+class Comparison:
+    """A comparison that is running. cells: what has been measured. stop: of the whole comparison."""
+
+    def __init__(
+        self,
+        run: Run,
+        settings: ComparisonPlan,
+        images: Images,
+        encoder: str,
+        stop: StopRequest,
+        command: str,
+    ) -> None:
+        self.run, self.settings, self.images, self.encoder = run, settings, images, encoder
+        self.stop, self._command = stop, command
+        self.cells = Cells(run.folder / "cells.json", self.check)
+
+    def check(self) -> None:
+        """Raises Stopped after a signal."""
+        if self.stop.signal:
+            raise Stopped(self.stop.signal, self._command)
+
+    def folder_of(self, method: str, number: int) -> Path:
+        """Returns the folder of a method's pretraining run."""
+        return self.run.folder / f"pretrain-{method}-{number}"
+
+    @property
+    def label_samples(self) -> CellPlan:
+        """What each encoder is measured with."""
+        samples, settings = self.images.label_samples, self.settings
+        return [(b, i, samples[b][i]) for b in settings.labels for i in range(settings.draws)]
+
+
+def _pretrain_all(comparison: Comparison) -> dict[str, UserError]:
+    """Pretrains with each method, and returns the errors of those that fail. Raises the last one if all
+    fail."""
+    failed: dict[str, UserError] = {}
+    methods = comparison.settings.methods
+    for method in methods:
+        for number in range(comparison.settings.seeds):
+            comparison.check()
+            try:
+                _pretrain(comparison, method, number)
+            except UserError as error:  # The other methods can still be compared.
+                failed[method] = error
+                if len(failed) == len(methods):
+                    raise
+                console.say(f"failed     {method}: {error.message}")
+                break
+    return failed
+
+
+def _say_plan(comparison: Comparison) -> None:
+    settings, images, cells = comparison.settings, comparison.images, comparison.cells
     runs = [(method, number) for method in settings.methods for number in range(settings.seeds)]
-    left = [m for m, n in runs if not (_folder(run, m, n) / "encoder.safetensors").exists()]
+    artifacts = [(m, comparison.folder_of(m, n) / ARTIFACTS["pretrain"]) for m, n in runs]
+    left = [method for method, artifact in artifacts if not artifact.exists()]
     networks = len(runs) + 2 * settings.seeds  # A random one and one from scratch for each seed.
     total = (networks + 1) * len(settings.labels) * settings.draws
     console.say(
-        f"plan       {len(runs)} pretraining runs of {encoder} at {images.size} px on "
+        f"plan       {len(runs)} pretraining runs of {comparison.encoder} at {images.size} px on "
         f"{images.count:,} images and {total} classifiers, tested on {len(images.test):,} images"
     )
     finished = len(runs) - len(left)
@@ -232,63 +246,56 @@ def _say_plan(run: Run, settings: Settings, images: Images, encoder: str, cells:
         training = 60 * settings.minutes * len(left)
     else:
         epochs = settings.epochs or 0.0
-        each = {m: seconds_of(m, encoder, images, epochs) for m in set(left)}
+        each = {m: seconds_of(m, comparison.encoder, images, epochs) for m in set(left)}
         training = sum(each[m] for m in left)
     seconds = training + _SECONDS_A_CELL * (total - len(cells.done))
     console.say(f"           about {seconds / 60:.0f} min to go")
 
 
-def _folder(run: Run, method: str, number: int) -> Path:
-    return run.folder / f"pretrain-{method}-{number}"
-
-
-@console.without_next_command()
-def _pretrain(
-    run: Run, settings: Settings, images: Images, encoder: str, method: str, number: int
-) -> None:
-    folder = _folder(run, method, number)
-    if (folder / "encoder.safetensors").exists():
+def _pretrain(comparison: Comparison, method: str, number: int) -> None:
+    settings, folder = comparison.settings, comparison.folder_of(method, number)
+    if (folder / ARTIFACTS["pretrain"]).exists():
         return
     place = f"{settings.methods.index(method) + 1} of {len(settings.methods)}"
     console.say("")
     console.say(f"{place:<10} {method}" + (f", seed {number}" if settings.seeds > 1 else ""))
     if read_config(folder):
-        resume_pretraining(folder, settings.device, settings.threads)
+        resume_in(folder, settings.device, settings.threads, comparison.stop)
         return
     shutil.rmtree(folder, ignore_errors=True)  # A run that was stopped before it could be resumed.
-    pretrain(
+    pretraining = PretrainSettings(
         settings.source,
         method=method,
-        encoder=encoder,
-        size=images.size,
+        encoder=comparison.encoder,
+        size=comparison.images.size,
         epochs=settings.epochs,
         minutes=settings.minutes,
-        options=options_of(method, {}),
         flip=settings.flip,
         init="scratch",
         save_samples=True,
         seed=settings.seed + number,
-        split_seed=settings.seed,
         device=settings.device,
         precision=settings.precision,
         threads=settings.threads,
         out=folder,
     )
+    pretrain_in(pretraining, settings.seed, comparison.stop)
 
 
-def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -> None:
+def _baselines(comparison: Comparison) -> None:
     """Measures the baselines, which every comparison has, with as many network seeds as the methods."""
-    plan = _cells(settings, images)
-    if not cells.has("raw-pixels/0", plan):
+    settings, images, cells = comparison.settings, comparison.images, comparison.cells
+    samples = comparison.label_samples
+    if not cells.has("raw-pixels/0", samples):
         pixels = [pixels_of(images)]
         cells.fill(
-            "raw-pixels/0", plan, lambda _, sample: accuracy_of(pixels, images, sample, "linear", 0)
+            "raw-pixels/0", samples, lambda _, sample: accuracy_of(pixels, images, sample, "linear", 0)
         )
     for number in range(settings.seeds):
         start = start_from_scratch(
             images.source,
             None,
-            encoder,
+            comparison.encoder,
             images.size,
             settings.flip,
             images.device,
@@ -299,36 +306,30 @@ def _baselines(settings: Settings, images: Images, encoder: str, cells: Cells) -
         whole = TrainingData(images.cache.pixels, images.cache.aspects, images.pool)
         untouched = copy.deepcopy(start)
         estimate_statistics(start.encoder, whole, images.device)
-        _evaluate(f"random/{number}", start, mode, settings, images, cells)
-        _evaluate(f"scratch/{number}", untouched, "full", settings, images, cells)
+        _evaluate(comparison, f"random/{number}", start, mode)
+        _evaluate(comparison, f"scratch/{number}", untouched, "full")
 
 
-def _cells(settings: Settings, images: Images) -> list[tuple[str, int, np.ndarray]]:
-    return [(b, i, images.label_samples[b][i]) for b in settings.labels for i in range(settings.draws)]
-
-
-def _evaluate(
-    name: str, start: Start, mode: str, settings: Settings, images: Images, cells: Cells
-) -> None:
-    plan = _cells(settings, images)
-    if cells.has(name, plan):
+def _evaluate(comparison: Comparison, name: str, start: Start, mode: str) -> None:
+    images, samples = comparison.images, comparison.label_samples
+    if comparison.cells.has(name, samples):
         return
     stages = [] if mode == "full" else features_by_stage(start.encoder, images)
 
     def measure(number: int, sample: np.ndarray) -> dict[str, Any]:
-        return accuracy_of(stages, images, sample, mode, settings.seed + number, start)
+        seed = comparison.settings.seed + number
+        return accuracy_of(stages, images, sample, mode, seed, start, comparison.stop)
 
     with console.progress_bar(f"test {name.split('/')[0]}") as update:
-        cells.fill(name, plan, measure, update)
+        comparison.cells.fill(name, samples, measure, update)
 
 
-def _result(
-    run: Run, settings: Settings, images: Images, encoder: str, cells: Cells, failed: dict[str, str]
-) -> dict[str, Any]:
+def _result(comparison: Comparison, failed: dict[str, str]) -> dict[str, Any]:
+    run, settings, images = comparison.run, comparison.settings, comparison.images
     pretraining, methods = [], [m for m in settings.methods if m not in failed]
     for method in methods:
         for number in range(settings.seeds):
-            folder = _folder(run, method, number)
+            folder = comparison.folder_of(method, number)
             config, rows = read_config(folder), Run(folder).metrics()
             pretraining.append(
                 {
@@ -347,7 +348,7 @@ def _result(
         "source": read_config(run.folder)["arguments"]["source"],  # As the user typed it.
         "images": images.count,
         "test_images": len(images.test),
-        "encoder": encoder,
+        "encoder": comparison.encoder,
         "size": images.size,
         "mode": settings.mode,
         "draws": settings.draws,
@@ -358,7 +359,7 @@ def _result(
         "threads": torch.get_num_threads(),
         "device": str(images.device),
         "titles": {**{m: m for m in settings.methods}, **BASELINES},
-        "rows": rows_of(cells, [*BASELINES, *methods], images.label_samples, settings),
+        "rows": rows_of(comparison.cells, [*BASELINES, *methods], images.label_samples, settings),
         "failed": failed,
         "pretraining": pretraining,
     }

@@ -33,13 +33,14 @@ from clfew.training.batch import TrainingData
 from clfew.training.device import choose_device, choose_precision
 from clfew.training.loop import seconds_per_step
 from clfew.training.plan import Plan
+from clfew.training.signals import StopRequest
 
 PIXELS_SIDE = 32
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The options of a comparison. They are kept in its config.json, so that it can be resumed."""
+class ComparisonPlan:
+    """What a comparison does: its settings, with their lists read. They are kept in config.json."""
 
     source: str
     methods: list[str]
@@ -78,7 +79,7 @@ class Images:
     precision: str
 
 
-def open_images(settings: Settings) -> tuple[Images, str]:
+def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     """Returns the images with their label samples, and the name of the encoder for all methods."""
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
@@ -193,6 +194,7 @@ def accuracy_of(
     mode: str,
     seed: int,
     start: Start | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Returns the test accuracy of a classifier and the stage whose features it uses, counted from 1.
 
@@ -212,6 +214,7 @@ def accuracy_of(
         features,
         images.device,
         images.precision,
+        stop=stop,
     )
     if mode == "full":
         assert start is not None
@@ -235,7 +238,7 @@ def _best_stage(stages: list[np.ndarray], images: Images, labelled: np.ndarray, 
 
 
 def rows_of(
-    cells: Cells, names: list[str], label_samples: dict[str, list[np.ndarray]], settings: Settings
+    cells: Cells, names: list[str], label_samples: dict[str, list[np.ndarray]], settings: ComparisonPlan
 ) -> list[dict[str, Any]]:
     """Returns a row for each encoder and budget.
 

@@ -14,9 +14,9 @@ import torch
 
 from clfew import console
 from clfew.commands.evaluate import evaluate
-from clfew.commands.finetune import finetune
+from clfew.commands.finetune import finetune_in
 from clfew.commands.predict import predict
-from clfew.commands.pretrain import pretrain
+from clfew.commands.pretrain import pretrain_in
 from clfew.data.image_cache import open_image_cache
 from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.sources import open_source
@@ -26,6 +26,7 @@ from clfew.models.metadata import read_metadata
 from clfew.report.label_efficiency import draw_label_efficiency
 from clfew.runs.files import write_bytes, write_json
 from clfew.runs.folders import new_run
+from clfew.settings import FinetuneSettings, PretrainSettings
 from clfew.training.device import choose_device, set_threads
 
 LABEL_SAMPLES = 5
@@ -37,7 +38,6 @@ METHODS = {
 }
 
 
-@console.without_next_command()
 def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -> Path:
     """Unpacks the images, pretrains, fine-tunes, tests and predicts; writes demo.json and pictures.
 
@@ -54,17 +54,17 @@ def run(out: Path | None, *, minutes: float, device: str, threads: int | None) -
         zipfile.ZipFile(packed).extractall(images)
     console.say(f"1 of 4     pretrain: SimCLR on 5,000 images without their labels, {minutes:g} minutes")
     common: dict[str, Any] = {"device": device, "threads": threads}
-    pretrained = pretrain(
-        str(images), init="scratch", minutes=minutes, out=folder / "pretrain", **common
+    pretrained, _ = pretrain_in(
+        PretrainSettings(str(images), init="scratch", minutes=minutes, out=folder / "pretrain", **common)
     )
     console.say(f"2 of 4     finetune: few labels, {LABEL_SAMPLES} label samples, and two baselines")
     rows = _compare(images, folder, pretrained, common)
     console.say("3 of 4     eval: on 1,000 images that were not used for training")
     classifier = folder / "finetune-1%"
-    evaluate(origin=str(classifier), out=folder / "eval", device=device)
+    evaluate(origin=str(classifier), out=folder / "eval", **common)
     console.say("4 of 4     predict: one image of each class")
     examples = [str(min(d.iterdir())) for d in sorted((images / "test").iterdir())]
-    for row in predict(examples, classifier, top=1, device=device):
+    for row in predict(examples, str(classifier), top=1, **common):
         label, probability = row.top[0]
         console.write_out(f"{row.path}  {label} {100 * probability:.0f} %\n")
     seconds = time.monotonic() - started
@@ -83,16 +83,17 @@ def _compare(
     for budget in BUDGETS:
         name = budget.replace("/", "-per-")
         arguments: dict[str, Any] = {"labels": budget, "repeat": LABEL_SAMPLES, **common}
-        _, scratch = finetune(
+        scratch_settings = FinetuneSettings(
             str(images),
             origin="scratch",
             encoder=metadata.encoder,
             out=folder / f"scratch-{name}",
             **arguments,
         )
-        _, few = finetune(
+        few_settings = FinetuneSettings(
             str(images), origin=str(pretrained), out=folder / f"finetune-{name}", **arguments
         )
+        (_, scratch), (_, few) = finetune_in(scratch_settings), finetune_in(few_settings)
         accuracies = {
             "scratch": [sample["accuracy"] for sample in scratch["draws"]],
             "raw-pixels": _raw_pixels(images, budget, metadata.side),

@@ -1,7 +1,7 @@
 """`clfew distill`: trains a student on unlabelled images with a classifier as its teacher."""
 
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.image_cache import ImageCache, cached_images
+from clfew.data.image_cache import cached_images
 from clfew.data.sources import open_source
-from clfew.distillation.run import Settings, build_setup, fewest_labels, result_of, teach
-from clfew.distillation.student import DistillationSetup
+from clfew.distillation.run import Student, build_setup, fewest_labels, result_of, teach
+from clfew.distillation.student import DistillationSetup, Verdict
 from clfew.distillation.teacher import (
-    SAME,
+    CachedImages,
     Images,
     Teacher,
     base_of,
@@ -26,10 +26,10 @@ from clfew.distillation.teacher import (
 from clfew.errors import UsageError, UserError
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
-from clfew.models.init_weights import AUTO
-from clfew.models.metadata import ArtifactMetadata
+from clfew.models.classifier import Classifier
 from clfew.runs.files import digest_of, write_bytes, write_json
 from clfew.runs.folders import (
+    ARTIFACTS,
     LABELS,
     Run,
     check_new,
@@ -44,68 +44,45 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
+from clfew.settings import DistillSettings, arguments_of, function_of
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
+from clfew.training.plan import Plan
 from clfew.training.saving import resumable, stoppable
 from clfew.version import __version__
 
 
-def distill(
-    source: str | None = None,
-    *,
-    origin: str | None = None,
-    student: str = SAME,
-    init: str = AUTO,
-    size: int | None = None,
-    epochs: float | None = None,
-    minutes: float | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
-    temperature: float = 1.0,
-    use_labels: bool = True,
-    keep: bool = False,
-    adapt: str = LAYER,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    out: Path | None = None,
-) -> tuple[Path, dict[str, Any]]:
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train, new or resumed. can_compare: whether labels can be held out to
+    compare the student with its teacher."""
+
+    settings: DistillSettings
+    teacher: Teacher
+    images: Images
+    cached: CachedImages
+    student: Student
+    setup: DistillationSetup
+    can_compare: bool
+
+
+def run(settings: DistillSettings) -> tuple[Path, dict[str, Any]]:
     """Distils a teacher into a student on unlabelled images; returns the run folder and the result.
 
-    source: the unlabelled images, None for the images of pretraining. origin: the teacher, a run or
-    artifact, None for the newest classifier. student: the name of an encoder, or "same" for the
-    teacher's encoder with the weights that the teacher started from. init, size: weights and input size
-    of a student with another encoder. epochs or minutes: the budget, for the student and for the two
-    students that are compared with their teachers. temperature: the temperature of SimCLRv2's loss.
-    use_labels: whether labelled images have their labels as targets. keep: keep the student even if it
-    is not shown to be better. adapt: as in `pretrain`, for a student that starts from pretrained
-    weights. The result has `kept`, `verdict` (see `clfew.distillation.student.Verdict`), and the
-    accuracies of `teacher` and `student` on the `test_images`, which do not influence `kept`. Raises
-    UserError; raises Stopped after a signal.
+    The result has `kept`, `verdict` (see `clfew.distillation.student.Verdict`), and the accuracies of
+    `teacher` and `student` on the `test_images`, which do not influence `kept`. Raises UserError; raises
+    Stopped after a signal.
     """
-    check_new(out)
-    if adapt not in (LAYER, NETWORK):
-        raise UsageError(f"--adapt {adapt} is not known.", f"choose {LAYER} or {NETWORK}.")
-    set_threads(threads)
-    artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
-    settings = Settings(
-        source,
-        str(artifact),
-        student,
-        init,
-        size,
-        epochs,
-        minutes,
-        batch,
-        lr,
-        temperature,
-        use_labels,
-        keep,
-        adapt,
-        seed,
-        precision,
-    )
-    return _run(settings, choose_device(device)[0], out, None)
+    settings, device = resolve(settings)
+    prepared = prepare(settings, device)
+    new = new_run("distill", settings.out)
+    with held(new.folder):
+        create(new, prepared)
+        result = train_and_save(prepared, new, is_new=True)
+    _say_next(prepared, new.folder, result)
+    return new.folder, result
+
+
+distill = function_of(DistillSettings, run)
 
 
 def resume(
@@ -117,138 +94,151 @@ def resume(
     """
     with resumed_run(folder, "distill") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
-        settings = Settings(**config["arguments"])
-        check_same_file(Path(settings.origin), config["teacher"], "the teacher")
-        check_same_file(
-            Path(settings.origin).with_name(LABELS), config["labels"], "the teacher's labels"
-        )
-        return _run(settings, chosen, None, Run(folder))
+        settings = DistillSettings(**config["arguments"])
+        teacher = Path(settings.origin or "")
+        check_same_file(teacher, config["teacher"], "the teacher")
+        check_same_file(teacher.with_name(LABELS), config["labels"], "the teacher's labels")
+        prepared = prepare(settings, chosen, folder)
+        result = train_and_save(prepared, Run(folder), is_new=False)
+    _say_next(prepared, folder, result)
+    return folder, result
 
 
-def _run(
-    settings: Settings, device: torch.device, out: Path | None, resumed: Run | None
-) -> tuple[Path, dict[str, Any]]:
+def resolve(settings: DistillSettings) -> tuple[DistillSettings, torch.device]:
+    """Checks the settings and finds the teacher. Raises UserError."""
+    check_new(settings.out)
+    if settings.adapt not in (LAYER, NETWORK):
+        raise UsageError(f"--adapt {settings.adapt} is not known.", f"choose {LAYER} or {NETWORK}.")
+    set_threads(settings.threads)
+    hint = "make a classifier first: clfew finetune --labels 1%"
+    artifact = find_artifact(settings.origin, "finetune", hint)
+    return replace(settings, origin=str(artifact)), choose_device(settings.device)[0]
+
+
+def prepare(settings: DistillSettings, device: torch.device, resumed: Path | None = None) -> Prepared:
+    """Opens the images and prepares what is trained. resumed: the folder of a run that is resumed, whose
+    images must be those that it was started with. Raises UserError."""
     precision, _ = choose_precision(device, settings.precision)
-    artifact = Path(settings.origin)
+    artifact = Path(settings.origin or "")
     teacher = open_teacher(artifact)
     images = open_images(teacher, settings.source)
     if resumed is not None:
-        check_unchanged(resumed.folder, read_config(resumed.folder), images.source.digest())
+        check_unchanged(resumed, read_config(resumed), images.source.digest())
     base, has_seen_labels = base_of(teacher, images.source, device, settings.seed)
     can_compare = not has_seen_labels and fewest_labels(images) >= 2
     if not can_compare and not settings.keep:
+        reason = "some class has one label only."
         raise UserError(
             "The student cannot be compared with its teacher: "
-            + (
-                "the teacher is a student itself."
-                if has_seen_labels
-                else "some class has one label only."
-            ),
+            + ("the teacher is a student itself." if has_seen_labels else reason),
             "label two images of every class, or keep the student without a comparison with --keep.",
         )
-    start, metadata, init = student_start(
-        teacher,
-        base,
-        settings.student,
-        settings.init,
-        settings.size,
-        images.source,
-        device,
-        settings.seed,
-    )
-    cache = cached_images(images.source, max(teacher.metadata.side, metadata.side))
-    pool, test = usable(images, cache)
-    setup = build_setup(settings, teacher, images, base, start, metadata, cache, pool, device, precision)
+    student = Student(*student_start(teacher, base, settings, images.source, device))
+    cache = cached_images(images.source, max(teacher.metadata.side, student.metadata.side))
+    cached = usable(images, cache, device, precision)
+    setup = build_setup(settings, teacher, images, base, student, cached)
     console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")
-    pool_count = len(setup.task.pool)
-    console.say(f"images     {pool_count:,} to learn from, {len(test):,} held out for testing")
-    arguments = (settings, setup, teacher, images, metadata, cache, test, can_compare)
-    if resumed is not None:
-        return resumed.folder, _finish(*arguments, resumed, False)
-    run = new_run("distill", out)
-    with held(run.folder):
-        spec = None if settings.source is None else open_source(settings.source).spec
-        resolved = replace(settings, source=spec, init=init, origin=str(artifact.resolve()))
-        run.write_config(
-            {
-                "command": "distill",
-                "command_line": command_line(),
-                "source": images.source.spec,
-                "digest": images.source.digest(),
-                "teacher": digest_of(artifact),
-                "labels": digest_of(teacher.run / LABELS),
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "arguments": asdict(resolved),
-            }
-        )
-        return run.folder, _finish(*arguments, run, True)
+    learned, tested = f"{len(setup.task.pool):,}", f"{len(cached.test):,}"
+    console.say(f"images     {learned} to learn from, {tested} held out for testing")
+    return Prepared(settings, teacher, images, cached, student, setup, can_compare)
+
+
+def create(run: Run, prepared: Prepared) -> None:
+    """Writes what a new run needs to be resumed."""
+    settings, source = prepared.settings, prepared.images.source
+    artifact = Path(settings.origin or "")
+    resolved = replace(
+        settings,
+        source=None if settings.source is None else open_source(settings.source).spec,
+        init=prepared.student.init,
+        origin=str(artifact.resolve()),
+    )
+    run.write_config(
+        {
+            "command": "distill",
+            "command_line": command_line(),
+            "source": source.spec,
+            "digest": source.digest(),
+            "teacher": digest_of(artifact),
+            "labels": digest_of(prepared.teacher.run / LABELS),
+            "device": str(prepared.cached.device),
+            "threads": torch.get_num_threads(),
+            "arguments": arguments_of(resolved),
+        }
+    )
 
 
 def _resume_command(folder: Path) -> str:
     return f"clfew distill --resume {shlex.quote(str(folder))}"
 
 
-def _finish(
-    settings: Settings,
-    setup: DistillationSetup,
-    teacher: Teacher,
-    images: Images,
-    metadata: ArtifactMetadata,
-    cache: ImageCache,
-    test: np.ndarray,
-    can_compare: bool,
-    run: Run,
-    is_new: bool,
-) -> dict[str, Any]:
-    artifact, labels = from_here(Path(settings.origin)), (teacher.run / LABELS).read_bytes()
-    pool = setup.task.pool
-    path = run.folder / "classifier.safetensors"
+def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
+    """Trains the student and those that it is compared by, and saves it if it is kept."""
+    settings, setup = prepared.settings, prepared.setup
+    teacher, images = prepared.teacher, prepared.images
+    labels = (teacher.run / LABELS).read_bytes()
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
-        classifier, verdict, plan = teach(settings, setup, teacher, images, can_compare, run, trainings)
-        result = result_of(setup, teacher, classifier, verdict, images.source, test, settings.keep)
+        classifier, verdict, plan = teach(
+            settings, setup, teacher, images, prepared.can_compare, run, trainings
+        )
+        result = result_of(
+            setup, teacher, classifier, verdict, images.source, prepared.cached.test, settings.keep
+        )
         config = read_config(run.folder) | {
             "seed": settings.seed,
-            "student": metadata.encoder,
+            "student": prepared.student.metadata.encoder,
             "temperature": settings.temperature,
             "use_labels": settings.use_labels,
-            "images": len(pool),
+            "images": len(setup.task.pool),
             "plan": asdict(plan),
             "device": str(setup.task.device),
             "precision": setup.task.precision,
             "threads": torch.get_num_threads(),
         }
         run.write_config(config)
-        run.write_bad_images(cache.bad)
+        run.write_bad_images(prepared.cached.cache.bad)
         if result["kept"]:
-            epochs_done = plan.steps / plan.steps_per_epoch(len(pool))
-            how = {
-                "command": config.get("command_line", ""),
-                "teacher": str(artifact.resolve()),
-                "epochs": epochs_done,
-                "temperature": settings.temperature,
-                "use_labels": settings.use_labels,
-                **asdict(verdict),
-            }
-            data = {"source": images.source.spec, "images": len(pool)}
-            metadata = replace(
-                metadata,
-                temperature=classifier.temperature,
-                clfew_version=__version__,
-                training={**teacher.metadata.training, "distill": how},
-                data={**teacher.metadata.data, "distill": data},
-            )
-            seen = np.union1d(teacher.seen["pretraining"], cache.digests[pool])
             write_bytes(run.folder / LABELS, labels)
-            save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"])
+            _save(prepared, run, classifier, verdict, plan)
         write_json(run.folder / "result.json", result)
+    return result
+
+
+def _save(prepared: Prepared, run: Run, classifier: Classifier, verdict: Verdict, plan: Plan) -> None:
+    """Writes the student's artifact."""
+    settings, teacher, cached = prepared.settings, prepared.teacher, prepared.cached
+    pool = prepared.setup.task.pool
+    training = {
+        "command": read_config(run.folder).get("command_line", ""),
+        "teacher": str(Path(settings.origin or "").resolve()),
+        "epochs": plan.steps / plan.steps_per_epoch(len(pool)),
+        "temperature": settings.temperature,
+        "use_labels": settings.use_labels,
+        **asdict(verdict),
+    }
+    data = {"source": prepared.images.source.spec, "images": len(pool)}
+    metadata = replace(
+        prepared.student.metadata,
+        temperature=classifier.temperature,
+        clfew_version=__version__,
+        training={**teacher.metadata.training, "distill": training},
+        data={**teacher.metadata.data, "distill": data},
+    )
+    seen = np.union1d(teacher.seen["pretraining"], cached.cache.digests[pool])
+    path = run.folder / ARTIFACTS["finetune"]
+    save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"])
+
+
+def _say_next(prepared: Prepared, folder: Path, result: dict[str, Any]) -> None:
+    """Reports whether the student is kept, and the commands to type next."""
     if not result["kept"]:
+        teacher = from_here(Path(prepared.settings.origin or ""))
         console.say(f"not kept   {result['reason']}; the teacher is unchanged")
-        console.next_command(f"clfew eval{from_option(artifact, 'finetune')}")
-        return result
+        console.next_command(f"clfew eval{from_option(teacher, 'finetune')}")
+        return
+    path = folder / ARTIFACTS["finetune"]
     console.say(f"kept       {result['reason']}")
     console.say(f"saved      {path}")
-    if len(test):
+    if result["test_images"]:
         console.next_command(f"clfew eval{from_option(path, 'finetune')}")
     console.next_command(f"clfew predict IMAGE{from_option(path, 'finetune')}")
-    return result

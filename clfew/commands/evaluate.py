@@ -1,6 +1,7 @@
 """`clfew eval`: tests a classifier on images that it was not trained on."""
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +17,119 @@ from clfew.data.splits import test_indices
 from clfew.errors import UserError
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
 from clfew.models.artifacts import load_classifier
+from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_cache
 from clfew.models.metadata import ArtifactMetadata
 from clfew.report.page import ReportDetails, write_report
 from clfew.runs.files import write_json
 from clfew.runs.folders import Run, check_new, find_artifact, new_run, read_config
+from clfew.settings import EvaluateSettings, function_of
 from clfew.training.device import choose_device, choose_precision, set_threads
 
 
-def evaluate(
-    source: str | None = None,
-    *,
-    origin: str | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    out: Path | None = None,
-) -> tuple[Path, dict[str, Any]]:
+@dataclass(frozen=True)
+class Prepared:
+    """A test that is ready to run. test: indices of the images to test on. split: words that describe
+    them."""
+
+    artifact: Path
+    classifier: Classifier
+    metadata: ArtifactMetadata
+    seen: dict[str, np.ndarray]
+    source: Source
+    cache: ImageCache
+    test: np.ndarray
+    split: str
+
+
+def run(settings: EvaluateSettings) -> tuple[Path, dict[str, Any]]:
     """Tests a classifier; returns the folder with report.html and report.json, and the report.
 
-    source: the images to test on, None for those of fine-tuning. The source of fine-tuning is tested on
-    its test split; another source is tested on its own test split if it has one, else on all images.
-    origin: a run or artifact, None for the newest classifier. The report has the keys of
-    `metrics.classification_report`, `temperature` and `ece_uncalibrated`, the counts
-    `seen_in_pretraining` and `seen_in_finetuning` of test images that were used there, and `source`,
-    `split`, `artifact`, `mode` and `labels`. Raises UserError.
+    The source of fine-tuning is tested on its test split; another source is tested on its own test split
+    if it has one, else on all images. The report has the keys of `metrics.classification_report`,
+    `temperature` and `ece_uncalibrated`, the counts `seen_in_pretraining` and `seen_in_finetuning` of
+    test images that were used there, and `source`, `split`, `artifact`, `mode` and `labels`. Raises
+    UserError.
     """
-    check_new(out)
-    set_threads(threads)
-    artifact = find_artifact(origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
-    classifier, metadata, seen = load_classifier(artifact)
-    opened = _in_classes_of(metadata, _open(source, metadata))
-    cache = cached_images(opened, metadata.side)
-    test, split = _tested(opened, cache, metadata)
-    device_, _ = choose_device(device)
-    precision_, _ = choose_precision(device_, precision)
-    arrays = (cache.pixels, cache.aspects, test)
-    features = apply_to_cache(classifier.encoder, metadata.size, *arrays, device_, precision_)
-    classifier.cpu()
+    check_new(settings.out)
+    set_threads(settings.threads)
+    prepared = prepare(settings)
+    device, _ = choose_device(settings.device)
+    precision, _ = choose_precision(device, settings.precision)
+    cache, metadata = prepared.cache, prepared.metadata
+    arrays = (cache.pixels, cache.aspects, prepared.test)
+    encoder = prepared.classifier.encoder
+    features = apply_to_cache(encoder, metadata.size, *arrays, device, precision)
+    prepared.classifier.cpu()
     with torch.no_grad():
-        logits = classifier.from_features(torch.from_numpy(features))
-    probabilities = torch.softmax(logits, dim=1).numpy()
+        logits = prepared.classifier.from_features(torch.from_numpy(features))
+    report = report_of(prepared, logits)
+    run = new_run("eval", settings.out)
+    save(run, prepared, report, features, torch.softmax(logits, dim=1).numpy())
+    return run.folder, report
+
+
+evaluate = function_of(EvaluateSettings, run)
+
+
+def prepare(settings: EvaluateSettings) -> Prepared:
+    """Loads the classifier and opens the images to test on. Raises UserError."""
+    hint = "make a classifier first: clfew finetune --labels 1%"
+    artifact = find_artifact(settings.origin, "finetune", hint)
+    classifier, metadata, seen = load_classifier(artifact)
+    source = _in_classes_of(metadata, _open(settings.source, metadata))
+    cache = cached_images(source, metadata.side)
+    test, split = _tested(source, cache, metadata)
+    return Prepared(artifact, classifier, metadata, seen, source, cache, test, split)
+
+
+def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
+    """Returns the content of report.json."""
+    classifier, metadata, test = prepared.classifier, prepared.metadata, prepared.test
     uncalibrated = torch.softmax(logits * classifier.temperature, dim=1).numpy()
-    labels, digests = opened.labels[test], cache.digests[test]
-    report = classification_report(probabilities, labels, metadata.classes)
+    labels, digests = prepared.source.labels[test], prepared.cache.digests[test]
     correct = uncalibrated.argmax(1) == labels
-    report["temperature"] = classifier.temperature
-    report["ece_uncalibrated"] = expected_calibration_error(uncalibrated.max(1), correct)
-    for step in ("pretraining", "finetuning"):
-        report[f"seen_in_{step}"] = int(np.isin(digests, seen[step]).sum())
-    report |= {
-        "source": opened.spec,
-        "split": split,
-        "artifact": str(artifact),
+    probabilities = torch.softmax(logits, dim=1).numpy()
+    return classification_report(probabilities, labels, metadata.classes) | {
+        "temperature": classifier.temperature,
+        "ece_uncalibrated": expected_calibration_error(uncalibrated.max(1), correct),
+        "seen_in_pretraining": int(np.isin(digests, prepared.seen["pretraining"]).sum()),
+        "seen_in_finetuning": int(np.isin(digests, prepared.seen["finetuning"]).sum()),
+        "source": prepared.source.spec,
+        "split": prepared.split,
+        "artifact": str(prepared.artifact),
         "mode": metadata.mode,
         "labels": metadata.data["finetune"]["labels"],
     }
-    run = new_run("eval", out)
-    run.write_config({"command": "eval", "from": str(artifact), "source": opened.spec})
+
+
+def save(
+    run: Run,
+    prepared: Prepared,
+    report: dict[str, Any],
+    features: np.ndarray,
+    probabilities: np.ndarray,
+) -> None:
+    """Writes report.json, report.html and the pictures."""
+    source, cache, test = prepared.source, prepared.cache, prepared.test
+    run.write_config({"command": "eval", "from": str(prepared.artifact), "source": source.spec})
     write_json(run.folder / "report.json", report)
     run.write_bad_images(cache.bad)
     pixels = np.asarray(cache.pixels)
     details = ReportDetails(
         probabilities=probabilities,
-        labels=labels,
-        images=[
-            pixels[i] for i in test
-        ],  # Views, so that only the images that the report shows are read.
+        labels=source.labels[test],
+        # Views, so that only the images that the report shows are read.
+        images=[pixels[i] for i in test],
         aspects=cache.aspects[test],
         features=features,
-        identities=[opened.identities[i] for i in test],
-        curves=_curves(artifact, metadata),
-        commands=_commands(metadata, artifact),
-        settings=_settings(metadata),
+        identities=[source.identities[i] for i in test],
+        curves=_curves(prepared.artifact, prepared.metadata),
+        commands=_commands(prepared.metadata, prepared.artifact),
+        settings=_settings(prepared.metadata),
     )
     write_report(run.folder, report, details)
     console.say(f"report     {run.folder / 'report.html'}")
-    return run.folder, report
 
 
 def _open(source: str | None, metadata: ArtifactMetadata) -> Source:

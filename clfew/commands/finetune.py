@@ -16,7 +16,7 @@ from clfew.data.sources import open_source
 from clfew.data.splits import require_testable, test_indices
 from clfew.errors import UsageError
 from clfew.finetuning.fit import FullSettings, Task
-from clfew.finetuning.label_samples import fit_label_samples
+from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
 from clfew.finetuning.labelled_data import (
     OtherImages,
     bounded,
@@ -31,6 +31,7 @@ from clfew.finetuning.labelled_data import (
 )
 from clfew.finetuning.metrics import mean_interval, wilson_interval
 from clfew.finetuning.start import (
+    Network,
     Start,
     StartSpec,
     find_start,
@@ -40,10 +41,10 @@ from clfew.finetuning.start import (
 )
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
-from clfew.models.init_weights import AUTO
-from clfew.models.metadata import MODES, read_metadata
+from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
+    ARTIFACTS,
     LABELS,
     Run,
     check_new,
@@ -56,30 +57,10 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
+from clfew.settings import FinetuneSettings, arguments_of, function_of, labels_of
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
 from clfew.training.saving import resumable, stoppable
 from clfew.version import __version__
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of a run. They are kept in its config.json, so that the run can be resumed."""
-
-    source: str | None
-    labels: str
-    origin: str | None
-    init: str
-    mode: str
-    stage: int
-    repeat: int
-    encoder: str
-    size: int | None
-    epochs: float | None
-    batch: int | None
-    lr: float | None
-    flip: bool | None
-    seed: int
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -99,66 +80,30 @@ class Learned:
     others: OtherImages | None
 
 
-def finetune(
-    source: str | None = None,
-    *,
-    labels: str,
-    origin: str | None = None,
-    init: str = AUTO,
-    mode: str = "auto",
-    stage: int = 0,
-    repeat: int = 1,
-    encoder: str = "auto",
-    size: int | None = None,
-    epochs: float | None = None,
-    batch: int | None = None,
-    lr: float | None = None,
-    flip: bool | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    out: Path | None = None,
-) -> tuple[Path, dict[str, Any]]:
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to fit, new or resumed. candidates: the starts to choose from, with their
+    tasks."""
+
+    settings: FinetuneSettings
+    start_spec: StartSpec
+    learned: Learned
+    candidates: list[tuple[Start, Task]]
+
+
+def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
     """Fine-tunes on a few labels; returns the run folder and its result.
 
-    source: folder, CSV or hf:NAME; None finds one (see `find_source`). labels: see `parse_labels`.
-    origin: a run or artifact, "scratch", or None for the newest pretraining run. init: other weights to
-    start from (see `clfew.models.init_weights`); if there is no run, "auto" takes pretrained weights
-    found on this machine. mode: "auto" or one of MODES. stage: the stage of the encoder whose feature
-    maps are the features, counted from 1; 0 for the encoder's output. repeat: number of label samples;
-    the classifier of the first one is kept. encoder, size: the network and its input size if it does not
-    come from a run. flip: whether mirror images mean the same; None is as in pretraining. The result
-    holds `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and `draws` with the
-    accuracy and the decisions for each label sample. Raises UserError; raises Stopped after a signal.
+    The classifier of the first label sample is kept, in classifier.safetensors. The result holds
+    `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and `draws` with the accuracy
+    and the decisions for each label sample. Raises UserError; raises Stopped after a signal.
     """
-    check_new(out)
-    settings = Settings(
-        source,
-        labels,
-        origin,
-        init,
-        mode,
-        stage,
-        repeat,
-        encoder,
-        size,
-        epochs,
-        batch,
-        lr,
-        flip,
-        seed,
-        precision,
-    )
-    parse_labels(labels)
-    if mode not in ("auto", *MODES):
-        raise UsageError(f"--mode {mode} is not known.", f"choose auto, {', '.join(MODES)}.")
-    set_threads(threads)
-    chosen, _ = choose_device(device)
-    start_spec = find_start(origin, init, encoder, chosen)
-    start_metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
-    settings = replace(settings, source=find_source(source, start_metadata, parse_labels(labels)))
-    return _run(settings, start_spec, chosen, out, None)
+    folder, result = finetune_in(settings)
+    _say_next(folder, result)
+    return folder, result
+
+
+finetune = function_of(FinetuneSettings, run)
 
 
 def resume(
@@ -170,47 +115,88 @@ def resume(
     """
     with resumed_run(folder, "finetune") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
-        settings = Settings(**config["arguments"])
+        settings = FinetuneSettings(**config["arguments"])
         if config["label_digest"]:
-            check_same_file(Path(settings.labels), config["label_digest"], "the run's label file")
-        return _run(settings, restore_start_spec(config["start"], chosen), chosen, None, Run(folder))
+            labels = Path(labels_of(settings))
+            check_same_file(labels, config["label_digest"], "the run's label file")
+        prepared = prepare(settings, restore_start_spec(config["start"], chosen), chosen, folder)
+        result = fit_and_save(prepared, Run(folder), is_new=False)
+    _say_next(folder, result)
+    return folder, result
 
 
-def _run(
-    settings: Settings,
-    start_spec: StartSpec,
-    device: torch.device,
-    out: Path | None,
-    resumed: Run | None,
-) -> tuple[Path, dict[str, Any]]:
-    spec = parse_labels(settings.labels)
+def finetune_in(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
+    """Does what `run` does, as a part of another command: reports no command to type next."""
+    settings, start_spec, device = resolve(settings)
+    prepared = prepare(settings, start_spec, device)
+    new = new_run("finetune", settings.out)
+    with held(new.folder):
+        create(new, prepared, device)
+        return new.folder, fit_and_save(prepared, new, is_new=True)
+
+
+def resolve(settings: FinetuneSettings) -> tuple[FinetuneSettings, StartSpec, torch.device]:
+    """Checks the settings, and finds where to start and the labelled images. Raises UserError."""
+    check_new(settings.out)
+    spec = parse_labels(labels_of(settings))
+    if settings.mode not in ("auto", *MODES):
+        raise UsageError(f"--mode {settings.mode} is not known.", f"choose auto, {', '.join(MODES)}.")
+    set_threads(settings.threads)
+    device, _ = choose_device(settings.device)
+    start_spec = find_start(settings.origin, settings.init, settings.encoder, device)
+    metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
+    return replace(settings, source=find_source(settings.source, metadata, spec)), start_spec, device
+
+
+def prepare(
+    settings: FinetuneSettings, start_spec: StartSpec, device: torch.device, resumed: Path | None = None
+) -> Prepared:
+    """Opens the images and loads the starts. resumed: the folder of a run that is resumed, whose images
+    must be those that it was started with. Raises UserError."""
+    spec = parse_labels(labels_of(settings))
     precision, _ = choose_precision(device, settings.precision)
-    start_metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
-    assert settings.source is not None
-    same_classes = None if start_spec.is_scratch else start_metadata
-    opened, listed = with_labels(open_source(settings.source), spec, same_classes)
+    metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
+    same_classes = None if start_spec.is_scratch else metadata
+    opened, listed = with_labels(open_source(settings.source or ""), spec, same_classes)
     if resumed is not None:
-        check_unchanged(resumed.folder, read_config(resumed.folder), opened.digest())
-    starts = open_start(
-        start_spec,
-        opened,
-        settings.encoder,
-        settings.size,
-        settings.flip,
-        device,
-        settings.seed,
-        settings.mode == "auto",
-        settings.stage,
-    )
+        check_unchanged(resumed, read_config(resumed), opened.digest())
+    network = Network(settings.encoder, settings.size, settings.flip, settings.stage, settings.seed)
+    starts = open_start(start_spec, opened, network, device, compare=settings.mode == "auto")
     if resumed is not None:
-        check_other_sources(resumed.folder, starts, opened)
-    split_seed = starts[0].metadata.data.get("pretrain", {}).get("split_seed", settings.seed)
+        check_other_sources(resumed, starts, opened)
+    learned = _open_images(settings, starts[0], opened, listed)
+    candidates = []
+    for each in starts:
+        features = pool_features(
+            each, learned.cache, learned.pool, learned.others, settings.mode, device, precision
+        )
+        task = Task(
+            learned.cache.pixels,
+            learned.cache.aspects,
+            learned.pool,
+            opened.labels,
+            len(opened.classes),
+            features,
+            device,
+            precision,
+        )
+        candidates.append((each, task))
+    return Prepared(settings, start_spec, learned, candidates)
+
+
+def _open_images(
+    settings: FinetuneSettings, start: Start, opened: Source, listed: np.ndarray | None
+) -> Learned:
+    """Returns the images to learn from and to test on, and the label samples. listed: the images that a
+    label CSV lists."""
+    spec = parse_labels(labels_of(settings))
+    split_seed = start.metadata.data.get("pretrain", {}).get("split_seed", settings.seed)
     if listed is None:
         require_testable(opened)
     held_out = (
         test_indices(opened, split_seed) if listed is None else outside(opened, listed, split_seed)
     )
-    cache = cached_images(opened, starts[0].metadata.side)
+    cache = cached_images(opened, start.metadata.side)
     test = np.intersect1d(held_out[opened.labels[held_out] >= 0], cache.good)
     pool = np.setdiff1d(cache.good, held_out)
     if listed is None:
@@ -225,137 +211,129 @@ def _run(
         f"used of {len(pool):,} images, {len(test):,} more held out for testing"
     )
     pool = bounded(pool, np.concatenate(label_samples))
-    others = find_others(starts[0], opened, settings.mode, cache.digests[test])
-    learned = Learned(opened, cache, split_seed, pool, label_samples, test, others)
-    candidates = []
-    for each in starts:
-        arguments = (each, cache, pool, others, settings.mode, device, precision)
-        candidates.append(
-            (
-                each,
-                Task(
-                    cache.pixels,
-                    cache.aspects,
-                    pool,
-                    opened.labels,
-                    len(opened.classes),
-                    pool_features(*arguments),
-                    device,
-                    precision,
-                ),
-            )
-        )
-    if resumed is not None:
-        return resumed.folder, _fit(settings, start_spec, learned, candidates, resumed, False)
-    run = new_run("finetune", out)
-    labels = str(spec.file.resolve()) if spec.file else settings.labels
-    with held(run.folder):
-        run.write_config(
-            {
-                "command": "finetune",
-                "command_line": command_line(),
-                "source": opened.spec,
-                "labels": settings.labels,
-                "digest": opened.digest(),
-                "start": start_spec_row(start_spec),
-                "pretrained_on": other_sources(starts, opened),
-                "device": str(device),
-                "threads": torch.get_num_threads(),
-                "label_digest": digest_of(spec.file) if spec.file else None,
-                "arguments": asdict(replace(settings, source=opened.spec, labels=labels)),
-            }
-        )
-        return run.folder, _fit(settings, start_spec, learned, candidates, run, True)
+    others = find_others(start, opened, settings.mode, cache.digests[test])
+    return Learned(opened, cache, split_seed, pool, label_samples, test, others)
+
+
+def create(run: Run, prepared: Prepared, device: torch.device) -> None:
+    """Writes what a new run needs to be resumed."""
+    settings, opened = prepared.settings, prepared.learned.source
+    file = parse_labels(labels_of(settings)).file
+    labels = str(file.resolve()) if file else settings.labels
+    run.write_config(
+        {
+            "command": "finetune",
+            "command_line": command_line(),
+            "source": opened.spec,
+            "labels": settings.labels,
+            "digest": opened.digest(),
+            "start": start_spec_row(prepared.start_spec),
+            "pretrained_on": other_sources([start for start, _ in prepared.candidates], opened),
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "label_digest": digest_of(file) if file else None,
+            "arguments": arguments_of(replace(settings, source=opened.spec, labels=labels)),
+        }
+    )
 
 
 def _resume_command(folder: Path) -> str:
     return f"clfew finetune --resume {shlex.quote(str(folder))}"
 
 
-def _fit(
-    settings: Settings,
-    start_spec: StartSpec,
-    learned: Learned,
-    candidates: list[tuple[Start, Task]],
-    run: Run,
-    is_new: bool,
-) -> dict[str, Any]:
-    opened, cache, test = learned.source, learned.cache, learned.test
+def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
+    """Fits a classifier to each label sample, saves the first one and returns the result."""
+    settings, learned = prepared.settings, prepared.learned
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
-        full_settings = FullSettings(settings.epochs, settings.batch, settings.lr)
-        results, kept = fit_label_samples(
-            candidates,
-            opened,
-            learned.label_samples,
-            test,
+        fitting = SampleFitting(
+            [(start, replace(task, trainings=trainings)) for start, task in prepared.candidates],
+            learned.source,
+            learned.test,
             settings.mode,
             settings.seed,
-            full_settings,
+            FullSettings(settings.epochs, settings.batch, settings.lr),
             run,
-            trainings,
         )
-        start, classifier, decided, labelled = kept
-        spec = parse_labels(settings.labels)
-        used = {
-            "source": opened.spec,
-            "fingerprint": opened.fingerprint,
-            "split_seed": learned.split_seed,
-            "labels": len(labelled),
-            "label_file": str(spec.file.resolve()) if spec.file else None,
-            "test_images": len(test),
-        }
-        config = read_config(run.folder)
-        labels = config.get("labels", settings.labels)
-        typed = {"command": config.get("command_line", ""), "labels": labels}
-        metadata = replace(
-            start.metadata,
-            kind="classifier",
-            classes=opened.classes,
-            mode=decided["mode"],
-            neck=neck_width(classifier.neck),
-            flip=start.flip,
-            temperature=classifier.temperature,
-            clfew_version=__version__,
-            training={**start.metadata.training, "finetune": typed | {"seed": settings.seed, **decided}},
-            data={**({} if start_spec.is_scratch else start.metadata.data), "finetune": used},
-        )
-        result = _summary(results, len(test))
-        task = candidates[0][1]
-        run.write_config(
-            config
-            | {
-                "from": str(start.artifact.resolve() if start.artifact else start_spec.words),
-                "mode": settings.mode,
-                "seed": settings.seed,
-                "repeat": len(learned.label_samples),
-                **used,
-                "labels": labels,
-                "device": str(task.device),
-                "precision": task.precision,
-                "threads": torch.get_num_threads(),
-                "about": asdict(metadata),
-            }
-        )
-        write_csv(
-            run.folder / LABELS,
-            ["path", "label"],
-            [(opened.identities[i], opened.classes[opened.labels[i]]) for i in labelled],
-        )
-        run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
-        write_json(run.folder / "result.json", result)
-        path = run.folder / "classifier.safetensors"
-        seen = start.seen
-        if learned.others and decided["mode"] == "propagate":
-            # Propagation uses these images even if the start was not trained on them.
-            seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
-        save_classifier(path, classifier, metadata, seen, cache.digests[labelled])
+        rows, fitted = fit_label_samples(fitting, learned.label_samples, trainings)
+        result = _summary(rows, len(learned.test))
+        _save(prepared, run, fitted, result)
+    decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
-    console.say(f"saved      {path}")
-    option = from_option(path, "finetune")
-    if len(test):
+    console.say(f"saved      {run.folder / ARTIFACTS['finetune']}")
+    return result
+
+
+def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) -> None:
+    """Writes the settings as they were resolved, the label sample, the result and the classifier."""
+    settings, learned, start = prepared.settings, prepared.learned, fitted.start
+    opened, cache = learned.source, learned.cache
+    file = parse_labels(labels_of(settings)).file
+    used = {
+        "source": opened.spec,
+        "fingerprint": opened.fingerprint,
+        "split_seed": learned.split_seed,
+        "labels": len(fitted.labelled),
+        "label_file": str(file.resolve()) if file else None,
+        "test_images": len(learned.test),
+    }
+    config = read_config(run.folder)
+    labels = config.get("labels", settings.labels)
+    metadata = _metadata(
+        prepared, fitted, used, {"command": config.get("command_line", ""), "labels": labels}
+    )
+    task = prepared.candidates[0][1]
+    resolved = {
+        "from": str(start.artifact.resolve() if start.artifact else prepared.start_spec.words),
+        "mode": settings.mode,
+        "seed": settings.seed,
+        "repeat": len(learned.label_samples),
+        **used,
+        "labels": labels,
+        "device": str(task.device),
+        "precision": task.precision,
+        "threads": torch.get_num_threads(),
+        "about": asdict(metadata),
+    }
+    run.write_config(config | resolved)
+    names = [(opened.identities[i], opened.classes[opened.labels[i]]) for i in fitted.labelled]
+    write_csv(run.folder / LABELS, ["path", "label"], names)
+    run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
+    write_json(run.folder / "result.json", result)
+    seen = start.seen
+    if learned.others and fitted.decided["mode"] == "propagate":
+        # Propagation uses these images even if the start was not trained on them.
+        seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
+    path = run.folder / ARTIFACTS["finetune"]
+    save_classifier(path, fitted.classifier, metadata, seen, cache.digests[fitted.labelled])
+
+
+def _metadata(
+    prepared: Prepared, fitted: Fitted, used: dict[str, Any], typed: dict[str, Any]
+) -> ArtifactMetadata:
+    """Returns the metadata of the classifier. used: the data it was fitted to. typed: the command."""
+    start, classifier, decided = fitted.start, fitted.classifier, fitted.decided
+    training = typed | {"seed": prepared.settings.seed, **decided}
+    before = {} if prepared.start_spec.is_scratch else start.metadata.data
+    return replace(
+        start.metadata,
+        kind="classifier",
+        classes=prepared.learned.source.classes,
+        mode=decided["mode"],
+        neck=neck_width(classifier.neck),
+        flip=start.flip,
+        temperature=classifier.temperature,
+        clfew_version=__version__,
+        training={**start.metadata.training, "finetune": training},
+        data={**before, "finetune": used},
+    )
+
+
+def _say_next(folder: Path, result: dict[str, Any]) -> None:
+    """Reports the commands to type after a run."""
+    option = from_option(folder / ARTIFACTS["finetune"], "finetune")
+    if result["test_images"]:
         console.next_command(f"clfew eval{option}")
     console.next_command(f"clfew predict IMAGE{option}")
-    return result
 
 
 def _summary(samples: list[dict[str, Any]], tested: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_files
 from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import find_artifact
+from clfew.settings import PredictSettings, function_of
 from clfew.training.device import choose_device, choose_precision, set_threads
 
 
@@ -42,28 +43,28 @@ class Prediction:
         return {"path": self.path, "label": label, "probability": probability, "top": self.top}
 
 
-def predict(
-    images: Iterable[str],
-    origin: str | Path | None = None,
-    *,
-    top: int = 3,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
+def run(
+    settings: PredictSettings, artifact: Path | None = None, images: Iterable[str] | None = None
 ) -> Iterator[Prediction]:
     """Loads a classifier and returns an iterator over its predictions for files, in their order.
 
-    images: paths of image files; they are read while the predictions are iterated over. origin: a run
-    folder or an artifact file, None for the newest classifier. top: number of labels per image. Raises
-    UserError at once if there is no such classifier.
+    The files are read while the predictions are iterated over. Raises UserError at once if there is no
+    such classifier.
+
+    artifact, images: the classifier and the files, where they have been found already.
     """
-    set_threads(threads)
-    named = None if origin is None else str(origin)
-    artifact = find_artifact(named, "finetune", "make a classifier first: clfew finetune --labels 1%")
+    set_threads(settings.threads)
+    if artifact is None:
+        hint = "make a classifier first: clfew finetune --labels 1%"
+        artifact = find_artifact(settings.origin, "finetune", hint)
     classifier, metadata, _ = load_classifier(artifact)
-    chosen, _ = choose_device(device)
-    kind, _ = choose_precision(chosen, precision)
-    return _predictions(classifier, metadata, images, top, chosen, kind)
+    device, _ = choose_device(settings.device)
+    precision, _ = choose_precision(device, settings.precision)
+    files = settings.images if images is None else images
+    return _predictions(classifier, metadata, files, settings.top, device, precision)
+
+
+predict = function_of(PredictSettings, run)
 
 
 def _predictions(

@@ -1,7 +1,7 @@
 """`clfew pretrain`: trains an encoder on images without labels."""
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from clfew import console
+from clfew.data.augment import Recipe
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.source import Source
 from clfew.data.sources import LABELLED_FOLDERS, open_source
 from clfew.errors import UserError
-from clfew.methods.adapter import LAYER, NETWORK
+from clfew.methods.adapter import NETWORK
 from clfew.methods.base import METHODS, Method
 from clfew.methods.collapse import collapse
 from clfew.methods.setup import (
@@ -26,9 +27,9 @@ from clfew.methods.setup import (
     encoder_metadata,
     estimate_statistics,
     find_pretraining_start,
+    optimizer_choice,
     options_of,
     pretraining_images,
-    pretraining_plan,
     training_data_of,
 )
 from clfew.models.artifacts import load_encoder, save_encoder
@@ -44,10 +45,11 @@ from clfew.models.defaults import (
 )
 from clfew.models.drift import report_drift
 from clfew.models.encoder import Encoder
-from clfew.models.init_weights import SCRATCH, load_init_weights
+from clfew.models.init_weights import SCRATCH, InitWeights, load_init_weights
 from clfew.report.samples import write_samples
 from clfew.runs.files import sync
 from clfew.runs.folders import (
+    ARTIFACTS,
     START,
     Run,
     check_new,
@@ -55,191 +57,77 @@ from clfew.runs.folders import (
     command_line,
     from_option,
     new_run,
-    read_config,
     resumed_run,
 )
 from clfew.runs.locks import held
+from clfew.settings import PretrainSettings, arguments_of, function_of, source_of
 from clfew.training.batch import TrainingData
-from clfew.training.budget import Budget
+from clfew.training.budget import Budget, PlanOptions, plan_within
 from clfew.training.compilation import check_compile
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
 from clfew.training.loop import train
 from clfew.training.optim import ENCODER_RATE
 from clfew.training.plan import Plan
 from clfew.training.saving import Saving, stoppable
+from clfew.training.signals import StopRequest
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
 
 
-def pretrain(
-    source: str,
-    *,
-    method: str = "simclr",
-    encoder: str = "auto",
-    size: int | None = None,
-    epochs: float | None = None,
-    minutes: float | None = None,
-    batch: int | None = None,
-    optimizer: str = "auto",
-    lr: float | None = None,
-    options: dict[str, Any] | None = None,
-    flip: bool = True,
-    transductive: bool = False,
-    init: str = "auto",
-    adapt: str = LAYER,
-    save_samples: bool = False,
-    seed: int = 0,
-    split_seed: int | None = None,
-    device: str = "auto",
-    precision: str = "auto",
-    compilation: str = "auto",
-    threads: int | None = None,
-    out: Path | None = None,
-) -> Path:
-    """Pretrains on the images of `source` and returns the run folder.
+@dataclass(frozen=True)
+class Resolved:
+    """What a run will do: every default is chosen, and the images are cached.
 
-    source: folder, CSV or hf:NAME. encoder: "auto" or a name (see `clfew.models.backbones`). size: side
-    in pixels of the encoder's input. epochs or minutes: the budget. transductive: whether to learn from
-    the images of the test split too. options: the method's options by name (see its class); a value of
-    None is the method's default. init: the weights to start from (see `clfew.models.init_weights`);
-    "auto" is "scratch" for every method except SimCLR. adapt: what is trained if the run starts from
-    pretrained weights, "layer" (see `clfew.methods.adapter`; SimCLR only) or "network". save_samples:
-    whether to write samples.png, which shows what the method does with a few images. split_seed: seed
-    of the test split if the data has no split of its own; None is `seed`. Raises UserError; raises
-    Stopped after a signal.
+    config: the content of config.json so far. indices: of the images to learn from, in `cache`.
+    init_weights: the weights to start from, None for random ones. recipe_reason: why the views are as
+    they are.
     """
-    settings = {
-        "source": source,
-        "method": method,
-        "encoder": encoder,
-        "size": size,
-        "epochs": epochs,
-        "minutes": minutes,
-        "batch": batch,
-        "optimizer": optimizer,
-        "lr": lr,
-        **(options or {}),
-        "flip": flip,
-        "transductive": transductive,
-        "init": init,
-        "adapt": adapt,
-        "save_samples": save_samples,
-        "seed": seed,
-        "precision": precision,
-        "compile": compilation,
-    }
-    check_new(out)
-    set_threads(threads)
-    check_settings(method, optimizer, adapt, epochs, minutes)
-    resolved = options_of(method, options or {})
-    chosen_device, why_device = choose_device(device)
-    check_compile(compilation, chosen_device)
-    chosen_precision, why_precision = choose_precision(chosen_device, precision)
-    init_weights, why_init = find_pretraining_start(init, encoder, method, chosen_device)
-    if method != "simclr":
-        adapt = NETWORK
-    opened = open_source(source)
-    native = typical_side(opened)
-    if init_weights is None:
-        resolved_size, why_size = choose_size(size, native, chosen_device, many=True)
-    else:
-        resolved_size, why_size = choose_pretrained_size(
-            size, native, init_weights.expected, chosen_device
-        )
-    side = cached_side(resolved_size, native)
-    cache = cached_images(opened, side)
-    split_seed = seed if split_seed is None else split_seed
-    indices = pretraining_images(opened, cache, transductive, split_seed)
-    if len(indices) < FEWEST_IMAGES:
-        raise UserError(
-            f"{source} has {len(indices)} images to learn from, but pretraining needs {FEWEST_IMAGES}.",
-            "add images, which need no labels.",
-        )
-    if init_weights is None:
-        name, why_encoder = choose_encoder(encoder, resolved_size, len(indices), chosen_device)
-        name = METHODS[method].encoder_name(name)
-        mean, std = normalisation(cache, indices, METHODS[method].input)
-    else:
-        name, why_encoder = init_weights.encoder, "the network of these weights"
-        mean, std = init_weights.expected.mean, init_weights.expected.std
-    recipe, why_recipe = choose_recipe(min(resolved_size, native), cache, indices, flip)
-    config: dict[str, Any] = {
-        "command": "pretrain",
-        "command_line": command_line(),
-        "source": opened.spec,
-        "fingerprint": opened.fingerprint,
-        "digest": opened.digest(),
-        "images": len(indices),
-        "transductive": transductive,
-        "split_seed": split_seed,
-        "method": method,
-        "options": resolved,
-        "recipe": asdict(recipe),
-        "samples": save_samples,
-        "encoder": name,
-        "size": resolved_size,
-        "side": side,
-        "mean": mean,
-        "std": std,
-        "init": SCRATCH if init_weights is None else init_weights.what,
-        "adapt": NETWORK if init_weights is None else adapt,
-        "device": str(chosen_device),
-        "threads": torch.get_num_threads(),
-    }
-    console.say(f"images     {len(indices):,} of {len(opened):,} in {source}")
-    for label, value, why in (
-        ("start", "scratch" if init_weights is None else init_weights.what, why_init),
-        ("size", f"{resolved_size} px", why_size),
-        ("encoder", name, why_encoder),
-        ("method", method, ", ".join(f"{k} {v}" for k, v in resolved.items()) or "no options"),
-        ("device", chosen_device, why_device),
-        ("precision", chosen_precision, why_precision),
-    ):
-        console.say(f"{label:<10} {value} ({why})")
-    start = None
-    if init_weights is not None:
-        start = Encoder(name, resolved_size, mean, std)
-        load_init_weights(init_weights, start)
-    objective = build_objective(config, seed, start)
-    views = objective.recipe if isinstance(objective, Method) else recipe
-    colour = f"colour strength {views.jitter}" if views.jitter else "crops and flips, colours unchanged"
-    console.say(f"views      {colour} ({why_recipe if views == recipe else 'set by the method'})")
-    budget = Budget(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
-    data, left = training_data_of(
-        objective, config, cache, indices, chosen_device, chosen_precision, budget
-    )
-    resolved_batch, why_batch = choose_batch(batch, len(data), chosen_device, objective.large_batches)
-    console.say(f"batch      {resolved_batch} ({why_batch})")
-    plan = pretraining_plan(
-        objective,
-        data,
-        chosen_device,
-        left,
-        batch=resolved_batch,
-        optimizer=optimizer,
-        lr=lr,
-        seed=seed,
-        precision=chosen_precision,
-        compilation=compilation,
-    )
-    config["viewed"] = len(data)
-    per_epoch = plan.steps_per_epoch(len(data))
-    config |= {
-        "plan": asdict(plan),
-        "epochs": plan.steps / per_epoch,
-        "minutes": minutes,
-        "arguments": settings,
-    }
-    run = new_run("pretrain", out)
-    with held(run.folder):
-        if start is not None:  # Needed to resume the run and to measure the drift.
-            metadata = encoder_metadata(config, start, "", 0)
-            save_encoder(run.folder / START, start, nn.Sequential(), metadata, cache.digests[:0])
-        run.write_bad_images(cache.bad)
-        run.write_config(config)  # Last, because a run with a config can be resumed.
-        with stoppable(_saving(run).resume_command):
-            return _train(run, objective, data, plan, chosen_device, opened, cache, indices)
+
+    config: dict[str, Any]
+    source: Source
+    cache: ImageCache
+    indices: np.ndarray
+    device: torch.device
+    precision: str
+    init_weights: InitWeights | None
+    recipe_reason: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to train, new or resumed.
+
+    start: the pretrained encoder that it starts from, None for random weights. data: the images, or for
+    an adapter the features of their views.
+    """
+
+    config: dict[str, Any]
+    source: Source
+    cache: ImageCache
+    indices: np.ndarray
+    device: torch.device
+    start: Encoder | None
+    objective: Objective
+    data: TrainingData
+    plan: Plan
+
+    @property
+    def precision(self) -> str:
+        return self.plan.precision
+
+
+def run(settings: PretrainSettings) -> Path:
+    """Pretrains on images without labels and returns the run folder.
+
+    The encoder is in encoder.safetensors there. Raises UserError; raises Stopped after a signal.
+    """
+    folder, source = pretrain_in(settings)
+    _say_next(folder, source)
+    return folder
+
+
+pretrain = function_of(PretrainSettings, run)
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
@@ -247,22 +135,197 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
 
     It runs on the device and threads that it was started with unless others are given. Raises UserError.
     """
+    _, source = resume_in(folder, device, threads)
+    _say_next(folder, source)
+    return folder
+
+
+def pretrain_in(
+    settings: PretrainSettings, split_seed: int | None = None, stop: StopRequest | None = None
+) -> tuple[Path, Source]:
+    """Does what `run` does, as a part of another command: reports no command to type next.
+
+    split_seed: seed of the test split if the data has no split of its own; None is the run's seed. stop:
+    the other command's. Returns the run folder and the images.
+    """
+    resolved = resolve(settings, split_seed)
+    prepared = prepare(settings, resolved)
+    new = new_run("pretrain", settings.out)
+    with held(new.folder):
+        create(new, prepared)
+        with stoppable(_saving(new).resume_command):
+            last_row = train_steps(new, prepared, stop)
+            save(new, prepared, last_row)
+    return new.folder, prepared.source
+
+
+def resume_in(
+    folder: Path, device: str = "auto", threads: int | None = None, stop: StopRequest | None = None
+) -> tuple[Path, Source]:
+    """Does what `resume` does, as a part of another command: see `pretrain_in`."""
     with resumed_run(folder, "pretrain") as config, stoppable(_saving(Run(folder)).resume_command):
-        chosen_device = set_up_as_started(config, device, threads)
-        plan = Plan(**config["plan"])
-        check_compile("on" if plan.compile else "off", chosen_device)
-        opened = open_source(config["source"])
-        check_unchanged(folder, config, opened.digest())
-        cache = cached_images(opened, config["side"])
-        indices = pretraining_images(opened, cache, config["transductive"], config["split_seed"])
-        start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
-        objective = build_objective(config, plan.seed, start)
-        data, _ = training_data_of(objective, config, cache, indices, chosen_device, plan.precision)
-        run = Run(folder)
-        done = saved_step(_saving(run).file)
-        console.say(f"resumed    {folder} " + (f"after step {done:,}" if done else "from its beginning"))
-        run.keep_metrics_until(done)
-        return _train(run, objective, data, plan, chosen_device, opened, cache, indices)
+        prepared = restore(folder, config, device, threads)
+        last_row = train_steps(Run(folder), prepared, stop)
+        save(Run(folder), prepared, last_row)
+    return folder, prepared.source
+
+
+def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolved:
+    """Chooses every default, opens and caches the images, and reports it. Raises UserError."""
+    check_new(settings.out)
+    set_threads(settings.threads)
+    check_settings(
+        settings.method, settings.optimizer, settings.adapt, settings.epochs, settings.minutes
+    )
+    options = options_of(settings.method, {n: getattr(settings, n) for n in settings.METHOD_OPTIONS})
+    device, why_device = choose_device(settings.device)
+    check_compile(settings.compile, device)
+    precision, why_precision = choose_precision(device, settings.precision)
+    init_weights, why_start = find_pretraining_start(
+        settings.init, settings.encoder, settings.method, device
+    )
+    source = open_source(source_of(settings))
+    native = typical_side(source)
+    if init_weights is None:
+        size, why_size = choose_size(settings.size, native, device, many=True)
+    else:
+        size, why_size = choose_pretrained_size(settings.size, native, init_weights.expected, device)
+    cache = cached_images(source, cached_side(size, native))
+    split_seed = settings.seed if split_seed is None else split_seed
+    indices = pretraining_images(source, cache, settings.transductive, split_seed)
+    if len(indices) < FEWEST_IMAGES:
+        raise UserError(
+            f"{settings.source} has {len(indices)} images to learn from, but pretraining needs "
+            f"{FEWEST_IMAGES}.",
+            "add images, which need no labels.",
+        )
+    network, why_encoder = _choose_network(settings, init_weights, size, cache, indices, device)
+    recipe, why_recipe = choose_recipe(min(size, native), cache, indices, settings.flip)
+    weights = "scratch" if init_weights is None else init_weights.what
+    console.say(f"images     {len(indices):,} of {len(source):,} in {settings.source}")
+    _report(
+        start=(weights, why_start),
+        size=(f"{size} px", why_size),
+        encoder=(network["encoder"], why_encoder),
+        method=(settings.method, ", ".join(f"{k} {v}" for k, v in options.items()) or "no options"),
+        device=(device, why_device),
+        precision=(precision, why_precision),
+    )
+    config = {
+        "command": "pretrain",
+        "command_line": command_line(),
+        "source": source.spec,
+        "fingerprint": source.fingerprint,
+        "digest": source.digest(),
+        "images": len(indices),
+        "transductive": settings.transductive,
+        "split_seed": split_seed,
+        "method": settings.method,
+        "options": options,
+        "recipe": asdict(recipe),
+        "samples": settings.save_samples,
+        "size": size,
+        "side": cache.side,
+        **network,
+        "init": weights,
+        "adapt": settings.adapt if init_weights and settings.method == "simclr" else NETWORK,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "minutes": settings.minutes,
+        "arguments": arguments_of(settings),
+    }
+    return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe)
+
+
+def _report(**choices: tuple[object, str]) -> None:
+    """Reports each choice with its reason."""
+    for name, (value, why) in choices.items():
+        console.say(f"{name:<10} {value} ({why})")
+
+
+def _choose_network(
+    settings: PretrainSettings,
+    init_weights: InitWeights | None,
+    size: int,
+    cache: ImageCache,
+    indices: np.ndarray,
+    device: torch.device,
+) -> tuple[dict[str, Any], str]:
+    """Returns the encoder's name and its input normalisation, as config.json has them, and why."""
+    if init_weights is not None:
+        expected = init_weights.expected
+        names = {"encoder": init_weights.encoder, "mean": expected.mean, "std": expected.std}
+        return names, "the network of these weights"
+    method = METHODS[settings.method]
+    name, why = choose_encoder(settings.encoder, size, len(indices), device)
+    mean, std = normalisation(cache, indices, method.input)
+    return {"encoder": method.encoder_name(name), "mean": mean, "std": std}, why
+
+
+def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
+    """Builds what is trained, its data and the plan of steps. Raises UserError."""
+    config, device, cache = resolved.config, resolved.device, resolved.cache
+    start = None
+    if resolved.init_weights is not None:
+        start = Encoder(config["encoder"], config["size"], config["mean"], config["std"])
+        load_init_weights(resolved.init_weights, start)
+    objective = build_objective(config, settings.seed, start)
+    recipe = Recipe(**config["recipe"])
+    views = objective.recipe if isinstance(objective, Method) else recipe
+    colour = f"colour strength {views.jitter}" if views.jitter else "crops and flips, colours unchanged"
+    why = resolved.recipe_reason if views == recipe else "set by the method"
+    console.say(f"views      {colour} ({why})")
+    budget = Budget(settings.epochs, settings.minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
+    data, left = training_data_of(
+        objective, config, cache, resolved.indices, device, resolved.precision, budget
+    )
+    batch, why_batch = choose_batch(settings.batch, len(data), device, objective.large_batches)
+    console.say(f"batch      {batch} ({why_batch})")
+    plan_options = PlanOptions(
+        batch,
+        optimizer_choice(objective, batch, settings.optimizer),
+        settings.lr,
+        settings.seed,
+        resolved.precision,
+        settings.compile,
+    )
+    plan = plan_within(left, objective, data, device, plan_options)
+    config = config | {
+        "viewed": len(data),
+        "plan": asdict(plan),
+        "epochs": plan.steps / plan.steps_per_epoch(len(data)),
+    }
+    return Prepared(
+        config, resolved.source, cache, resolved.indices, device, start, objective, data, plan
+    )
+
+
+def create(run: Run, prepared: Prepared) -> None:
+    """Writes what a new run needs to be resumed."""
+    if prepared.start is not None:  # To measure the drift, too.
+        metadata = encoder_metadata(prepared.config, prepared.start, "", 0)
+        nothing_seen = prepared.cache.digests[:0]
+        save_encoder(run.folder / START, prepared.start, nn.Sequential(), metadata, nothing_seen)
+    run.write_bad_images(prepared.cache.bad)
+    run.write_config(prepared.config)  # Last, because a run with a config can be resumed.
+
+
+def restore(folder: Path, config: dict[str, Any], device: str, threads: int | None) -> Prepared:
+    """Prepares a run again that was interrupted. Raises UserError if its images have changed."""
+    chosen = set_up_as_started(config, device, threads)
+    plan = Plan(**config["plan"])
+    check_compile("on" if plan.compile else "off", chosen)
+    source = open_source(config["source"])
+    check_unchanged(folder, config, source.digest())
+    cache = cached_images(source, config["side"])
+    indices = pretraining_images(source, cache, config["transductive"], config["split_seed"])
+    start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
+    objective = build_objective(config, plan.seed, start)
+    data, _ = training_data_of(objective, config, cache, indices, chosen, plan.precision)
+    done = saved_step(_saving(Run(folder)).file)
+    console.say(f"resumed    {folder} " + (f"after step {done:,}" if done else "from its beginning"))
+    Run(folder).keep_metrics_until(done)
+    return Prepared(config, source, cache, indices, chosen, start, objective, data, plan)
 
 
 def _saving(run: Run) -> Saving:
@@ -270,21 +333,12 @@ def _saving(run: Run) -> Saving:
     return Saving(run.folder / "state", command)
 
 
-def _train(
-    run: Run,
-    objective: Objective,
-    data: TrainingData,
-    plan: Plan,
-    device: torch.device,
-    source: Source,
-    cache: ImageCache,
-    indices: np.ndarray,
-) -> Path:
-    config = read_config(run.folder)
-    saving = _saving(run)
+def train_steps(run: Run, prepared: Prepared, stop: StopRequest | None) -> dict[str, float]:
+    """Takes the steps that are left and returns the last row of the log, {} if none was left."""
+    plan, objective = prepared.plan, prepared.objective
     console.say(
-        f"training   {config['epochs']:.4g} epochs, {plan.steps:,} steps with {plan.optimizer} "
-        f"into {run.folder}"
+        f"training   {prepared.config['epochs']:.4g} epochs, {plan.steps:,} steps with "
+        f"{plan.optimizer} into {run.folder}"
     )
     last: dict[str, float] = {}
     with console.progress_bar("pretrain") as update:
@@ -305,14 +359,21 @@ def _train(
         rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
         train(
             objective,
-            data,
+            prepared.data,
             plan,
-            device,
+            prepared.device,
             log,
-            saving,
-            lr_scale=lambda name: rate if name.startswith("encoder.") else 1.0,
+            _saving(run),
+            lambda name: rate if name.startswith("encoder.") else 1.0,
+            stop,
         )
-    if wrong := collapse(last):
+    return last
+
+
+def save(run: Run, prepared: Prepared, last_row: dict[str, float]) -> None:
+    """Writes the samples and the artifact with its metadata."""
+    objective, device, config = prepared.objective, prepared.device, dict(prepared.config)
+    if wrong := collapse(last_row):
         console.say(
             f"alarm      {wrong}: the features carry little information. Train longer, or with "
             "another --lr."
@@ -320,25 +381,31 @@ def _train(
     if isinstance(objective, Method):
         objective.eval()
         if config["samples"]:
-            write_samples(run.folder / "samples.png", objective, data, plan.seed, device)
+            path = run.folder / "samples.png"
+            write_samples(path, objective, prepared.data, prepared.plan.seed, device)
         if not objective.shows_whole_images and not objective.gentle:
-            estimate_statistics(objective.encoder, data, device)
+            estimate_statistics(objective.encoder, prepared.data, device)
     elif config["samples"]:
         console.say(
             "samples    samples.png is not written: the layer was trained on features, not on images"
         )
-    start = run.folder / START
-    if config["init"] != SCRATCH:
+    cache, indices = prepared.cache, prepared.indices
+    if prepared.start is not None:
         arrays = (cache.pixels, cache.aspects, indices)
-        config["drift"] = report_drift(start, objective.encoder, *arrays, device, plan.precision)
+        start = run.folder / START
+        config["drift"] = report_drift(start, objective.encoder, *arrays, device, prepared.precision)
     neck = neck_width(objective.projector)
     metadata = encoder_metadata(config, objective.encoder, config["method"], neck)
-    artifact = run.folder / "encoder.safetensors"
+    artifact = run.folder / ARTIFACTS["pretrain"]
     sync(run.folder / "metrics.jsonl")  # The metrics must be on the disk before the artifact.
     save_encoder(artifact, objective.encoder, objective.projector, metadata, cache.digests[indices])
-    saving.discard()
+    _saving(run).discard()
     console.say(f"saved      {artifact}")
+
+
+def _say_next(folder: Path, source: Source) -> None:
+    """Reports the command to type after a run."""
+    artifact = folder / ARTIFACTS["pretrain"]
     has_labels = source.is_labelled or any(Path(name).is_dir() for name in LABELLED_FOLDERS)
     hint = "" if has_labels else " LABELLED_FOLDER"
     console.next_command(f"clfew finetune{hint} --labels 1%{from_option(artifact, 'pretrain')}")
-    return run.folder

@@ -34,6 +34,10 @@ _RGB_TO_YIQ = torch.tensor([LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -
 CROP_RATIO = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
 
+_RANDOM_NUMBERS = [2 * _CROP_ATTEMPTS + 2, 1, 1, 1, 6, 1]
+"""Of a view: for the crop (see `crop_boxes`), flip, sigma of the blur, whether to blur, colour (see
+`colour_matrix`), whether to solarise."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -77,29 +81,27 @@ def random_views(
     device = images_NxSxSx3.device
     side = images_NxSxSx3.shape[1]
     numbers = range(first, first + views)
-    uniform = np.concatenate([random.uniform(view, 2 * _CROP_ATTEMPTS + 12) for view in numbers])
+    uniform = np.concatenate([random.uniform(view, sum(_RANDOM_NUMBERS)) for view in numbers])
     random_BxK = to_device(uniform, device)
-    # The columns of `u`: 0 whether to flip, 1 and 2 the blur's sigma and whether to blur, 3 to 8 the
-    # columns of `colour_matrix`, 9 whether to solarise.
-    u_crop, u = random_BxK[:, : 2 * _CROP_ATTEMPTS + 2], random_BxK[:, 2 * _CROP_ATTEMPTS + 2 :]
+    crop, flip, blur_sigma, blurs, colour, solarises = random_BxK.split(_RANDOM_NUMBERS, dim=1)
 
-    box = crop_boxes(u_crop, aspects_N.repeat(views), recipe.crop_area) * side
+    box = crop_boxes(crop, aspects_N.repeat(views), recipe.crop_area) * side
     rows = resampling_matrix(box[:, 1], box[:, 3], side, size)
     columns = resampling_matrix(box[:, 0], box[:, 2], side, size)
     if recipe.flip:
-        columns = torch.where((u[:, 0] < 0.5)[:, None, None], columns.flip(1), columns)
+        columns = torch.where(flip[:, :, None] < 0.5, columns.flip(1), columns)
     if recipe.blur:
-        blur = blur_matrix(0.1 + 1.9 * u[:, 1], size, u[:, 2] < recipe.blur)
+        blur = blur_matrix(0.1 + 1.9 * blur_sigma[:, 0], size, blurs[:, 0] < recipe.blur)
         rows, columns = blur @ rows, blur @ columns
 
     pixels_Nx3xP = resample(images_NxSxSx3, rows, columns, views)
     if recipe.jitter or recipe.grey:
         mean_Nx3 = pixels_Nx3xP.mean(dim=2)
-        matrix_Nx3x4 = colour_matrix(u[:, 3:9], mean_Nx3, recipe.jitter, recipe.grey, recipe.saturation)
+        matrix_Nx3x4 = colour_matrix(colour, mean_Nx3, recipe.jitter, recipe.grey, recipe.saturation)
         pixels_Nx3xP = torch.baddbmm(matrix_Nx3x4[:, :, 3:], matrix_Nx3x4[:, :, :3], pixels_Nx3xP)
     pixels_Nx3xP.clamp_(0, 1)
     if recipe.solarise:
-        pixels_Nx3xP = solarise(pixels_Nx3xP, u[:, 9] < recipe.solarise)
+        pixels_Nx3xP = solarise(pixels_Nx3xP, solarises[:, 0] < recipe.solarise)
     return _as_channels_last(pixels_Nx3xP, size)
 
 

@@ -1,15 +1,15 @@
 """Prepares a distillation, trains the student and compares it with its teacher, for `clfew distill`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from clfew import console
 from clfew.data.augment import Recipe
-from clfew.data.image_cache import ImageCache
 from clfew.data.source import Source
+from clfew.distillation.loss import Distillation
 from clfew.distillation.student import (
     DistillationSetup,
     Verdict,
@@ -19,7 +19,7 @@ from clfew.distillation.student import (
     student_data,
     train_student,
 )
-from clfew.distillation.teacher import Images, Teacher
+from clfew.distillation.teacher import CachedImages, Images, Teacher
 from clfew.finetuning.calibration import believable, fit_temperature
 from clfew.finetuning.fit import Start, Task, pool_logits, predict_cached
 from clfew.finetuning.label_propagation import MAX_IMAGES
@@ -30,7 +30,9 @@ from clfew.models.defaults import choose_batch, choose_recipe
 from clfew.models.features import features_of
 from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import Run
-from clfew.training.budget import Budget, plan_within
+from clfew.settings import DistillSettings
+from clfew.training.batch import TrainingData
+from clfew.training.budget import Budget, PlanOptions, plan_within
 from clfew.training.plan import Plan
 from clfew.training.saving import Trainings
 
@@ -42,45 +44,29 @@ TAUGHT_BY_LAYER = 8_000
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The options of a run, kept in its config.json so that it can be resumed."""
+class Student:
+    """What a student will be: its start, the metadata of its classifier, and the `init` that finds the
+    same start again."""
 
-    source: str | None
-    origin: str
-    student: str
+    start: Start
+    metadata: ArtifactMetadata
     init: str
-    size: int | None
-    epochs: float | None
-    minutes: float | None
-    batch: int | None
-    lr: float | None
-    temperature: float
-    use_labels: bool
-    keep: bool
-    adapt: str
-    seed: int
-    precision: str
 
 
 def build_setup(
-    settings: Settings,
+    settings: DistillSettings,
     teacher: Teacher,
     images: Images,
     base: Start,
-    start: Start,
-    metadata: ArtifactMetadata,
-    cache: ImageCache,
-    pool: np.ndarray,
-    device: torch.device,
-    precision: str,
+    student: Student,
+    cached: CachedImages,
 ) -> DistillationSetup:
-    """Prepares what students are trained with.
-
-    base: what the teacher was fitted from. start: what the student starts from. metadata: of the
-    classifier that the student will be. pool: indices of the images to learn from.
-    """
+    """Prepares what students are trained with. base: what the teacher was fitted from."""
+    start, metadata, cache = student.start, student.metadata, cached.cache
     by_layer = start.is_published and settings.adapt == LAYER
-    pool = bounded(pool, images.labelled, TAUGHT_BY_LAYER if by_layer else MAX_IMAGES)
+    most = TAUGHT_BY_LAYER if by_layer else MAX_IMAGES
+    pool = bounded(cached.pool, images.labelled, most)
+    device, precision = cached.device, cached.precision
     features = None
     if teacher.metadata.mode != "full":
         arrays = (cache.pixels, cache.aspects, pool)
@@ -126,7 +112,7 @@ def _prior(images: Images, metadata: ArtifactMetadata) -> np.ndarray:
 
 
 def teach(
-    settings: Settings,
+    settings: DistillSettings,
     setup: DistillationSetup,
     teacher: Teacher,
     images: Images,
@@ -140,40 +126,12 @@ def teach(
     The budget is for all three students. Returns the student of all labels, the verdict of the
     comparison and the plan of one training.
     """
-    seed = settings.seed
-    task, labelled = setup.task, images.labelled
-    students = 3 if can_compare else 1
+    setup = replace(setup, task=replace(setup.task, trainings=trainings))
+    task, labelled, seed = setup.task, images.labelled, settings.seed
     objective = build_student(setup, soft_targets(setup, teacher.classifier, labelled), seed)
     data = student_data(setup, labelled)
-    resolved_batch, _ = choose_batch(settings.batch, len(data), task.device, setup.views is not None)
-    budget = Budget(
-        settings.epochs,
-        None if settings.minutes is None else settings.minutes / students,
-        DEFAULT_EPOCHS,
-        DEFAULT_MINUTES / students,
-    )
-
-    def decide() -> dict[str, Any]:
-        return asdict(
-            plan_within(
-                budget,
-                objective,
-                data,
-                task.device,
-                batch=resolved_batch,
-                choose_optimizer=lambda _: (
-                    "adamw",
-                    RATE,
-                    DECAY,
-                    "for a student that starts close to its teacher",
-                ),
-                lr=settings.lr,
-                seed=seed,
-                precision=task.precision,
-                compilation="off",
-            )
-        )
-
+    students = 3 if can_compare else 1
+    decide = partial(_plan, settings, setup, objective, data, students)
     plan = Plan(**trainings.remember("plan", decide))
     with console.progress_bar("distill") as update:
 
@@ -190,6 +148,34 @@ def teach(
         pool_logits(student, task, False), believable(verdict.student_hits, verdict.held_out)
     )
     return student, verdict, plan
+
+
+def _plan(
+    settings: DistillSettings,
+    setup: DistillationSetup,
+    objective: Distillation,
+    data: TrainingData,
+    students: int,
+) -> dict[str, Any]:
+    """Returns the plan of one of the trainings, which share the budget, as JSON keeps it."""
+    task = setup.task
+    batch, _ = choose_batch(settings.batch, len(data), task.device, setup.views is not None)
+    budget = Budget(
+        settings.epochs,
+        None if settings.minutes is None else settings.minutes / students,
+        DEFAULT_EPOCHS,
+        DEFAULT_MINUTES / students,
+    )
+    reason = "for a student that starts close to its teacher"
+    options = PlanOptions(
+        batch,
+        lambda _: ("adamw", RATE, DECAY, reason),
+        settings.lr,
+        settings.seed,
+        task.precision,
+        "off",
+    )
+    return asdict(plan_within(budget, objective, data, task.device, options))
 
 
 def result_of(

@@ -190,7 +190,8 @@ def train_student(
         plan,
         setup.task.device,
         log,
-        lr_scale=lambda name: 1.0 if ".head." in name else below_head,
+        setup.task.next_saving(),
+        lambda name: 1.0 if ".head." in name else below_head,
     )
     return objective.student.eval()
 

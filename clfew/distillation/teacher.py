@@ -23,6 +23,7 @@ from clfew.models.init_weights import AUTO, SCRATCH, find_init_weights
 from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.runs.files import unguarded
 from clfew.runs.folders import LABELS, read_config
+from clfew.settings import DistillSettings
 
 SAME = "same"
 """The default of `--student`: the student has the teacher's encoder."""
@@ -161,17 +162,11 @@ def _labels_of_teacher(teacher: Teacher, source: Source) -> tuple[np.ndarray, np
 
 
 def student_start(
-    teacher: Teacher,
-    base: Start,
-    name: str,
-    init: str,
-    size: int | None,
-    source: Source,
-    device: torch.device,
-    seed: int,
+    teacher: Teacher, base: Start, settings: DistillSettings, source: Source, device: torch.device
 ) -> tuple[Start, ArtifactMetadata, str]:
     """Returns the student's start, the metadata of the classifier that it will be, and the `init` that
     finds the same start again when the run is resumed, whatever weights are on the machine by then."""
+    name, init, size = settings.student, settings.init, settings.size
     metadata = teacher.metadata
     if name in (SAME, metadata.encoder) and size in (None, metadata.size) and init == AUTO:
         return base, replace(metadata, mode=DISTILLED, neck=0, dim=base.encoder.dim), init
@@ -187,7 +182,7 @@ def student_start(
             size,
             metadata.flip,
             device,
-            seed,
+            settings.seed,
             metadata.data["finetune"]["split_seed"],
         )
     )
@@ -203,9 +198,21 @@ def student_start(
     return start, student_metadata, init_weights.source if init_weights else SCRATCH
 
 
-def usable(images: Images, cache: ImageCache) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the pool to learn from, without copies of held-out images; and the test images that have
-    labels. Raises UserError if a labelled image cannot be used any more."""
+@dataclass(frozen=True)
+class CachedImages:
+    """The readable images of a distillation. pool: indices of those to learn from. test: of the test
+    images that have labels."""
+
+    cache: ImageCache
+    pool: np.ndarray
+    test: np.ndarray
+    device: torch.device
+    precision: str
+
+
+def usable(images: Images, cache: ImageCache, device: torch.device, precision: str) -> CachedImages:
+    """Returns the pool to learn from, without copies of held-out images, and the test images. Raises
+    UserError if a labelled image cannot be used any more."""
     held_out = np.intersect1d(images.held_out, cache.good)
     # A held-out copy of an image that was trained on tests nothing.
     held_out = held_out[~np.isin(cache.digests[held_out], cache.digests[images.labelled])]
@@ -218,4 +225,4 @@ def usable(images: Images, cache: ImageCache) -> tuple[np.ndarray, np.ndarray]:
             "is it damaged? Fine-tune again, then distill.",
         )
     test = held_out[images.source.labels[held_out] >= 0]
-    return pool, test
+    return CachedImages(cache, pool, test, device, precision)

@@ -23,6 +23,8 @@ from clfew.models.metadata import ArtifactMetadata
 from clfew.training.batch import Batch, TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan
+from clfew.training.saving import Saving, Trainings
+from clfew.training.signals import StopRequest
 
 FROZEN_STATISTICS_BELOW = 10
 """With fewer labels per class than this, BatchNorm keeps its statistics: a few images give poor ones."""
@@ -63,7 +65,8 @@ class Task:
     pixels, aspects: the arrays of an image cache. pool: indices of the images outside the test split,
     labelled or not. labels: int64, the class of each image in the cache, -1 where unknown. classes: the
     number of classes. features: float32, one row for each image of `pool` and then one for each further
-    unlabelled image; None where the mode does not use features.
+    unlabelled image; None where the mode does not use features. trainings: where trainings on these
+    images save their states; None where none is saved. stop: of the command, if it trains several times.
     """
 
     pixels: np.ndarray
@@ -74,6 +77,12 @@ class Task:
     features: np.ndarray | None
     device: torch.device
     precision: str
+    trainings: Trainings | None = None
+    stop: StopRequest | None = None
+
+    def next_saving(self) -> Saving | None:
+        """Returns where the training that starts now saves its state."""
+        return None if self.trainings is None else self.trainings.next()
 
     @cached_property
     def graph(self) -> Any:
@@ -199,7 +208,9 @@ def fit_full(
         plan,
         task.device,
         log,
-        lr_scale=lambda name: 1.0 if ".head." in name else below_head,
+        task.next_saving(),
+        lambda name: 1.0 if ".head." in name else below_head,
+        task.stop,
     )
     epochs = plan.steps / plan.steps_per_epoch(len(labelled))
     used = {

@@ -1,6 +1,6 @@
 """Fits a classifier to each label sample: chooses its start and mode, fits, calibrates and tests it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,62 +21,96 @@ from clfew.runs.folders import Run
 from clfew.training.saving import Trainings
 
 
-def fit_label_samples(
-    candidates: list[tuple[Start, Task]],
-    source: Source,
-    label_samples: list[np.ndarray],
-    test: np.ndarray,
-    mode: str,
-    seed: int,
-    settings: FullSettings,
-    run: Run,
-    trainings: Trainings,
-) -> tuple[list[dict[str, Any]], tuple[Start, Classifier, dict[str, Any], np.ndarray]]:
-    """Fits a classifier to each label sample.
+@dataclass(frozen=True)
+class SampleFitting:
+    """What classifiers are fitted with, whatever the label sample.
 
-    candidates: the starts to choose from, each with its task. label_samples: the indices of the labelled
-    images, for each sample. test: indices of the test images. Returns a row of results for each sample;
-    and, of the first one, the start, the classifier, the decisions and the indices of the labelled
-    images.
+    candidates: the starts to choose from, each with its task. test: indices of the test images. mode:
+    "auto" or one of MODES. run: the run whose log and files are written for the first sample.
     """
-    kept: list[tuple[Start, Classifier, dict[str, Any], np.ndarray]] = []
 
-    def row_of(number: int, labelled: np.ndarray) -> dict[str, Any]:
-        log = run.log if number == 0 else lambda row: None
-        start, task, decision = _decide(candidates, mode, labelled, seed + number, settings)
-        classifier, extra = fit(start, task, labelled, decision.mode, seed + number, settings, log)
-        decided = decision.as_row() | extra
-        if number == 0:  # This classifier is kept. Its accuracy does not change with the temperature.
-            arguments = (start, task, labelled, seed, settings)
-            decided["temperature"] = _calibrate(classifier, decision, *arguments)
-            kept.append((start, classifier, decided, labelled))
-            if decision.mode == "propagate":
-                _write_pool_labels(run, source, task, labelled)
-        accuracy = None
-        if len(test):
-            logits = _test_logits(classifier, start, task, decision.mode, test)
-            accuracy = float((logits.argmax(1) == source.labels[test]).mean())
-        return {"seed": seed + number, "labels": len(labelled), "accuracy": accuracy, **decided}
+    candidates: list[tuple[Start, Task]]
+    source: Source
+    test: np.ndarray
+    mode: str
+    seed: int
+    settings: FullSettings
+    run: Run
 
-    results = []
+
+@dataclass(frozen=True)
+class Fitted:
+    """A classifier with the start and the decisions that it comes from, and the indices of the labelled
+    images."""
+
+    start: Start
+    classifier: Classifier
+    decided: dict[str, Any]
+    labelled: np.ndarray
+
+
+def fit_label_samples(
+    fitting: SampleFitting, label_samples: list[np.ndarray], trainings: Trainings
+) -> tuple[list[dict[str, Any]], Fitted]:
+    """Fits a classifier to each label sample: the indices of its labelled images.
+
+    Returns a row of results for each sample, and what was fitted to the first one.
+    """
     with console.progress_bar("finetune") as update:
-        for number, labelled in enumerate(label_samples):
+
+        def report(number: int) -> None:
             update(number, len(label_samples), f"label sample {number + 1} of {len(label_samples)}")
-            row = partial(row_of, number, labelled)
-            # The first sample is fitted on resume too, as its classifier is returned. Of the others only
-            # the row is needed, which a resumed run has kept.
-            results.append(trainings.once(f"draw-{number + 1}", row) if number else row())
+
+        report(0)
+        # The first sample is fitted on resume too, as its classifier is returned. Of the others only the
+        # row is needed, which a resumed run has kept.
+        first_row, first = _fit_first(fitting, label_samples[0])
+        rows = [first_row]
+        for number, labelled in enumerate(label_samples[1:], start=1):
+            report(number)
+            row = partial(_row_of_sample, fitting, number, labelled)
+            rows.append(trainings.once(f"draw-{number + 1}", row))
         update(len(label_samples), len(label_samples))
-    return results, kept[0]
+    return rows, first
 
 
-def _decide(
-    candidates: list[tuple[Start, Task]],
-    mode: str,
-    labelled: np.ndarray,
-    seed: int,
-    settings: FullSettings,
-) -> tuple[Start, Task, Decision]:
+def _fit_first(fitting: SampleFitting, labelled: np.ndarray) -> tuple[dict[str, Any], Fitted]:
+    """Fits the classifier that is kept, calibrates it, and writes what belongs to it."""
+    start, task, decision = _decide(fitting, labelled, fitting.seed)
+    classifier, extra = fit(
+        start, task, labelled, decision.mode, fitting.seed, fitting.settings, fitting.run.log
+    )
+    decided = decision.as_row() | extra
+    decided["temperature"] = _calibrate(classifier, decision, start, task, labelled, fitting)
+    if decision.mode == "propagate":
+        _write_pool_labels(fitting.run, fitting.source, task, labelled)
+    # Its accuracy does not change with the temperature.
+    accuracy = _accuracy(fitting, classifier, start, task, decision.mode)
+    row = {"seed": fitting.seed, "labels": len(labelled), "accuracy": accuracy, **decided}
+    return row, Fitted(start, classifier, decided, labelled)
+
+
+def _row_of_sample(fitting: SampleFitting, number: int, labelled: np.ndarray) -> dict[str, Any]:
+    """Fits a classifier of which only the results are kept."""
+    seed = fitting.seed + number
+    start, task, decision = _decide(fitting, labelled, seed)
+    classifier, extra = fit(start, task, labelled, decision.mode, seed, fitting.settings)
+    accuracy = _accuracy(fitting, classifier, start, task, decision.mode)
+    decided = decision.as_row() | extra
+    return {"seed": seed, "labels": len(labelled), "accuracy": accuracy, **decided}
+
+
+def _accuracy(
+    fitting: SampleFitting, classifier: Classifier, start: Start, task: Task, mode: str
+) -> float | None:
+    """Returns the accuracy on the test images, None without any."""
+    if not len(fitting.test):
+        return None
+    logits = _test_logits(classifier, start, task, mode, fitting.test)
+    return float((logits.argmax(1) == fitting.source.labels[fitting.test]).mean())
+
+
+def _decide(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Start, Task, Decision]:
     """Chooses the mode for a label sample, and the start.
 
     The start is the pretrained encoder, unless the weights that its pretraining started from are clearly
@@ -84,7 +118,8 @@ def _decide(
     unless its drift raised the alarm.
     """
     decisions = [
-        (start, task, decide(mode, start, task, labelled, seed, settings)) for start, task in candidates
+        (start, task, decide(fitting.mode, start, task, labelled, seed, fitting.settings))
+        for start, task in fitting.candidates
     ]
     first = decisions[0]
     if len(decisions) == 1:
@@ -124,15 +159,14 @@ def _calibrate(
     start: Start,
     task: Task,
     labelled: np.ndarray,
-    seed: int,
-    settings: FullSettings,
+    fitting: SampleFitting,
 ) -> float:
     """Sets the temperature so that the mean confidence matches the cross-validated accuracy.
 
     Returns the temperature; it stays 1 where some class has one label and cross-validation is not
     possible.
     """
-    expected = held_out_accuracy(decision, start, task, labelled, seed, settings)
+    expected = held_out_accuracy(decision, start, task, labelled, fitting.seed, fitting.settings)
     if expected is not None:
         logits = pool_logits(classifier, task, decision.mode != "full")
         classifier.temperature = fit_temperature(logits, expected)

@@ -118,25 +118,29 @@ def restore_start_spec(row: dict[str, Any], device: torch.device) -> StartSpec:
     return StartSpec(artifact, find_init_weights(source, encoder, device)[0], row["is_scratch"])
 
 
+@dataclass(frozen=True)
+class Network:
+    """Which network is asked for, where the start leaves it open.
+
+    encoder, size: "auto" and None for those of the start. flip: None for that of the start. stage: the
+    stage of the network whose feature maps are averaged to features, counted from 1; 0 for the encoder's
+    own features. seed: of random weights.
+    """
+
+    encoder: str
+    size: int | None
+    flip: bool | None = None
+    stage: int = 0
+    seed: int = 0
+
+
 def open_start(
-    spec: StartSpec,
-    source: Source,
-    encoder: str,
-    size: int | None,
-    flip: bool | None,
-    device: torch.device,
-    seed: int,
-    compare: bool,
-    stage: int = 0,
+    spec: StartSpec, source: Source, network: Network, device: torch.device, compare: bool
 ) -> list[Start]:
     """Loads the start and, if `compare` is set, also the weights that its pretraining started from,
-    where these were kept.
-
-    stage: the stage of the network whose feature maps are averaged to features, counted from 1; 0 for
-    the encoder's own features.
-    """
-    starts = _open_starts(spec, source, encoder, size, flip, device, seed, compare)
-    return [_read_at(start, stage) for start in starts] if stage else starts
+    where these were kept."""
+    starts = _open_starts(spec, source, network, device, compare)
+    return [_read_at(start, network.stage) for start in starts] if network.stage else starts
 
 
 def _read_at(start: Start, stage: int) -> Start:
@@ -147,17 +151,12 @@ def _read_at(start: Start, stage: int) -> Start:
 
 
 def _open_starts(
-    spec: StartSpec,
-    source: Source,
-    encoder: str,
-    size: int | None,
-    flip: bool | None,
-    device: torch.device,
-    seed: int,
-    compare: bool,
+    spec: StartSpec, source: Source, network: Network, device: torch.device, compare: bool
 ) -> list[Start]:
+    size, flip = network.size, network.flip
     if spec.is_scratch:
         metadata = read_metadata(spec.artifact)[0] if spec.artifact else None
+        encoder, seed = network.encoder, network.seed
         return [start_from_scratch(source, metadata, encoder, size, flip, device, seed)]
     if spec.init_weights is not None:
         return [start_from_weights(source, spec.init_weights, size, flip, device)]

@@ -102,9 +102,7 @@ class Adapter(nn.Module):
         with console.progress_bar("views") as update:
             features = view_features(
                 self.encoder,
-                cache.pixels,
-                cache.aspects,
-                order[: count or MOST_IMAGES],
+                TrainingData(cache.pixels, cache.aspects, order[: count or MOST_IMAGES]),
                 recipe,
                 seed,
                 device,
@@ -136,9 +134,7 @@ class Adapter(nn.Module):
 @torch.no_grad()
 def view_features(
     encoder: Encoder,
-    pixels: np.ndarray,
-    aspects: np.ndarray,
-    indices: np.ndarray,
+    data: TrainingData,
     recipe: Recipe,
     seed: int,
     device: torch.device,
@@ -146,15 +142,15 @@ def view_features(
     seconds: float | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
-    """Computes the features, without any adapter, of V random views of the images `indices` of an image
-    cache: float16, (N, V, D).
+    """Computes the features, without any adapter, of V random views of images: float16, (N, V, D).
 
-    seconds: when to stop. The result then holds only the first images of `indices`, each with all of its
+    seconds: when to stop. The result then holds only the first images of the data, each with all of its
     views.
     """
     keep_freed_memory(device)
     backbone = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    step, read, parts = batch_size(encoder.size, device) // VIEWS, RowReader(pixels), []
+    step, read, parts = batch_size(encoder.size, device) // VIEWS, RowReader(data.pixels), []
+    indices, aspects = data.indices, data.aspects
     started = time.monotonic()
     for start in range(0, len(indices), max(1, step)):
         progress(start, len(indices))
@@ -188,7 +184,9 @@ def views_to_teach_with(
         arrays = (cache.pixels, cache.aspects, rows)
         plain = apply_to_cache(backbone, encoder.size, *arrays, device, precision)
         with console.progress_bar("views") as update:
-            random = view_features(backbone, *arrays, recipe, seed, device, precision, None, update)
+            random = view_features(
+                backbone, TrainingData(*arrays), recipe, seed, device, precision, None, update
+            )
         return np.concatenate([plain[:, None].astype(np.float16), random], axis=1)
 
     return remembered(backbone, cache.pixels, pool, compute, "views", recipe, seed, device, precision)

@@ -1,6 +1,7 @@
 """From the options of a pretraining run to the network, the training data and the number of steps."""
 
 import inspect
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -22,7 +23,7 @@ from clfew.models.encoder import RGB, Encoder, freeze_first
 from clfew.models.init_weights import InitWeights, find_init_weights
 from clfew.models.metadata import ArtifactMetadata
 from clfew.training.batch import TrainingData
-from clfew.training.budget import Budget, plan_within
+from clfew.training.budget import Budget
 from clfew.training.optim import (
     KEPT_FRACTION,
     OPTIMIZERS,
@@ -30,7 +31,6 @@ from clfew.training.optim import (
     choose_pretraining,
     gentle_pretraining,
 )
-from clfew.training.plan import Plan
 from clfew.version import __version__
 
 DEFAULT_EPOCHS = 100.0
@@ -149,16 +149,10 @@ def estimate_statistics(
     encoder.eval()
 
 
-def pretraining_plan(
-    objective: Objective,
-    data: TrainingData,
-    device: torch.device,
-    budget: Budget,
-    *,
-    batch: int,
-    optimizer: str,
-    **settings: Any,
-) -> Plan:
+def optimizer_choice(
+    objective: Objective, batch: int, optimizer: str
+) -> Callable[[int], OptimizerChoice]:
+    """Returns the function that chooses the optimizer for a number of steps (see `PlanOptions`)."""
     size = sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
 
     def choose(steps: int) -> OptimizerChoice:
@@ -170,7 +164,7 @@ def pretraining_plan(
             return "adamw", objective.learning_rate, 1e-4, "stable for this method"
         return choose_pretraining(batch, steps, size, optimizer)
 
-    return plan_within(budget, objective, data, device, batch=batch, choose_optimizer=choose, **settings)
+    return choose
 
 
 def pretraining_images(source: Source, cache: ImageCache, transductive: bool, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import safetensors
 
@@ -80,39 +80,50 @@ def _problem(metadata: dict[str, Any]) -> str:
     """Returns what is wrong with metadata read from a file, "" if nothing is."""
     if metadata.get("format_version") != FORMAT_VERSION:
         return f"its format version is {metadata.get('format_version')!r}, not {FORMAT_VERSION}"
-    kinds: dict[str, type] = {
-        "kind": str,
-        "encoder": str,
-        "size": int,
-        "side": int,
-        "mean": list,
-        "std": list,
-        "dim": int,
-        "method": str,
-        "flip": bool,
-        "clfew_version": str,
-        "neck": int,
-        "classes": list,
-        "mode": str,
-        "temperature": float,
-        "adapter": int,
-        "sees": str,
-        "stage": int,
-        "training": dict,
-        "data": dict,
-        "format_version": int,
-    }
+    hints = get_type_hints(ArtifactMetadata)
+    kinds: dict[str, type] = {name: get_origin(hint) or hint for name, hint in hints.items()}
     if set(metadata) != set(kinds):
         return f"it lacks fields or has unknown ones: {', '.join(sorted(set(metadata) ^ set(kinds)))}"
     for name, kind in kinds.items():
         if type(metadata[name]) is not kind:
             return f"its field {name} is not of the type {kind.__name__}"
+    for name in ("training", "data"):
+        if not all(type(step) is dict for step in metadata[name].values()):
+            return f"its field {name} does not hold an object for each step"
+    for problem in (
+        _input_problem(metadata),
+        _classes_problem(metadata),
+        _training_problem(metadata["training"]),
+        _data_problem(metadata),
+    ):
+        if problem:
+            return problem
+    return ""
+
+
+def _input_problem(metadata: dict[str, Any]) -> str:
+    """Returns what is wrong with what the network's input and features are, "" if nothing is."""
     for name in ("mean", "std"):
         values = metadata[name]
         if len(values) != 3 or not all(type(v) in (int, float) and abs(v) < 1e6 for v in values):
             return f"its field {name} is not three numbers"
     if min(metadata["std"]) < 1e-6:
         return "its field std is not positive"
+    if not (4 <= metadata["size"] <= 1024 and 4 <= metadata["side"] <= 8192):
+        return "its image size is out of range"
+    if not (
+        1 <= metadata["dim"] <= 2**20
+        and 0 <= metadata["neck"] <= 2**20
+        and 0 <= metadata["adapter"] <= 2**20
+    ):
+        return "its number of features is out of range"
+    if metadata["sees"] not in INPUTS or not 0 <= metadata["stage"] <= 64:
+        return f"its field sees is {metadata['sees']!r} and its stage {metadata['stage']}"
+    return ""
+
+
+def _classes_problem(metadata: dict[str, Any]) -> str:
+    """Returns what is wrong with the kind, the mode and the classes, "" if nothing is."""
     if not all(type(name) is str for name in metadata["classes"]):
         return "its classes are not all names"
     if len(set(metadata["classes"])) != len(metadata["classes"]):
@@ -128,19 +139,12 @@ def _problem(metadata: dict[str, Any]) -> str:
         )
     if not 0 < metadata["temperature"] < math.inf:
         return "its temperature is not a positive number"
-    if not (4 <= metadata["size"] <= 1024 and 4 <= metadata["side"] <= 8192):
-        return "its image size is out of range"
-    if not (
-        1 <= metadata["dim"] <= 2**20
-        and 0 <= metadata["neck"] <= 2**20
-        and 0 <= metadata["adapter"] <= 2**20
-    ):
-        return "its number of features is out of range"
-    for name in ("training", "data"):
-        if not all(type(step) is dict for step in metadata[name].values()):
-            return f"its field {name} does not hold an object for each step"
-    if problem := _training_problem(metadata["training"]):
-        return problem
+    return ""
+
+
+def _data_problem(metadata: dict[str, Any]) -> str:
+    """Returns what is wrong with the data of a step, "" if nothing is."""
+    is_classifier = metadata["kind"] == "classifier"
     needed = ["finetune"] * is_classifier + ["pretrain"] * ("pretrain" in metadata["data"])
     for step in needed:
         step_data = metadata["data"].get(step, {})
@@ -148,8 +152,6 @@ def _problem(metadata: dict[str, Any]) -> str:
             key for key, kinds in _DATA_FIELDS[step].items() if type(step_data.get(key)) not in kinds
         ]:
             return f"its field data lacks a valid {wrong[0]} for {step}"
-    if metadata["sees"] not in INPUTS or not 0 <= metadata["stage"] <= 64:
-        return f"its field sees is {metadata['sees']!r} and its stage {metadata['stage']}"
     return ""
 
 

@@ -115,11 +115,14 @@ def csv_line(row: Sequence[Any]) -> str:
     return buffer.getvalue()
 
 
-# The position before a formula: at the start of a cell, or after a semicolon or tab, at which some
-# spreadsheets divide rows too; then come any apostrophes and one of = + - @ tab CR LF. `_UNGUARDED`
-# matches this position, `_GUARDED` an apostrophe in it.
-_BEFORE_FORMULA = r"(?<![^;\t])", r"(?='*[=+\-@\t\r\n])"
-_UNGUARDED, _GUARDED = (re.compile(mark.join(_BEFORE_FORMULA)) for mark in ("", "'"))
+# A part of a cell begins where the cell does, and after a semicolon or tab, at which some spreadsheets
+# divide rows too. Apostrophes before one of = + - @ tab CR LF keep it from being a formula.
+_BEGIN = r"(?<![^;\t])"
+_FORMULA = r"(?='*[=+\-@\t\r\n])"
+_UNGUARDED = re.compile(_BEGIN + _FORMULA)
+"""The position where an apostrophe is added."""
+_GUARDED = re.compile(_BEGIN + "'" + _FORMULA)
+"""The apostrophe that was added."""
 
 
 def guarded(cell: str) -> str:

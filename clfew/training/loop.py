@@ -23,7 +23,7 @@ from clfew.training.device import keep_freed_memory
 from clfew.training.guard import Kept, NotFinite, diverged, require_finite
 from clfew.training.optim import build_optimizer, learning_rate, parameter_groups
 from clfew.training.plan import Plan
-from clfew.training.saving import DIVERGED, Saving, next_saving
+from clfew.training.saving import DIVERGED, Saving
 from clfew.training.signals import StopRequest
 from clfew.training.state import load_state, save_state
 
@@ -48,19 +48,20 @@ def train(
     log: Callable[[dict[str, float]], None] = lambda row: None,
     saving: Saving | None = None,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
+    stop: StopRequest | None = None,
 ) -> None:
     """Trains `objective` in place for `plan.steps` steps.
 
     `log` is called with a row (step, epoch, loss, lr, images_per_second, data_wait, seconds, and the
-    tensors that the objective logs) about once a second and at the end. If `saving` is given, or the
-    command can be resumed (see `saving.resumable`), training resumes from a state that was saved there.
-    The state is then saved every two minutes, and SIGINT or SIGTERM saves it and raises Stopped.
-    `lr_scale` maps a parameter's name to a factor on its learning rate. Raises UserError if the loss or
-    the gradient is not finite, before that step is taken, and if the batch does not fit into memory.
+    tensors that the objective logs) about once a second and at the end. If `saving` is given, training
+    resumes from a state that was saved there, and the state is saved every two minutes. SIGINT or
+    SIGTERM saves it and raises Stopped; so does a signal that `stop`, of a command that trains several
+    times, has recorded. `lr_scale` maps a parameter's name to a factor on its learning rate. Raises
+    UserError if the loss or the gradient is not finite, before that step is taken, and if the batch does
+    not fit into memory.
     """
-    saving = saving or next_saving()
     try:
-        _train(objective, data, plan, device, log, saving, lr_scale)
+        _train(objective, data, plan, device, log, saving, lr_scale, stop)
         return
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -77,6 +78,7 @@ def _train(
     log: Callable[[dict[str, float]], None],
     saving: Saving | None,
     lr_scale: Callable[[str], float],
+    outer_stop: StopRequest | None,
 ) -> None:
     _prepare(objective, device)
     groups = parameter_groups(objective, plan.weight_decay, lr_scale)
@@ -89,7 +91,7 @@ def _train(
     kept = Kept(objective)
     started = saved = time.monotonic()
     with (
-        StopRequest() as stop,
+        contextlib.nullcontext(outer_stop) if outer_stop else StopRequest() as stop,
         compiled(objective, plan.compile),
         Batches(data, plan, device, done) as batches,
     ):

@@ -9,7 +9,6 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -89,15 +88,6 @@ class Trainings:
         return self.folder.exists() and any(self.folder.iterdir())
 
 
-_CURRENT: ContextVar[Trainings | None] = ContextVar("trainings", default=None)
-
-
-def next_saving() -> Saving | None:
-    """Returns where the training that starts now saves its state, or None outside `resumable`."""
-    trainings = _CURRENT.get()
-    return None if trainings is None else trainings.next()
-
-
 @contextlib.contextmanager
 def stoppable(resume_command: str) -> Iterator[None]:
     """Inside this context, SIGINT or SIGTERM raises Stopped with the command that resumes, whatever is
@@ -122,7 +112,6 @@ def resumable(run: Run, resume_command: str, is_new: bool) -> Iterator[Trainings
     written all its files has no effect.
     """
     trainings = Trainings(run.folder / "state", resume_command)
-    token = _CURRENT.set(trainings)
     try:
         with stoppable(resume_command):
             yield trainings
@@ -134,6 +123,4 @@ def resumable(run: Run, resume_command: str, is_new: bool) -> Iterator[Trainings
             if isinstance(error, Stopped):
                 raise Stopped(error.signal, resume_command if is_kept else "") from None
             raise
-    finally:
-        _CURRENT.reset(token)
     shutil.rmtree(trainings.folder, ignore_errors=True)

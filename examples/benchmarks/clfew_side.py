@@ -59,7 +59,7 @@ def main():
         size=options.size,
         batch=options.batch,
         epochs=1000,
-        compilation="off",
+        compile="off",
         transductive=True,
         init="scratch",
         out=Path(folder) / "run",

@@ -120,9 +120,11 @@ def test_pretrained_weights_adapt(clfew, folder, tmp_path, precision):
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_is_fitted_and_tested_in_bf16(clfew, folder, mode):
     finetune(clfew, folder, mode, "bf16", f"bf16-{mode}", "--repeat", 2)
-    for run in (f"bf16-{mode}", f"classifier-{mode}"):
+    for classifier in (f"bf16-{mode}", f"classifier-{mode}"):
         done = run(
-            clfew, folder, f"eval images --from {run} --precision bf16 --format json --out tested-{run}"
+            clfew,
+            folder,
+            f"eval images --from {classifier} --precision bf16 --format json --out tested-{classifier}",
         )
         assert 0 <= json.loads(done.stdout)["accuracy"] <= 1
 

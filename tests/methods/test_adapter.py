@@ -161,9 +161,9 @@ def test_view_features_are_backbone_features_of_random_views(pixels):
     images, _ = pixels(10)
     encoder, indices = encoder_of(), np.array([7, 2, 5])
     aspects = np.ones(10, np.float32)
-    found = view_features(encoder, images, aspects, indices, RECIPE, 0, CPU, "fp32")
+    found = view_features(encoder, TrainingData(images, aspects, indices), RECIPE, 0, CPU, "fp32")
     assert found.shape == (3, VIEWS, 32) and found.dtype == np.float16
-    again = view_features(encoder, images, aspects, indices[:2], RECIPE, 0, CPU, "fp32")
+    again = view_features(encoder, TrainingData(images, aspects, indices[:2]), RECIPE, 0, CPU, "fp32")
     np.testing.assert_array_equal(found[:2], again)  # An image's views depend on the image alone.
     assert np.abs(found[:, 0] - found[:, 1]).max() > 0.01
     assert not encoder.training
@@ -172,7 +172,8 @@ def test_view_features_are_backbone_features_of_random_views(pixels):
 def test_when_time_is_up_only_the_first_images_have_features(pixels, monkeypatch):
     images, _ = pixels(200)
     monkeypatch.setattr("clfew.methods.adapter.batch_size", lambda size, device: 4 * VIEWS)
-    arguments = (encoder_of(), images, np.ones(200, np.float32), np.arange(200), RECIPE, 0, CPU, "fp32")
+    data = TrainingData(images, np.ones(200, np.float32), np.arange(200))
+    arguments = (encoder_of(), data, RECIPE, 0, CPU, "fp32")
     assert len(view_features(*arguments, seconds=0.0)) == 4
     assert len(view_features(*arguments, seconds=None)) == 200
 

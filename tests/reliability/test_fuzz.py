@@ -172,12 +172,14 @@ def test_schedules(timed):
                 torch.nn.Identity(),
                 data,
                 CPU,
-                batch=batch,
-                lr=None,
-                seed=0,
-                precision="fp32",
-                choose_optimizer=lambda steps: choose_pretraining(batch, steps, parameters),
-                compilation="off",
+                budget.PlanOptions(
+                    batch,
+                    lambda steps: choose_pretraining(batch, steps, parameters),
+                    None,
+                    0,
+                    "fp32",
+                    "off",
+                ),
             )
         except UserError:
             steps = None if epochs is None else epochs * max(1, images // batch)

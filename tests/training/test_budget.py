@@ -7,7 +7,7 @@ from torch import nn
 
 from clfew.errors import UsageError
 from clfew.training.batch import TrainingData
-from clfew.training.budget import Budget, plan_within
+from clfew.training.budget import Budget, PlanOptions, plan_within
 from clfew.training.optim import gentle_pretraining
 
 DATA = TrainingData(np.empty(0), np.empty(0), np.arange(100))
@@ -19,12 +19,7 @@ def plan(epochs=None, minutes=None):
         nn.Identity(),
         DATA,
         torch.device("cpu"),
-        batch=10,
-        choose_optimizer=lambda steps: gentle_pretraining(),
-        lr=None,
-        seed=0,
-        precision="fp32",
-        compilation="off",
+        PlanOptions(10, lambda steps: gentle_pretraining(), None, 0, "fp32", "off"),
     )
 
 

@@ -17,6 +17,7 @@ from clfew.training.batch import TrainingData
 from clfew.training.loop import seconds_per_step, train
 from clfew.training.plan import Plan
 from clfew.training.saving import Saving
+from clfew.training.signals import StopRequest
 
 CPU = torch.device("cpu")
 
@@ -140,6 +141,25 @@ def test_without_saving_a_stop_during_the_last_step_finishes_the_run(data):
     rows = []
     train(Recorder(), data, plan(), CPU, stop_at(12, rows))
     assert rows[-1]["step"] == 12
+
+
+def test_a_signal_before_a_training_of_a_command_stops_it_at_the_first_step(data, tmp_path):
+    rows = []
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped) as stopped:
+            train(objective(), data, plan(), CPU, rows.append, stop=stop)
+    assert stopped.value.signal == signal.SIGINT and [row["step"] for row in rows] == [1]
+
+
+def test_a_signal_in_the_last_step_of_a_training_is_known_to_its_command(data):
+    def interrupt(row):
+        if row["step"] == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with StopRequest() as stop:
+        train(objective(), data, plan(3), CPU, interrupt, stop=stop)
+        assert stop.signal == signal.SIGTERM
 
 
 def test_a_damaged_state_is_a_user_error(data, tmp_path):

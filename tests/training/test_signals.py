@@ -1,21 +1,24 @@
+import os
 import signal
 
 from clfew.training.signals import StopRequest
 
 
-def test_a_signal_inside_is_passed_on_to_the_outer_request():
-    with StopRequest() as outer:
-        with StopRequest() as first:
+def test_the_first_signal_is_recorded_and_handlers_are_as_before():
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert stop.signal == 0
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+    assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
+
+
+def test_the_second_signal_ends_the_process_at_once():
+    child = os.fork()
+    if child == 0:
+        with StopRequest():
+            signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
-            assert first.signal == signal.SIGTERM
-        assert outer.signal == signal.SIGTERM
-        with StopRequest() as second:  # It starts with the signal: its first step is its last.
-            assert second.signal == signal.SIGTERM
-
-
-def test_an_earlier_signal_is_known_inside():
-    with StopRequest() as outer:
-        signal.raise_signal(signal.SIGINT)
-        assert outer.signal == signal.SIGINT
-        with StopRequest() as inner:
-            assert inner.signal == signal.SIGINT
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGTERM

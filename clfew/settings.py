@@ -1,0 +1,294 @@
+"""The settings of each command: one class a command, read by everything that needs them.
+
+Its fields are the options on the command line (`takes`), the keywords of the Python function
+(`function_of`), and what config.json keeps to compare with on resume (`arguments_of`).
+"""
+
+import inspect
+import shlex
+from collections.abc import Callable
+from dataclasses import KW_ONLY, asdict, dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Any, ClassVar, ParamSpec, TypeVar, get_type_hints
+
+import typer
+
+from clfew import options as opt
+from clfew.errors import UsageError
+from clfew.runs.folders import read_config
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """The settings of `pretrain`. epochs, minutes: the budget, one of them or neither."""
+
+    source: opt.Source = None
+    _: KW_ONLY
+    method: opt.Method = "simclr"
+    encoder: opt.Encoder = "auto"
+    init: opt.Init = "auto"
+    size: opt.Size = None
+    epochs: opt.Epochs = None
+    minutes: opt.Minutes = None
+    batch: opt.Batch = None
+    optimizer: opt.Optimizer = "auto"
+    lr: opt.Rate = None
+    temperature: opt.Temperature = None
+    loss: opt.Loss = None
+    corruption: opt.Corruption = None
+    stacked: opt.Stacked = None
+    mask: opt.Mask = None
+    adversarial: opt.Adversarial = None
+    flip: opt.Flip = True
+    transductive: opt.Transductive = False
+    adapt: opt.Adapt = "layer"
+    save_samples: opt.SaveSamples = False
+    seed: opt.Seed = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    compile: opt.Compile = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+    METHOD_OPTIONS: ClassVar = ("temperature", "loss", "corruption", "stacked", "mask", "adversarial")
+    """The fields that belong to a method, None for its default."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """The settings of `finetune`."""
+
+    source: opt.Labelled = None
+    _: KW_ONLY
+    labels: opt.Labels = None
+    origin: opt.From = None
+    init: opt.Init = "auto"
+    mode: opt.Mode = "auto"
+    stage: opt.Stage = 0
+    repeat: opt.Repeat = 1
+    encoder: opt.Encoder = "auto"
+    size: opt.Size = None
+    epochs: opt.Epochs = None
+    batch: opt.Batch = None
+    lr: opt.Rate = None
+    flip: opt.SameFlip = None
+    seed: opt.Seed = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """The settings of `distill`. epochs, minutes: the budget, one of them or neither."""
+
+    source: opt.Unlabelled = None
+    _: KW_ONLY
+    origin: opt.From = None
+    student: opt.Student = "same"
+    init: opt.Init = "auto"
+    size: opt.Size = None
+    epochs: opt.Epochs = None
+    minutes: opt.Minutes = None
+    batch: opt.Batch = None
+    lr: opt.Rate = None
+    temperature: opt.Softness = 1.0
+    use_labels: opt.UseLabels = True
+    keep: opt.Keep = False
+    adapt: opt.Adapt = "layer"
+    seed: opt.Seed = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """The settings of `eval`."""
+
+    source: opt.Tested = None
+    _: KW_ONLY
+    origin: opt.From = None
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """The settings of `predict`."""
+
+    images: opt.Images
+    origin: opt.From = None
+    _: KW_ONLY
+    top: opt.Top = 3
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """The settings of `embed`."""
+
+    source: opt.Embedded
+    _: KW_ONLY
+    origin: opt.From = None
+    init: opt.Init = "auto"
+    encoder: opt.Encoder = "auto"
+    size: opt.Size = None
+    stage: opt.Stage = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """The settings of `compare`. epochs, minutes: the budget of each method, one of them or neither."""
+
+    source: opt.Source = None
+    _: KW_ONLY
+    methods: opt.Methods = "all"
+    labels: opt.Budgets = "1%,5%,10%"
+    draws: opt.Draws = 5
+    seeds: opt.Seeds = 1
+    minutes: opt.MinutesEach = None
+    epochs: opt.EpochsEach = None
+    encoder: opt.Encoder = "auto"
+    size: opt.Size = None
+    mode: opt.CompareMode = "linear"
+    flip: opt.Flip = True
+    seed: opt.Seed = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+S = TypeVar("S")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+def function_of(settings: Callable[P, S], run: Callable[[S], R]) -> Callable[P, R]:
+    """Returns the Python function of a command: the fields of its settings class are its keywords, its
+    documentation is that of `run` and the help of each field."""
+
+    def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        return run(settings(*args, **kwargs))
+
+    helps = [f"{name}: {_help(hint)}" for name, hint in _hints(settings).items()]
+    function.__name__ = settings.__name__.removesuffix("Settings").lower()
+    function.__doc__ = f"{inspect.getdoc(run)}\n\n" + "\n".join(helps)
+    plain = {name: hint.__origin__ for name, hint in _hints(settings).items()}
+    signature = inspect.signature(settings)
+    parameters = [each.replace(annotation=plain[n]) for n, each in signature.parameters.items()]
+    function.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=parameters, return_annotation=inspect.signature(run).return_annotation
+    )
+    return function
+
+
+def takes(settings: type[S]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns a decorator for a command of typer: the command's options are the fields of a settings
+    class and the command's own further parameters. It is called with the context, the settings and
+    these."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = _hints(settings)
+
+        @wraps(command)
+        def typed(context: typer.Context, **values: Any) -> None:
+            own = {name: values.pop(name) for name in list(values) if name not in hints}
+            command(context, settings(**values), **own)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter(name, keyword, default=each.default, annotation=hints[name])
+            for name, each in inspect.signature(settings).parameters.items()
+        ]
+        further = list(inspect.signature(command, eval_str=True).parameters.values())
+        context, own = further[0], [each.replace(kind=keyword) for each in further[2:]]
+        signature = inspect.Signature([context, *parameters, *own])
+        typed.__signature__ = signature  # type: ignore[attr-defined]
+        typed.__annotations__ = {n: each.annotation for n, each in signature.parameters.items()}
+        return typed
+
+    return decorate
+
+
+def _hints(settings: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the annotation of each field."""
+    hints = get_type_hints(settings, include_extras=True)
+    return {each.name: hints[each.name] for each in fields(settings)}  # type: ignore[arg-type]
+
+
+def _help(hint: Any) -> str:
+    return next(each.help for each in hint.__metadata__ if hasattr(each, "help"))
+
+
+def source_of(settings: PretrainSettings | CompareSettings) -> str:
+    """Returns the name of the source. Raises UsageError if none was given."""
+    if settings.source is None:
+        command = type(settings).__name__.removesuffix("Settings").lower()
+        raise UsageError("No SOURCE of images was named.", f"for example: clfew {command} ./unlabeled")
+    return settings.source
+
+
+def labels_of(settings: FinetuneSettings) -> str:
+    """Returns the label budget or list. Raises UsageError if none was given."""
+    if settings.labels is None:
+        raise UsageError("The option --labels was not given.", "for example: clfew finetune --labels 1%")
+    return settings.labels
+
+
+def arguments_of(settings: Any) -> dict[str, Any]:
+    """Returns the settings as config.json keeps them, with names of files as text."""
+    return {n: str(v) if isinstance(v, Path) else v for n, v in asdict(settings).items()}
+
+
+def given(context: typer.Context) -> set[str]:
+    """Returns the names of the options that were typed on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+
+
+def check_resumed(context: typer.Context, command: str, folder: Path, free: set[str]) -> None:
+    """Raises UsageError if an option beside --resume differs from what the run was started with.
+
+    free: names of the options that may differ.
+    """
+    config = read_config(folder)
+    before = config.get("arguments", {})
+    for name in sorted(given(context) - free - {"resume"} if config else []):
+        value, flag = context.params[name], _FLAGS.get(name, "--" + name.replace("_", "-"))
+        if not _is_same(value, before.get(name)):
+            had = "the default" if before.get(name) is None else before[name]
+            was = (
+                f"{folder} was started with {had}"
+                if name in before
+                else "the run keeps the value it was started with"
+            )
+            raise UsageError(
+                f"{flag} {value} cannot be changed on resume: {was}.",
+                f"leave it out: clfew {command} --resume {shlex.quote(str(folder))}",
+            )
+
+
+def _is_same(value: Any, before: Any) -> bool:
+    """Returns whether an option has the value that the run was started with.
+
+    A run keeps the full path of a file, and an artifact may be named by its run folder.
+    """
+    if value == before or not (isinstance(value, str) and isinstance(before, str)):
+        return bool(value == before)
+    return Path(value).resolve() in (Path(before), Path(before).parent)
+
+
+_FLAGS = {"source": "SOURCE", "origin": "--from"}
