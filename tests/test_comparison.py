@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clfew.commands.comparison import Cells, Images, _best_stage, accuracy_of, features_by_stage, rows_of
+from clfew.finetuning.labelled_data import LabelledData
 from clfew.finetuning.probes import few_label_correct, folds
 from clfew.models.encoder import Encoder
 from clfew.report.comparison import draw_comparison, header, lines
@@ -19,7 +20,8 @@ def images_of(labels, pool, test, pixels=None, size=16):
     pixels = np.zeros((count, size, size, 3), np.uint8) if pixels is None else pixels
     source = SimpleNamespace(labels=labels, classes=["a", "b"])
     cache = SimpleNamespace(pixels=pixels, aspects=np.ones(count, np.float32), side=size)
-    return Images(source, cache, len(pool), np.array(pool), np.array(test), {}, size, CPU, "fp32")
+    data = LabelledData(source, cache, np.array(pool), np.array(test), 0, 2)
+    return Images(len(pool), data, {}, size, CPU, "fp32")
 
 
 def features(labels, helps, seed=0):

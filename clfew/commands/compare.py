@@ -25,9 +25,10 @@ from clfew.commands.comparison import (
     seconds_of,
 )
 from clfew.commands.pretrain import pretrain_in, resume_in
+from clfew.data.held_out import SPLIT_RULE
 from clfew.data.labels import parse_labels
 from clfew.errors import Stopped, UsageError, UserError
-from clfew.finetuning.start import Start, start_from_artifact, start_from_scratch
+from clfew.finetuning.start import Network, Start, start_from_artifact, start_from_scratch
 from clfew.methods.base import METHODS
 from clfew.methods.setup import DEFAULT_MINUTES, estimate_statistics
 from clfew.report.comparison import write_comparison
@@ -111,6 +112,7 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
             "methods": list(METHODS) if settings.methods == "all" else _split(settings.methods),
             "labels": _split(settings.labels),
             "minutes": minutes,
+            "split_rule": SPLIT_RULE,
         }
     )
     _check(plan)
@@ -292,16 +294,15 @@ def _baselines(comparison: Comparison) -> None:
             "raw-pixels/0", samples, lambda _, sample: accuracy_of(pixels, images, sample, "linear", 0)
         )
     for number in range(settings.seeds):
-        start = start_from_scratch(
-            images.source,
-            None,
+        network = Network(
             comparison.encoder,
             images.size,
             settings.flip,
-            images.device,
-            settings.seed + number,
-            settings.seed,
+            seed=settings.seed + number,
+            split_seed=settings.seed,
+            split_rule=settings.split_rule,
         )
+        start = start_from_scratch(images.source, None, network, images.device)
         mode = "linear" if settings.mode == "full" else settings.mode
         whole = TrainingData(images.cache.pixels, images.cache.aspects, images.pool)
         untouched = copy.deepcopy(start)

@@ -6,7 +6,7 @@ Shape suffixes: N images of pool and test, D features.
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from clfew.data.augment import Recipe
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
-from clfew.data.labels import parse_labels, sample_labels
+from clfew.data.labels import LabelSpec, parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import require_testable, test_indices
+from clfew.errors import UserError
 from clfew.finetuning.fit import Start, Task, fit, fit_probe, predict_cached
-from clfew.finetuning.labelled_data import bounded
+from clfew.finetuning.labelled_data import LabelledData, bounded, labelled_data, with_labels
 from clfew.finetuning.metrics import mean_interval
 from clfew.finetuning.probes import few_label_correct, folds
 from clfew.methods.base import METHODS, Method
@@ -57,61 +58,70 @@ class ComparisonPlan:
     device: str
     precision: str
     threads: int | None
+    split_rule: int = 1
+    """Of comparisons before it had a number; new ones have SPLIT_RULE."""
 
 
 @dataclass(frozen=True)
 class Images:
     """The images of a comparison.
 
-    count: number of images outside the test split. pool: indices of these images, of a part if they are
-    very many. test: indices of the test images. label_samples: for each budget, the labelled images of
-    each label sample. size: side in pixels of the encoders' input.
+    count: number of images outside the test split. data: these images, of which the pool is a part if
+    they are very many, and the test images. label_samples: for each budget, the labelled images of each
+    label sample. size: side in pixels of the encoders' input.
     """
 
-    source: Source
-    cache: ImageCache
     count: int
-    pool: np.ndarray
-    test: np.ndarray
+    data: LabelledData
     label_samples: dict[str, list[np.ndarray]]
     size: int
     device: torch.device
     precision: str
+
+    @property
+    def source(self) -> Source:
+        return self.data.source
+
+    @property
+    def cache(self) -> ImageCache:
+        return self.data.cache
+
+    @property
+    def pool(self) -> np.ndarray:
+        return self.data.pool
+
+    @property
+    def test(self) -> np.ndarray:
+        return self.data.test
 
 
 def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     """Returns the images with their label samples, and the name of the encoder for all methods."""
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
-    source = open_source(settings.source)
+    source, _ = with_labels(open_source(settings.source), LabelSpec(), None)
     require_testable(source)
     native = typical_side(source)
     size, _ = choose_size(settings.size, native, device, many=True)
     cache = cached_images(source, cached_side(size, native))
-    test = np.intersect1d(test_indices(source, settings.seed), cache.good)
-    pool = np.setdiff1d(cache.good, test)
-    name, _ = choose_encoder(settings.encoder, size, len(pool), device)
-    known = pool[source.labels[pool] >= 0]
+    held_out = test_indices(source, settings.seed)
+    data = labelled_data(source, cache, held_out, settings.seed, settings.split_rule)
+    if not len(data.test):
+        raise UserError(
+            f"{settings.source} has no labelled images to test on.",
+            "label the images of its test split, or put all labelled images into class folders.",
+        )
+    name, _ = choose_encoder(settings.encoder, size, len(data.pool), device)
     label_samples = {
         budget: [
-            sample_labels(source, known, parse_labels(budget), settings.seed + i)
+            sample_labels(source, data.known, parse_labels(budget), settings.seed + i)
             for i in range(settings.draws)
         ]
         for budget in settings.labels
     }
     labelled = np.unique(np.concatenate([s for samples in label_samples.values() for s in samples]))
-    images = Images(
-        source,
-        cache,
-        len(pool),
-        bounded(pool, labelled),
-        test[source.labels[test] >= 0],
-        label_samples,
-        size,
-        device,
-        precision,
-    )
-    return images, name
+    bounded_data = replace(data, pool=bounded(data.pool, labelled))
+    return Images(len(data.pool), bounded_data, label_samples, size, device, precision), name
 
 
 CellPlan = list[tuple[str, int, np.ndarray]]

@@ -17,6 +17,7 @@ from clfew.commands.evaluate import evaluate
 from clfew.commands.finetune import finetune_in
 from clfew.commands.predict import predict
 from clfew.commands.pretrain import pretrain_in
+from clfew.data.held_out import split_images
 from clfew.data.image_cache import open_image_cache
 from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.sources import open_source
@@ -108,8 +109,8 @@ def _raw_pixels(images: Path, budget: str, side: int) -> list[float]:
     """Returns the accuracies of logistic regression on pixels, on the label samples of `finetune`."""
     source = open_source(str(images))
     cache = open_image_cache(source, side)
-    test = test_indices(source, 0)
-    pool = np.setdiff1d(cache.good, test)
+    split = split_images(cache, test_indices(source, 0))
+    pool, test = split.pool, split.test
     inputs = cache.pixels.reshape(len(source), -1).astype(np.float32) / 255
     accuracies = []
     for seed in range(LABEL_SAMPLES):

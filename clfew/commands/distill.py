@@ -14,7 +14,6 @@ from clfew.data.sources import open_source
 from clfew.distillation.run import Student, build_setup, fewest_labels, result_of, teach
 from clfew.distillation.student import DistillationSetup, Verdict
 from clfew.distillation.teacher import (
-    CachedImages,
     Images,
     Teacher,
     base_of,
@@ -24,6 +23,7 @@ from clfew.distillation.teacher import (
     usable,
 )
 from clfew.errors import UsageError, UserError
+from clfew.finetuning.labelled_data import LabelledData
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import Classifier
@@ -59,7 +59,7 @@ class Prepared:
     settings: DistillSettings
     teacher: Teacher
     images: Images
-    cached: CachedImages
+    learned: LabelledData
     student: Student
     setup: DistillationSetup
     can_compare: bool
@@ -135,12 +135,19 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
         )
     student = Student(*student_start(teacher, base, settings, images.source, device))
     cache = cached_images(images.source, max(teacher.metadata.side, student.metadata.side))
-    cached = usable(images, cache, device, precision)
-    setup = build_setup(settings, teacher, images, base, student, cached)
+    split_seed = teacher.metadata.data["finetune"]["split_seed"]
+    learned = usable(images, cache, split_seed)
+    if not len(np.setdiff1d(learned.pool, images.labelled)):
+        raise UserError(
+            f"All {len(learned.pool)} images of {images.source.spec} are labelled: a student has "
+            "nothing to learn from.",
+            "name unlabelled images: clfew distill ./unlabeled",
+        )
+    setup = build_setup(settings, teacher, images, base, student, learned, device, precision)
     console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")
-    learned, tested = f"{len(setup.task.pool):,}", f"{len(cached.test):,}"
-    console.say(f"images     {learned} to learn from, {tested} held out for testing")
-    return Prepared(settings, teacher, images, cached, student, setup, can_compare)
+    pool = f"{len(setup.task.pool):,}"
+    console.say(f"images     {pool} to learn from, {len(learned.test):,} held out for testing")
+    return Prepared(settings, teacher, images, learned, student, setup, can_compare)
 
 
 def create(run: Run, prepared: Prepared) -> None:
@@ -161,7 +168,7 @@ def create(run: Run, prepared: Prepared) -> None:
             "digest": source.digest(),
             "teacher": digest_of(artifact),
             "labels": digest_of(prepared.teacher.run / LABELS),
-            "device": str(prepared.cached.device),
+            "device": str(prepared.setup.task.device),
             "threads": torch.get_num_threads(),
             "arguments": arguments_of(resolved),
         }
@@ -182,7 +189,7 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
             settings, setup, teacher, images, prepared.can_compare, run, trainings
         )
         result = result_of(
-            setup, teacher, classifier, verdict, images.source, prepared.cached.test, settings.keep
+            setup, teacher, classifier, verdict, images.source, prepared.learned.test, settings.keep
         )
         config = read_config(run.folder) | {
             "seed": settings.seed,
@@ -196,7 +203,7 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
             "threads": torch.get_num_threads(),
         }
         run.write_config(config)
-        run.write_bad_images(prepared.cached.cache.bad)
+        run.write_bad_images(prepared.learned.cache.bad)
         if result["kept"]:
             write_bytes(run.folder / LABELS, labels)
             _save(prepared, run, classifier, verdict, plan)
@@ -206,7 +213,7 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
 
 def _save(prepared: Prepared, run: Run, classifier: Classifier, verdict: Verdict, plan: Plan) -> None:
     """Writes the student's artifact."""
-    settings, teacher, cached = prepared.settings, prepared.teacher, prepared.cached
+    settings, teacher, cache = prepared.settings, prepared.teacher, prepared.learned.cache
     pool = prepared.setup.task.pool
     training = {
         "command": read_config(run.folder).get("command_line", ""),
@@ -224,7 +231,7 @@ def _save(prepared: Prepared, run: Run, classifier: Classifier, verdict: Verdict
         training={**teacher.metadata.training, "distill": training},
         data={**teacher.metadata.data, "distill": data},
     )
-    seen = np.union1d(teacher.seen["pretraining"], cached.cache.digests[pool])
+    seen = np.union1d(teacher.seen["pretraining"], cache.digests[pool])
     path = run.folder / ARTIFACTS["finetune"]
     save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"])
 

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices
 from clfew.errors import UserError
+from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
@@ -29,16 +31,13 @@ from clfew.training.device import choose_device, choose_precision, set_threads
 
 @dataclass(frozen=True)
 class Prepared:
-    """A test that is ready to run. test: indices of the images to test on. split: words that describe
-    them."""
+    """A test that is ready to run. data: the images to test on. split: words that describe them."""
 
     artifact: Path
     classifier: Classifier
     metadata: ArtifactMetadata
     seen: dict[str, np.ndarray]
-    source: Source
-    cache: ImageCache
-    test: np.ndarray
+    data: LabelledData
     split: str
 
 
@@ -56,8 +55,8 @@ def run(settings: EvaluateSettings) -> tuple[Path, dict[str, Any]]:
     prepared = prepare(settings)
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
-    cache, metadata = prepared.cache, prepared.metadata
-    arrays = (cache.pixels, cache.aspects, prepared.test)
+    cache, metadata = prepared.data.cache, prepared.metadata
+    arrays = (cache.pixels, cache.aspects, prepared.data.test)
     encoder = prepared.classifier.encoder
     features = apply_to_cache(encoder, metadata.size, *arrays, device, precision)
     prepared.classifier.cpu()
@@ -79,15 +78,15 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     classifier, metadata, seen = load_classifier(artifact)
     source = _in_classes_of(metadata, _open(settings.source, metadata))
     cache = cached_images(source, metadata.side)
-    test, split = _tested(source, cache, metadata)
-    return Prepared(artifact, classifier, metadata, seen, source, cache, test, split)
+    data, split = _tested(source, cache, metadata, seen["finetuning"])
+    return Prepared(artifact, classifier, metadata, seen, data, split)
 
 
 def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
     """Returns the content of report.json."""
-    classifier, metadata, test = prepared.classifier, prepared.metadata, prepared.test
+    classifier, metadata, data = prepared.classifier, prepared.metadata, prepared.data
     uncalibrated = torch.softmax(logits * classifier.temperature, dim=1).numpy()
-    labels, digests = prepared.source.labels[test], prepared.cache.digests[test]
+    labels, digests = data.source.labels[data.test], data.cache.digests[data.test]
     correct = uncalibrated.argmax(1) == labels
     probabilities = torch.softmax(logits, dim=1).numpy()
     return classification_report(probabilities, labels, metadata.classes) | {
@@ -95,7 +94,7 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
         "ece_uncalibrated": expected_calibration_error(uncalibrated.max(1), correct),
         "seen_in_pretraining": int(np.isin(digests, prepared.seen["pretraining"]).sum()),
         "seen_in_finetuning": int(np.isin(digests, prepared.seen["finetuning"]).sum()),
-        "source": prepared.source.spec,
+        "source": data.source.spec,
         "split": prepared.split,
         "artifact": str(prepared.artifact),
         "mode": metadata.mode,
@@ -111,7 +110,8 @@ def save(
     probabilities: np.ndarray,
 ) -> None:
     """Writes report.json, report.html and the pictures."""
-    source, cache, test = prepared.source, prepared.cache, prepared.test
+    data = prepared.data
+    source, cache, test = data.source, data.cache, data.test
     run.write_config({"command": "eval", "from": str(prepared.artifact), "source": source.spec})
     write_json(run.folder / "report.json", report)
     run.write_bad_images(cache.bad)
@@ -137,7 +137,9 @@ def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
     learned_from = metadata.data["finetune"]
     opened = open_source(source or learned_from["source"])
     file = Path(learned_from["label_file"] or "")
-    if opened.spec == learned_from["source"] and not opened.is_labelled and file.is_file():
+    # Rule 1 gave a source its label file only where it had no labels of its own.
+    is_relabelled = learned_from.get("split_rule", 1) >= 2 or not opened.is_labelled
+    if opened.spec == learned_from["source"] and is_relabelled and file.is_file():
         opened, _ = apply_label_csv(opened, file)
     return opened
 
@@ -164,23 +166,32 @@ def _in_classes_of(metadata: ArtifactMetadata, source: Source) -> Source:
     return source.relabelled(np.where(source.labels >= 0, index[source.labels], -1), metadata.classes)
 
 
-def _tested(source: Source, cache: ImageCache, metadata: ArtifactMetadata) -> tuple[np.ndarray, str]:
-    """Returns the indices of the images to test on, and words that describe them for the report."""
+def _tested(
+    source: Source, cache: ImageCache, metadata: ArtifactMetadata, seen: np.ndarray
+) -> tuple[LabelledData, str]:
+    """Returns the images to test on, and words that describe them for the report. seen: the digests of
+    the images whose labels were learned."""
     learned_from = metadata.data["finetune"]
+    rule, seed = learned_from.get("split_rule", 1), learned_from["split_seed"]
+    is_same = source.spec == learned_from["source"]
     own = (source.splits == "test").any() or (source.splits == "val").any()
-    if own or source.spec == learned_from["source"]:
-        chosen = test_indices(source, learned_from["split_seed"])
+    learned = NONE
+    if own or is_same:
+        held_out = test_indices(source, seed)
         split = "the data's own test split" if own else "20 % of each class, held out from training"
+        # In another source, copies of learned images are tested on and counted as seen.
+        learned = np.flatnonzero(np.isin(cache.digests, seen)) if is_same else NONE
     else:
-        chosen, split = np.arange(len(source)), "all labelled images of a source that was not trained on"
-    chosen = np.intersect1d(chosen[source.labels[chosen] >= 0], cache.good)
+        held_out = np.arange(len(source))
+        split = "all labelled images of a source that was not trained on"
+    data = labelled_data(source, cache, held_out, seed, rule, learned)
     # If a label CSV held all labels of the source, none was held out for testing.
-    nothing_kept = source.spec == learned_from["source"] and learned_from["test_images"] == 0
-    if len(chosen) == 0 or nothing_kept:
+    nothing_kept = is_same and learned_from["test_images"] == 0
+    if len(data.test) == 0 or nothing_kept:
         raise UserError(
             f"{source.spec} has no labelled image left to test on.", "name another source to test on."
         )
-    return chosen, split
+    return data, split
 
 
 def _curves(artifact: Path, metadata: ArtifactMetadata) -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.image_cache import ImageCache, cached_images
+from clfew.data.held_out import NONE, SPLIT_RULE
+from clfew.data.image_cache import cached_images
 from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
@@ -18,11 +19,12 @@ from clfew.errors import UsageError
 from clfew.finetuning.fit import FullSettings, Task
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
 from clfew.finetuning.labelled_data import (
-    OtherImages,
+    LabelledData,
     bounded,
     check_other_sources,
     find_others,
     find_source,
+    labelled_data,
     other_sources,
     outside,
     pool_features,
@@ -64,30 +66,13 @@ from clfew.version import __version__
 
 
 @dataclass(frozen=True)
-class Learned:
-    """The images of a run.
-
-    pool: indices of the images to learn from. label_samples: for each label sample, the indices of its
-    labelled images. test: indices of the test images. others: pretraining images from another source.
-    """
-
-    source: Source
-    cache: ImageCache
-    split_seed: int
-    pool: np.ndarray
-    label_samples: list[np.ndarray]
-    test: np.ndarray
-    others: OtherImages | None
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A run that is ready to fit, new or resumed. candidates: the starts to choose from, with their
     tasks."""
 
     settings: FinetuneSettings
     start_spec: StartSpec
-    learned: Learned
+    learned: LabelledData
     candidates: list[tuple[Start, Task]]
 
 
@@ -154,17 +139,25 @@ def prepare(
     """Opens the images and loads the starts. resumed: the folder of a run that is resumed, whose images
     must be those that it was started with. Raises UserError."""
     spec = parse_labels(labels_of(settings))
+    split_rule = read_config(resumed).get("split_rule", 1) if resumed else SPLIT_RULE
     precision, _ = choose_precision(device, settings.precision)
     metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
     same_classes = None if start_spec.is_scratch else metadata
     opened, listed = with_labels(open_source(settings.source or ""), spec, same_classes)
     if resumed is not None:
         check_unchanged(resumed, read_config(resumed), opened.digest())
-    network = Network(settings.encoder, settings.size, settings.flip, settings.stage, settings.seed)
+    network = Network(
+        settings.encoder,
+        settings.size,
+        settings.flip,
+        settings.stage,
+        settings.seed,
+        split_rule=split_rule,
+    )
     starts = open_start(start_spec, opened, network, device, compare=settings.mode == "auto")
     if resumed is not None:
         check_other_sources(resumed, starts, opened)
-    learned = _open_images(settings, starts[0], opened, listed)
+    learned = _open_images(settings, starts[0], opened, listed, split_rule)
     candidates = []
     for each in starts:
         features = pool_features(
@@ -185,34 +178,41 @@ def prepare(
 
 
 def _open_images(
-    settings: FinetuneSettings, start: Start, opened: Source, listed: np.ndarray | None
-) -> Learned:
+    settings: FinetuneSettings,
+    start: Start,
+    opened: Source,
+    listed: np.ndarray | None,
+    split_rule: int,
+) -> LabelledData:
     """Returns the images to learn from and to test on, and the label samples. listed: the images that a
     label CSV lists."""
     spec = parse_labels(labels_of(settings))
     split_seed = start.metadata.data.get("pretrain", {}).get("split_seed", settings.seed)
     if listed is None:
         require_testable(opened)
-    held_out = (
-        test_indices(opened, split_seed) if listed is None else outside(opened, listed, split_seed)
-    )
-    cache = cached_images(opened, start.metadata.side)
-    test = np.intersect1d(held_out[opened.labels[held_out] >= 0], cache.good)
-    pool = np.setdiff1d(cache.good, held_out)
-    if listed is None:
-        known = pool[opened.labels[pool] >= 0]
-        label_samples = [
-            sample_labels(opened, known, spec, settings.seed + i) for i in range(settings.repeat)
-        ]
+        held_out = test_indices(opened, split_seed)
     else:
-        label_samples = [readable(opened, listed, pool, spec)]
+        held_out = outside(opened, listed, split_seed)
+    cache = cached_images(opened, start.metadata.side)
+    if listed is not None:
+        listed = readable(opened, listed, np.setdiff1d(cache.good, held_out), spec)
+    learned = NONE if listed is None else listed
+    data = labelled_data(opened, cache, held_out, split_seed, split_rule, learned)
+    label_samples = (
+        [listed]
+        if listed is not None
+        else [sample_labels(opened, data.known, spec, settings.seed + i) for i in range(settings.repeat)]
+    )
     console.say(
         f"source     {settings.source}: {len(opened.classes)} classes, {len(label_samples[0])} labels "
-        f"used of {len(pool):,} images, {len(test):,} more held out for testing"
+        f"used of {len(data.pool):,} images, {len(data.test):,} more held out for testing"
     )
-    pool = bounded(pool, np.concatenate(label_samples))
-    others = find_others(start, opened, settings.mode, cache.digests[test])
-    return Learned(opened, cache, split_seed, pool, label_samples, test, others)
+    return replace(
+        data,
+        pool=bounded(data.pool, np.concatenate(label_samples)),
+        label_samples=label_samples,
+        others=find_others(start, opened, settings.mode, cache.digests[data.test]),
+    )
 
 
 def create(run: Run, prepared: Prepared, device: torch.device) -> None:
@@ -226,6 +226,7 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
             "command_line": command_line(),
             "source": opened.spec,
             "labels": settings.labels,
+            "split_rule": prepared.learned.split_rule,
             "digest": opened.digest(),
             "start": start_spec_row(prepared.start_spec),
             "pretrained_on": other_sources([start for start, _ in prepared.candidates], opened),
@@ -272,6 +273,7 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
         "source": opened.spec,
         "fingerprint": opened.fingerprint,
         "split_seed": learned.split_seed,
+        "split_rule": learned.split_rule,
         "labels": len(fitted.labelled),
         "label_file": str(file.resolve()) if file else None,
         "test_images": len(learned.test),

@@ -11,6 +11,7 @@ from torch import nn
 
 from clfew import console
 from clfew.data.augment import Recipe
+from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.source import Source
 from clfew.data.sources import LABELLED_FOLDERS, open_source
@@ -174,10 +175,7 @@ def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolv
     """Chooses every default, opens and caches the images, and reports it. Raises UserError."""
     check_new(settings.out)
     set_threads(settings.threads)
-    check_settings(
-        settings.method, settings.optimizer, settings.adapt, settings.epochs, settings.minutes
-    )
-    options = options_of(settings.method, {n: getattr(settings, n) for n in settings.METHOD_OPTIONS})
+    options = _method_options(settings)
     device, why_device = choose_device(settings.device)
     check_compile(settings.compile, device)
     precision, why_precision = choose_precision(device, settings.precision)
@@ -192,13 +190,8 @@ def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolv
         size, why_size = choose_pretrained_size(settings.size, native, init_weights.expected, device)
     cache = cached_images(source, cached_side(size, native))
     split_seed = settings.seed if split_seed is None else split_seed
-    indices = pretraining_images(source, cache, settings.transductive, split_seed)
-    if len(indices) < FEWEST_IMAGES:
-        raise UserError(
-            f"{settings.source} has {len(indices)} images to learn from, but pretraining needs "
-            f"{FEWEST_IMAGES}.",
-            "add images, which need no labels.",
-        )
+    indices = pretraining_images(source, cache, settings.transductive, split_seed, SPLIT_RULE)
+    _require_images(settings, len(indices))
     network, why_encoder = _choose_network(settings, init_weights, size, cache, indices, device)
     recipe, why_recipe = choose_recipe(min(size, native), cache, indices, settings.flip)
     weights = "scratch" if init_weights is None else init_weights.what
@@ -220,6 +213,7 @@ def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolv
         "images": len(indices),
         "transductive": settings.transductive,
         "split_seed": split_seed,
+        "split_rule": SPLIT_RULE,
         "method": settings.method,
         "options": options,
         "recipe": asdict(recipe),
@@ -235,6 +229,24 @@ def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolv
         "arguments": arguments_of(settings),
     }
     return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe)
+
+
+def _method_options(settings: PretrainSettings) -> dict[str, Any]:
+    """Checks the settings and returns the options of the method."""
+    check_settings(
+        settings.method, settings.optimizer, settings.adapt, settings.epochs, settings.minutes
+    )
+    return options_of(settings.method, {n: getattr(settings, n) for n in settings.METHOD_OPTIONS})
+
+
+def _require_images(settings: PretrainSettings, count: int) -> None:
+    """Raises UserError for too few images."""
+    if count < FEWEST_IMAGES:
+        raise UserError(
+            f"{settings.source} has {count} images to learn from, but pretraining needs "
+            f"{FEWEST_IMAGES}.",
+            "add images, which need no labels.",
+        )
 
 
 def _report(**choices: tuple[object, str]) -> None:
@@ -318,7 +330,9 @@ def restore(folder: Path, config: dict[str, Any], device: str, threads: int | No
     source = open_source(config["source"])
     check_unchanged(folder, config, source.digest())
     cache = cached_images(source, config["side"])
-    indices = pretraining_images(source, cache, config["transductive"], config["split_seed"])
+    indices = pretraining_images(
+        source, cache, config["transductive"], config["split_seed"], config.get("split_rule", 1)
+    )
     start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
     objective = build_objective(config, plan.seed, start)
     data, _ = training_data_of(objective, config, cache, indices, chosen, plan.precision)

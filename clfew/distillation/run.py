@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from clfew import console
 from clfew.data.augment import Recipe
@@ -19,11 +20,11 @@ from clfew.distillation.student import (
     student_data,
     train_student,
 )
-from clfew.distillation.teacher import CachedImages, Images, Teacher
+from clfew.distillation.teacher import Images, Teacher
 from clfew.finetuning.calibration import believable, fit_temperature
 from clfew.finetuning.fit import Start, Task, pool_logits, predict_cached
 from clfew.finetuning.label_propagation import MAX_IMAGES
-from clfew.finetuning.labelled_data import bounded
+from clfew.finetuning.labelled_data import LabelledData, bounded
 from clfew.methods.adapter import LAYER, views_to_teach_with
 from clfew.models.classifier import Classifier
 from clfew.models.defaults import choose_batch, choose_recipe
@@ -59,14 +60,15 @@ def build_setup(
     images: Images,
     base: Start,
     student: Student,
-    cached: CachedImages,
+    learned: LabelledData,
+    device: torch.device,
+    precision: str,
 ) -> DistillationSetup:
     """Prepares what students are trained with. base: what the teacher was fitted from."""
-    start, metadata, cache = student.start, student.metadata, cached.cache
+    start, metadata, cache = student.start, student.metadata, learned.cache
     by_layer = start.is_published and settings.adapt == LAYER
     most = TAUGHT_BY_LAYER if by_layer else MAX_IMAGES
-    pool = bounded(cached.pool, images.labelled, most)
-    device, precision = cached.device, cached.precision
+    pool = bounded(learned.pool, images.labelled, most)
     features = None
     if teacher.metadata.mode != "full":
         arrays = (cache.pixels, cache.aspects, pool)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import ImageCache
 from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
@@ -15,8 +16,8 @@ from clfew.data.sources import open_source
 from clfew.data.splits import test_indices
 from clfew.errors import UserError
 from clfew.finetuning.fit import Start
-from clfew.finetuning.labelled_data import merged
-from clfew.finetuning.start import start_from_artifact, start_from_scratch, start_from_weights
+from clfew.finetuning.labelled_data import LabelledData, labelled_data, merged
+from clfew.finetuning.start import Network, start_from_artifact, start_from_scratch, start_from_weights
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.init_weights import AUTO, SCRATCH, find_init_weights
@@ -118,7 +119,9 @@ def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -
     start = str(read_config(teacher.run).get("from", ""))
     if start == SCRATCH:
         metadata = _as_encoder(metadata)
-        return start_from_scratch(source, metadata, "auto", None, metadata.flip, device, seed), False
+        return start_from_scratch(
+            source, metadata, Network("auto", None, metadata.flip, seed=seed), device
+        ), False
     if Path(start).is_file():
         return start_from_artifact(Path(start), metadata.flip), False
     if "init" in metadata.training:
@@ -172,19 +175,19 @@ def student_start(
         return base, replace(metadata, mode=DISTILLED, neck=0, dim=base.encoder.dim), init
     encoder = metadata.encoder if name == SAME else name
     init_weights, why = find_init_weights(init, encoder, device)
+    data = metadata.data["finetune"]
+    network = Network(
+        encoder,
+        size,
+        metadata.flip,
+        seed=settings.seed,
+        split_seed=data["split_seed"],
+        split_rule=data.get("split_rule", 1),
+    )
     start = (
         start_from_weights(source, init_weights, size, metadata.flip, device)
         if init_weights
-        else start_from_scratch(
-            source,
-            None,
-            encoder,
-            size,
-            metadata.flip,
-            device,
-            settings.seed,
-            metadata.data["finetune"]["split_seed"],
-        )
+        else start_from_scratch(source, None, network, device)
     )
     console.say(f"student    {encoder} from {init_weights.what if init_weights else 'scratch'} ({why})")
     student_metadata = replace(
@@ -198,31 +201,14 @@ def student_start(
     return start, student_metadata, init_weights.source if init_weights else SCRATCH
 
 
-@dataclass(frozen=True)
-class CachedImages:
-    """The readable images of a distillation. pool: indices of those to learn from. test: of the test
-    images that have labels."""
-
-    cache: ImageCache
-    pool: np.ndarray
-    test: np.ndarray
-    device: torch.device
-    precision: str
-
-
-def usable(images: Images, cache: ImageCache, device: torch.device, precision: str) -> CachedImages:
-    """Returns the pool to learn from, without copies of held-out images, and the test images. Raises
-    UserError if a labelled image cannot be used any more."""
-    held_out = np.intersect1d(images.held_out, cache.good)
-    # A held-out copy of an image that was trained on tests nothing.
-    held_out = held_out[~np.isin(cache.digests[held_out], cache.digests[images.labelled])]
-    pool = np.setdiff1d(cache.good, held_out)
-    pool = pool[~np.isin(cache.digests[pool], cache.digests[held_out])]
-    lost = np.setdiff1d(images.labelled, pool)
+def usable(images: Images, cache: ImageCache, split_seed: int) -> LabelledData:
+    """Returns what is learned from and what is tested on. Raises UserError if a labelled image cannot be
+    used any more."""
+    data = labelled_data(images.source, cache, images.held_out, split_seed, SPLIT_RULE, images.labelled)
+    lost = np.setdiff1d(images.labelled, data.pool)
     if len(lost):
         raise UserError(
             f"The labelled image {images.source.identities[lost[0]]} cannot be used any more.",
             "is it damaged? Fine-tune again, then distill.",
         )
-    test = held_out[images.source.labels[held_out] >= 0]
-    return CachedImages(cache, pool, test, device, precision)
+    return replace(data, label_samples=[images.labelled])

@@ -1,12 +1,13 @@
 """The images, labels and features that fine-tuning and distillation learn from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.held_out import NONE, SPLIT_RULE, split_images
 from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import LabelSpec, apply_label_csv
 from clfew.data.source import Source
@@ -66,6 +67,11 @@ def with_labels(
             f"{source.spec} has one class only, '{source.classes[0]}'.",
             "a classifier needs two: put each class into its own subfolder.",
         )
+    if listed is not None and len(used := np.unique(source.labels[listed])) < 2:
+        raise UserError(
+            f"{spec.file} lists images of one class only, '{source.classes[used[0]]}'.",
+            "a classifier needs two: list images of another class too.",
+        )
     if metadata is not None and metadata.kind == "classifier" and metadata.classes != source.classes:
         differ = sorted(set(metadata.classes) ^ set(source.classes))
         raise UserError(
@@ -107,6 +113,48 @@ class OtherImages:
     cache: ImageCache
     indices: np.ndarray
     bad: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """The images of a command that learns from labels, or tests on them.
+
+    pool: indices of the images to learn from, labelled or not. test: indices of the labelled images to
+    test on. split_seed, split_rule: of the test split (see `held_out.SPLIT_RULE`). label_samples: for
+    each label sample, the indices of its labelled images. others: pretraining images from another
+    source. groups: int64, the group of each image of the source, whose images stay on one side.
+    class_shares: the expected fraction of each class. Both are None while nothing is known of them.
+    """
+
+    source: Source
+    cache: ImageCache
+    pool: np.ndarray
+    test: np.ndarray
+    split_seed: int
+    split_rule: int
+    label_samples: list[np.ndarray] = field(default_factory=list)
+    others: OtherImages | None = None
+    groups: np.ndarray | None = None
+    class_shares: np.ndarray | None = None
+
+    @property
+    def known(self) -> np.ndarray:
+        """Indices of the images of the pool that have labels."""
+        return self.pool[self.source.labels[self.pool] >= 0]
+
+
+def labelled_data(
+    source: Source,
+    cache: ImageCache,
+    held_out: np.ndarray,
+    split_seed: int,
+    split_rule: int = SPLIT_RULE,
+    learned: np.ndarray = NONE,
+) -> LabelledData:
+    """Returns the images to learn from and to test on, without label samples: see `split_images`."""
+    split = split_images(cache, held_out, split_rule, learned)
+    test = split.test[source.labels[split.test] >= 0]
+    return LabelledData(source, cache, split.pool, test, split_seed, split_rule)
 
 
 def find_others(start: Start, source: Source, mode: str, test_digests: np.ndarray) -> OtherImages | None:

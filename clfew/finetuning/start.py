@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.held_out import SPLIT_RULE, split_images
 from clfew.data.image_cache import ImageCache, open_image_cache, typical_side
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced, test_indices
@@ -124,7 +125,8 @@ class Network:
 
     encoder, size: "auto" and None for those of the start. flip: None for that of the start. stage: the
     stage of the network whose feature maps are averaged to features, counted from 1; 0 for the encoder's
-    own features. seed: of random weights.
+    own features. seed: of random weights. split_seed, split_rule: of the test split, whose images do not
+    count for the normalisation; None is the seed.
     """
 
     encoder: str
@@ -132,6 +134,8 @@ class Network:
     flip: bool | None = None
     stage: int = 0
     seed: int = 0
+    split_seed: int | None = None
+    split_rule: int = SPLIT_RULE
 
 
 def open_start(
@@ -156,8 +160,7 @@ def _open_starts(
     size, flip = network.size, network.flip
     if spec.is_scratch:
         metadata = read_metadata(spec.artifact)[0] if spec.artifact else None
-        encoder, seed = network.encoder, network.seed
-        return [start_from_scratch(source, metadata, encoder, size, flip, device, seed)]
+        return [start_from_scratch(source, metadata, network, device)]
     if spec.init_weights is not None:
         return [start_from_weights(source, spec.init_weights, size, flip, device)]
     assert spec.artifact is not None
@@ -208,19 +211,12 @@ def start_from_weights(
 def start_from_scratch(
     source: Source,
     pretrained: ArtifactMetadata | None,
-    encoder: str,
-    size: int | None,
-    flip: bool | None,
+    network: Network,
     device: torch.device,
-    seed: int,
-    split_seed: int | None = None,
 ) -> Start:
-    """Makes a start from random weights.
-
-    The network is that of a pretraining run (`pretrained`, its metadata), unless `encoder` or `size` ask
-    for another; else it is chosen as pretraining would choose it. split_seed: the seed of the test
-    split; None means `seed`.
-    """
+    """Returns the network of a pretraining run, without its training, where `network` does not ask for
+    another; else one chosen as pretraining would."""
+    encoder, size, flip, seed = network.encoder, network.size, network.flip, network.seed
     if pretrained is not None and encoder == "auto" and size is None:
         metadata = replace(
             pretrained,
@@ -238,8 +234,9 @@ def start_from_scratch(
         name, _ = choose_encoder(encoder, resolved, len(source), device)
         side = cached_side(resolved, native)
         cache = open_image_cache(source, side)
-        held_out = test_indices(source, seed if split_seed is None else split_seed)
-        known = np.setdiff1d(cache.good, held_out)
+        split_seed = seed if network.split_seed is None else network.split_seed
+        held_out = test_indices(source, split_seed)
+        known = split_images(cache, held_out, network.split_rule).pool
         mean, std = normalisation(cache, known if len(known) else cache.good)
         metadata = ArtifactMetadata(
             kind="encoder",
@@ -254,12 +251,12 @@ def start_from_scratch(
             clfew_version=__version__,
         )
     torch.manual_seed(seed)
-    network = Encoder(
+    built = Encoder(
         metadata.encoder, metadata.size, metadata.mean, metadata.std, 0, metadata.sees, metadata.stage
     )
-    neck = build_neck(network.dim, metadata.neck or min(2 * network.dim, 2048))
-    metadata = replace(metadata, dim=network.dim)
-    return Start(network, neck, False, metadata.flip if flip is None else flip, metadata)
+    neck = build_neck(built.dim, metadata.neck or min(2 * built.dim, 2048))
+    metadata = replace(metadata, dim=built.dim)
+    return Start(built, neck, False, metadata.flip if flip is None else flip, metadata)
 
 
 def other_images(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from clfew.data.augment import Recipe, evaluation_view
+from clfew.data.held_out import split_images
 from clfew.data.image_cache import ImageCache
 from clfew.data.randomness import epoch_order
 from clfew.data.source import Source
@@ -39,7 +40,7 @@ DEFAULT_MINUTES = 10.0
 
 _LOOK_AT_IMAGES = 2000
 _TRAINING_KEYS = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
-_DATA_KEYS = ("source", "fingerprint", "images", "transductive", "split_seed")
+_DATA_KEYS = ("source", "fingerprint", "images", "transductive", "split_seed", "split_rule")
 _NOT_OPTIONS = ("self", "encoder", "recipe", "gentle")
 
 Objective = Method | Adapter
@@ -167,12 +168,14 @@ def optimizer_choice(
     return choose
 
 
-def pretraining_images(source: Source, cache: ImageCache, transductive: bool, seed: int) -> np.ndarray:
+def pretraining_images(
+    source: Source, cache: ImageCache, transductive: bool, seed: int, rule: int
+) -> np.ndarray:
     """Returns the readable images outside the test split; with `transductive`, all readable images.
     Labels are used only to draw the test split."""
     if transductive:
         return cache.good
-    return np.setdiff1d(cache.good, test_indices(source, seed), assume_unique=True)
+    return split_images(cache, test_indices(source, seed), rule).pool
 
 
 def check_settings(
@@ -211,5 +214,5 @@ def encoder_metadata(
         adapter=0 if encoder.adapter is None else encoder.adapter.linear.out_features,
         sees=encoder.input,
         training={"pretrain": {"command": config["command_line"]} | training},
-        data={"pretrain": {k: config[k] for k in _DATA_KEYS}},
+        data={"pretrain": {k: config[k] for k in _DATA_KEYS if k in config}},
     )

@@ -1,0 +1,41 @@
+"""What is learned from and what is tested on: the one place that decides it, for every command."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clfew.data.image_cache import ImageCache
+
+SPLIT_RULE = 2
+"""The rule of new runs. Runs and artifacts carry the number of theirs, and keep it; those without a
+number have rule 1. It kept the copies of test images in the pool, except in distillation, and tested
+images that a label CSV had relabelled on the split that their folders' labels give."""
+
+NONE = np.array([], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Indices of readable images, sorted. pool: to learn from, labelled or not. test: to test on."""
+
+    pool: np.ndarray
+    test: np.ndarray
+
+
+def split_images(
+    cache: ImageCache, held_out: np.ndarray, rule: int = SPLIT_RULE, learned: np.ndarray = NONE
+) -> Split:
+    """Splits the readable images of a source.
+
+    held_out: indices of the images that are not learned from (see `splits.test_indices`). rule: see
+    SPLIT_RULE; from 2 on, files with the same bytes are on one side: copies of test images are not
+    learned from. learned: indices of images that are learned from in any case; their copies are not
+    tested on.
+    """
+    test = np.intersect1d(held_out, cache.good)
+    if rule >= 2:
+        test = test[~np.isin(cache.digests[test], cache.digests[learned])]
+    pool = np.setdiff1d(cache.good, test if rule >= 2 else held_out)
+    if rule >= 2:
+        pool = pool[~np.isin(cache.digests[pool], cache.digests[test])]
+    return Split(pool, test)
