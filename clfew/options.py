@@ -2,11 +2,19 @@
 same in every command. `clfew.settings` says which command has which, and with what default.
 """
 
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+
+@dataclass(frozen=True)
+class PythonOnly:
+    """Marks a keyword of a Python function that no command line has."""
+
+    help: str
 
 
 class Format(str, Enum):
@@ -91,6 +99,9 @@ Stacked = Annotated[bool | None, _option("denoising: train one stage after the o
 Mask = Annotated[str | None, _option("inpainting: region to mask, random (default) or centre.")]
 Adversarial = Annotated[
     bool | None, _option("inpainting: train against a discriminator too.", "--adversarial")
+]
+MethodOptions = Annotated[
+    dict[str, Any] | None, PythonOnly("Options of the method by name, for one that was registered.")
 ]
 SaveSamples = Annotated[
     bool,

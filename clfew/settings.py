@@ -50,6 +50,7 @@ class PretrainSettings:
     compile: opt.Compile = "auto"
     threads: opt.Threads = None
     out: opt.Out = None
+    options: opt.MethodOptions = None
 
     METHOD_OPTIONS: ClassVar = ("temperature", "loss", "corruption", "stacked", "mask", "adversarial")
     """The fields that belong to a method, None for its default."""
@@ -181,10 +182,13 @@ def function_of(settings: Callable[P, S], run: Callable[[S], R]) -> Callable[P, 
     documentation is that of `run` and the help of each field."""
 
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        if isinstance(kwargs.get("out"), str):
+            kwargs["out"] = Path(str(kwargs["out"]))
         return run(settings(*args, **kwargs))
 
     helps = [f"{name}: {_help(hint)}" for name, hint in _hints(settings).items()]
-    function.__name__ = settings.__name__.removesuffix("Settings").lower()
+    function.__name__ = function.__qualname__ = settings.__name__.removesuffix("Settings").lower()
+    function.__module__ = run.__module__
     function.__doc__ = f"{inspect.getdoc(run)}\n\n" + "\n".join(helps)
     plain = {name: hint.__origin__ for name, hint in _hints(settings).items()}
     signature = inspect.signature(settings)
@@ -212,6 +216,7 @@ def takes(settings: type[S]) -> Callable[[Callable[..., None]], Callable[..., No
         parameters = [
             inspect.Parameter(name, keyword, default=each.default, annotation=hints[name])
             for name, each in inspect.signature(settings).parameters.items()
+            if not _is_python_only(hints[name])
         ]
         further = list(inspect.signature(command, eval_str=True).parameters.values())
         context, own = further[0], [each.replace(kind=keyword) for each in further[2:]]
@@ -229,6 +234,10 @@ def _hints(settings: Callable[..., Any]) -> dict[str, Any]:
     return {each.name: hints[each.name] for each in fields(settings)}  # type: ignore[arg-type]
 
 
+def _is_python_only(hint: Any) -> bool:
+    return any(isinstance(each, opt.PythonOnly) for each in hint.__metadata__)
+
+
 def _help(hint: Any) -> str:
     return next(each.help for each in hint.__metadata__ if hasattr(each, "help"))
 
@@ -237,7 +246,8 @@ def source_of(settings: PretrainSettings | CompareSettings) -> str:
     """Returns the name of the source. Raises UsageError if none was given."""
     if settings.source is None:
         command = type(settings).__name__.removesuffix("Settings").lower()
-        raise UsageError("No SOURCE of images was named.", f"for example: clfew {command} ./unlabeled")
+        example = "./photos" if command == "compare" else "./unlabeled"
+        raise UsageError("No SOURCE of images was named.", f"for example: clfew {command} {example}")
     return settings.source
 
 
@@ -286,9 +296,10 @@ def _is_same(value: Any, before: Any) -> bool:
 
     A run keeps the full path of a file, and an artifact may be named by its run folder.
     """
+    value = str(value) if isinstance(value, Path) else value
     if value == before or not (isinstance(value, str) and isinstance(before, str)):
         return bool(value == before)
-    return Path(value).resolve() in (Path(before), Path(before).parent)
+    return Path(value).resolve() in (Path(before).resolve(), Path(before).resolve().parent)
 
 
 _FLAGS = {"source": "SOURCE", "origin": "--from"}

@@ -281,7 +281,7 @@ def _pretrain(comparison: Comparison, method: str, number: int) -> None:
         threads=settings.threads,
         out=folder,
     )
-    pretrain_in(pretraining, settings.seed, comparison.stop)
+    pretrain_in(pretraining, settings.seed, comparison.stop, settings.split_rule)
 
 
 def _baselines(comparison: Comparison) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.sources import open_source
 from clfew.distillation.run import Student, build_setup, fewest_labels, result_of, teach
@@ -136,14 +137,15 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     student = Student(*student_start(teacher, base, settings, images.source, device))
     cache = cached_images(images.source, max(teacher.metadata.side, student.metadata.side))
     split_seed = teacher.metadata.data["finetune"]["split_seed"]
-    learned = usable(images, cache, split_seed)
-    if not len(np.setdiff1d(learned.pool, images.labelled)):
+    rule = read_config(resumed).get("split_rule", 2) if resumed else SPLIT_RULE
+    learned = usable(images, cache, split_seed, rule)
+    setup = build_setup(settings, teacher, images, base, student, learned, device, precision)
+    if can_compare and not len(np.setdiff1d(setup.task.pool, images.labelled)):
         raise UserError(
-            f"All {len(learned.pool)} images of {images.source.spec} are labelled: a student has "
+            f"All {len(setup.task.pool)} images of {images.source.spec} are labelled: a student has "
             "nothing to learn from.",
             "name unlabelled images: clfew distill ./unlabeled",
         )
-    setup = build_setup(settings, teacher, images, base, student, learned, device, precision)
     console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")
     pool = f"{len(setup.task.pool):,}"
     console.say(f"images     {pool} to learn from, {len(learned.test):,} held out for testing")
@@ -166,6 +168,7 @@ def create(run: Run, prepared: Prepared) -> None:
             "command_line": command_line(),
             "source": source.spec,
             "digest": source.digest(),
+            "split_rule": prepared.learned.split_rule,
             "teacher": digest_of(artifact),
             "labels": digest_of(prepared.teacher.run / LABELS),
             "device": str(prepared.setup.task.device),

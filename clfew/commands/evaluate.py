@@ -141,6 +141,8 @@ def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
     is_relabelled = learned_from.get("split_rule", 1) >= 2 or not opened.is_labelled
     if opened.spec == learned_from["source"] and is_relabelled and file.is_file():
         opened, _ = apply_label_csv(opened, file)
+    elif opened.spec == learned_from["source"] and learned_from["label_file"] and not file.is_file():
+        console.say(f"note       the labels in {file} are not used: the file has been removed")
     return opened
 
 

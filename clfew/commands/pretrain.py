@@ -142,14 +142,17 @@ def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Pa
 
 
 def pretrain_in(
-    settings: PretrainSettings, split_seed: int | None = None, stop: StopRequest | None = None
+    settings: PretrainSettings,
+    split_seed: int | None = None,
+    stop: StopRequest | None = None,
+    split_rule: int = SPLIT_RULE,
 ) -> tuple[Path, Source]:
     """Does what `run` does, as a part of another command: reports no command to type next.
 
-    split_seed: seed of the test split if the data has no split of its own; None is the run's seed. stop:
-    the other command's. Returns the run folder and the images.
+    split_seed: seed of the test split if the data has no split of its own; None is the run's seed. stop,
+    split_rule: the other command's. Returns the run folder and the images.
     """
-    resolved = resolve(settings, split_seed)
+    resolved = resolve(settings, split_seed, split_rule)
     prepared = prepare(settings, resolved)
     new = new_run("pretrain", settings.out)
     with held(new.folder):
@@ -171,7 +174,9 @@ def resume_in(
     return folder, prepared.source
 
 
-def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolved:
+def resolve(
+    settings: PretrainSettings, split_seed: int | None = None, split_rule: int = SPLIT_RULE
+) -> Resolved:
     """Chooses every default, opens and caches the images, and reports it. Raises UserError."""
     check_new(settings.out)
     set_threads(settings.threads)
@@ -190,7 +195,7 @@ def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolv
         size, why_size = choose_pretrained_size(settings.size, native, init_weights.expected, device)
     cache = cached_images(source, cached_side(size, native))
     split_seed = settings.seed if split_seed is None else split_seed
-    indices = pretraining_images(source, cache, settings.transductive, split_seed, SPLIT_RULE)
+    indices = pretraining_images(source, cache, settings.transductive, split_seed, split_rule)
     _require_images(settings, len(indices))
     network, why_encoder = _choose_network(settings, init_weights, size, cache, indices, device)
     recipe, why_recipe = choose_recipe(min(size, native), cache, indices, settings.flip)
@@ -213,7 +218,7 @@ def resolve(settings: PretrainSettings, split_seed: int | None = None) -> Resolv
         "images": len(indices),
         "transductive": settings.transductive,
         "split_seed": split_seed,
-        "split_rule": SPLIT_RULE,
+        "split_rule": split_rule,
         "method": settings.method,
         "options": options,
         "recipe": asdict(recipe),
@@ -236,7 +241,8 @@ def _method_options(settings: PretrainSettings) -> dict[str, Any]:
     check_settings(
         settings.method, settings.optimizer, settings.adapt, settings.epochs, settings.minutes
     )
-    return options_of(settings.method, {n: getattr(settings, n) for n in settings.METHOD_OPTIONS})
+    given = {name: getattr(settings, name) for name in settings.METHOD_OPTIONS}
+    return options_of(settings.method, given | (settings.options or {}))
 
 
 def _require_images(settings: PretrainSettings, count: int) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import ImageCache
 from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
@@ -201,10 +200,10 @@ def student_start(
     return start, student_metadata, init_weights.source if init_weights else SCRATCH
 
 
-def usable(images: Images, cache: ImageCache, split_seed: int) -> LabelledData:
+def usable(images: Images, cache: ImageCache, split_seed: int, split_rule: int) -> LabelledData:
     """Returns what is learned from and what is tested on. Raises UserError if a labelled image cannot be
     used any more."""
-    data = labelled_data(images.source, cache, images.held_out, split_seed, SPLIT_RULE, images.labelled)
+    data = labelled_data(images.source, cache, images.held_out, split_seed, split_rule, images.labelled)
     lost = np.setdiff1d(images.labelled, data.pool)
     if len(lost):
         raise UserError(

@@ -152,6 +152,8 @@ def _data_problem(metadata: dict[str, Any]) -> str:
             key for key, kinds in _DATA_FIELDS[step].items() if type(step_data.get(key)) not in kinds
         ]:
             return f"its field data lacks a valid {wrong[0]} for {step}"
+        if type(step_data.get("split_rule", 1)) is not int:
+            return f"its field data has no valid split_rule for {step}"
     return ""
 
 

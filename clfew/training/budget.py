@@ -133,7 +133,7 @@ def _steps_in_time(
     fitting, steps = steps_in(left, compile)
     default = f"; the default is {budget.default_epochs:g} epochs, or fewer if they do not fit"
     console.say(
-        f"budget     {seconds / 60:.3g} minutes are enough for {fitting / per_epoch:.4g} epochs at this "
-        f"speed{'' if budget.minutes else default}"
+        f"budget     {round(seconds / 60, 2):g} minutes are enough for {fitting / per_epoch:.4g} "
+        f"epochs at this speed{'' if budget.minutes else default}"
     )
     return steps, compile, why

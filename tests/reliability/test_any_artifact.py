@@ -42,6 +42,9 @@ FIELDS = {
     "a stage too high": {"stage": 60},
     "a stage of a large image": {"stage": 1, "size": 1024, "dim": 8},
     "data that is none": {"data": []}, "an unknown input": {"sees": "infrared"},
+    "a split rule of letters": {"data": {"finetune": {
+        "source": "/images", "labels": 4, "split_seed": 0, "label_file": None, "split_rule": "x",
+    }}},
     "data of nothing": {"data": {}}, "a step that is a number": {"training": {"pretrain": 3}},
     "a source that is a number": {"data": {"finetune": METADATA.data["finetune"] | {"source": 1}}},
     "a drift that is a list": {"training": {"pretrain": {"drift": [1]}}},
