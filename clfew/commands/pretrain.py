@@ -1,6 +1,7 @@
 """`clfew pretrain`: trains an encoder on images without labels."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,28 @@ def _saving(run: Run) -> Saving:
     return Saving(run.folder / "state", command)
 
 
+class _Progress:
+    """Writes the rows of the log to the run and to the terminal, and raises the alarm when a collapse
+    begins. last: the last row, {} before the first."""
+
+    def __init__(self, run: Run, steps: int, update: Callable[..., None]) -> None:
+        self._run, self._steps, self._update = run, steps, update
+        self.last: dict[str, float] = {}
+
+    def __call__(self, row: dict[str, float]) -> None:
+        self._run.log(row)
+        note = (
+            f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s  "
+            f"{row['data_wait']:.0%} waiting"
+        )
+        if wrong := collapse(row):
+            note += "  collapsing"
+            if not collapse(self.last):  # Said at once, not after hours of training.
+                console.say(f"alarm      step {row['step']:,}: {wrong}")
+        self.last = row
+        self._update(row["step"], self._steps, note)
+
+
 def train_steps(run: Run, prepared: Prepared, stop: StopRequest | None) -> dict[str, float]:
     """Takes the steps that are left and returns the last row of the log, {} if none was left."""
     plan, objective = prepared.plan, prepared.objective
@@ -360,34 +383,20 @@ def train_steps(run: Run, prepared: Prepared, stop: StopRequest | None) -> dict[
         f"training   {prepared.config['epochs']:.4g} epochs, {plan.steps:,} steps with "
         f"{plan.optimizer} into {run.folder}"
     )
-    last: dict[str, float] = {}
+    rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
     with console.progress_bar("pretrain") as update:
-
-        def log(row: dict[str, float]) -> None:
-            run.log(row)
-            note = (
-                f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s  "
-                f"{row['data_wait']:.0%} waiting"
-            )
-            if wrong := collapse(row):
-                note += "  collapsing"
-                if not collapse(last):  # Said at once, not after hours of training.
-                    console.say(f"alarm      step {row['step']:,}: {wrong}")
-            last.update(row)
-            update(row["step"], plan.steps, note)
-
-        rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
+        progress = _Progress(run, plan.steps, update)
         train(
             objective,
             prepared.data,
             plan,
             prepared.device,
-            log,
+            progress,
             _saving(run),
             lambda name: rate if name.startswith("encoder.") else 1.0,
             stop,
         )
-    return last
+    return progress.last
 
 
 def save(run: Run, prepared: Prepared, last_row: dict[str, float]) -> None:
