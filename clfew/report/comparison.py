@@ -7,22 +7,11 @@ import jinja2
 from matplotlib.figure import Figure
 
 from clfew.console import printable
+from clfew.report.colours import COLOURS
 from clfew.report.png import data_uri, png_of
 from clfew.runs.files import write_bytes, write_text
 
-# Tableau's ten colours of 2016, chosen to be easy to distinguish.
-_COLOURS = (
-    "#4e79a7",
-    "#f28e2b",
-    "#59a14f",
-    "#e15759",
-    "#b07aa1",
-    "#76b7b2",
-    "#edc948",
-    "#9c755f",
-    "#ff9da7",
-    "#1d2433",
-)
+_COLOURS = (*COLOURS, "#1d2433")
 _BASELINES = {"raw-pixels": (":", "s"), "random": (":", "v"), "scratch": ("--", "D")}
 _GREY = {"raw-pixels": "#8a8f98", "random": "#b3b8c2", "scratch": "#5d6779"}
 

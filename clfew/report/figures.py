@@ -25,6 +25,7 @@ from sklearn.manifold import TSNE
 
 from clfew.data.colour import LUMA
 from clfew.finetuning.metrics import calibration_bins
+from clfew.report.colours import COLOURS
 from clfew.report.png import png_of
 
 MAP_IMAGES = 1500
@@ -34,19 +35,7 @@ NAMED_CLASSES = 20
 """With more classes than this, counts do not fit into a matrix's cells and a legend is not readable."""
 DPI = 200  # The page shows pictures at half their size in pixels, to be sharp on a dense screen.
 
-# Tableau's ten colours of 2016, chosen to be easy to distinguish on white and on dark.
-_COLOURS = (
-    "#4e79a7",
-    "#f28e2b",
-    "#59a14f",
-    "#e15759",
-    "#b07aa1",
-    "#76b7b2",
-    "#edc948",
-    "#9c755f",
-    "#ff9da7",
-    "#8c8c8c",
-)
+_COLOURS = (*COLOURS, "#8c8c8c")
 # Those of these fonts that are installed draw the characters that DejaVu Sans lacks.
 _MORE_FONTS = (
     "Noto Sans CJK JP",

@@ -13,11 +13,12 @@ METHODS = {
 }  # fmt: skip
 STEPS = 12
 TINY = ("--encoder", "resnet8-w8", "--batch", "16", "--epochs", "6", "--init", "scratch")
+PRETRAIN = ("pretrain", "unlabeled", *TINY)
 ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
 
 
 def command(name):
-    return ("pretrain", "unlabeled", *TINY, "--method", *METHODS[name])
+    return (*PRETRAIN, "--method", *METHODS[name])
 
 
 def steps_of(run):

@@ -5,21 +5,9 @@ import subprocess
 
 import pytest
 from faults import artifact, in_write, save_every, signal_at
+from resuming import PRETRAIN
 
 from clfew.training.state import saved_step
-
-TINY = (
-    "pretrain",
-    "unlabeled",
-    "--encoder",
-    "resnet8-w8",
-    "--batch",
-    "16",
-    "--epochs",
-    "6",
-    "--init",
-    "scratch",
-)
 
 
 @pytest.fixture
@@ -43,7 +31,9 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(clfew, images, tmp_p
     images(tmp_path / "unlabeled", classes=[""], each=40)
     small_disk("512k")
     faults = save_every(2)
-    result = clfew(*TINY, "--encoder", "resnet8-w32", "--out", "disk/run", cwd=tmp_path, faults=faults)
+    result = clfew(
+        *PRETRAIN, "--encoder", "resnet8-w32", "--out", "disk/run", cwd=tmp_path, faults=faults
+    )
     assert result.rc == 1 and "Traceback" not in result.stderr
     error, hint = result.stderr.splitlines()[-2:]
     assert error.startswith("error: disk/run/state/state.safetensors (") and "bytes)" in error
@@ -54,26 +44,26 @@ def test_a_full_disk_is_reported_and_leaves_no_partial_file(clfew, images, tmp_p
 def test_a_run_resumes_once_a_read_only_disk_is_writable_again(clfew, images, tmp_path, small_disk):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     small_disk("8m")
-    stopped = clfew(*TINY, "--out", "disk/run", cwd=tmp_path, faults=signal_at(5, signal.SIGINT))
+    stopped = clfew(*PRETRAIN, "--out", "disk/run", cwd=tmp_path, faults=signal_at(5, signal.SIGINT))
     assert stopped.rc == 130
     resume = ("pretrain", "--resume", "disk/run")
     subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
     assert "cannot be written: Read-only" in clfew.refused(*resume, cwd=tmp_path)
     subprocess.run(["mount", "-o", "remount,rw", tmp_path / "disk"], check=True)
     clfew.ok(*resume, cwd=tmp_path)
-    clfew.ok(*TINY, "--out", "whole", cwd=tmp_path)
+    clfew.ok(*PRETRAIN, "--out", "whole", cwd=tmp_path)
     assert artifact(tmp_path / "disk/run") == artifact(tmp_path / "whole")
 
 
 def test_a_full_disk_in_the_middle_of_a_run_leaves_what_was_saved(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     faults = save_every(2) + in_write("state.safetensors", 3, "write", False, "ENOSPC")
-    result = clfew(*TINY, "--out", "run", cwd=tmp_path, faults=faults)
+    result = clfew(*PRETRAIN, "--out", "run", cwd=tmp_path, faults=faults)
     assert (result.rc, "Traceback" in result.stderr) == (1, False)
     assert "state.safetensors" in result.stderr and "hint: " in result.stderr
     assert saved_step(tmp_path / "run/state/state.safetensors") == 4
     clfew.ok("pretrain", "--resume", "run", cwd=tmp_path)
-    clfew.ok(*TINY, "--out", "whole", cwd=tmp_path)
+    clfew.ok(*PRETRAIN, "--out", "whole", cwd=tmp_path)
     assert artifact(tmp_path / "run") == artifact(tmp_path / "whole")
 
 
@@ -98,11 +88,11 @@ def test_a_file_of_the_run_removed_while_it_runs(clfew, images, tmp_path, name):
     remove = f"(shutil.rmtree if os.path.isdir({name!r}) else os.unlink)({name!r})"
     faults = save_every(2) + AT_STEP.format(what=remove)
     env = {"CLFEW_CACHE": str(tmp_path / "cache")}
-    result = clfew(*TINY, "--out", "run", cwd=tmp_path, env=env, faults=faults)
+    result = clfew(*PRETRAIN, "--out", "run", cwd=tmp_path, env=env, faults=faults)
     if name == "run":  # It is not created again.
         assert result.rc == 1 and "Traceback" not in result.stderr
         assert result.stderr.splitlines()[-2].startswith("error: The folder run/state cannot be made")
     else:
         assert result.rc == 0, result.stderr
-        clfew.ok(*TINY, "--out", "whole", cwd=tmp_path)
+        clfew.ok(*PRETRAIN, "--out", "whole", cwd=tmp_path)
         assert artifact(tmp_path / "run") == artifact(tmp_path / "whole")

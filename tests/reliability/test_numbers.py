@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 from faults import signal_at
+from resuming import PRETRAIN
 from torch import nn
 
 from clfew.errors import UserError
@@ -20,20 +21,7 @@ from clfew.training.plan import Plan
 from clfew.training.saving import DIVERGED, Saving
 
 CPU = torch.device("cpu")
-TINY = (
-    "pretrain",
-    "unlabeled",
-    "--encoder",
-    "resnet8-w8",
-    "--batch",
-    "16",
-    "--epochs",
-    "6",
-    "--init",
-    "scratch",
-    "--out",
-    "run",
-)
+TINY = (*PRETRAIN, "--out", "run")
 
 BAD_LOSS = """
 from clfew.methods import simclr

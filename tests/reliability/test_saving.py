@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from faults import CALLS, in_write, save_every, signal_at
+from resuming import PRETRAIN
 from torch import nn
 
 from clfew.errors import UserError
@@ -24,18 +25,6 @@ from clfew.training.state import load_state, save_state, saved_step
 POINTS = [(call, after) for call in CALLS for after in (False, True)]
 DATA = "a digest of images and labels"
 PLAN = Plan(9, 4, "sgd", 0.1, 0.0, 1, 0, "fp32")
-TINY = (
-    "pretrain",
-    "unlabeled",
-    "--encoder",
-    "resnet8-w8",
-    "--batch",
-    "16",
-    "--epochs",
-    "6",
-    "--init",
-    "scratch",
-)
 
 
 def network(value: float) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -153,7 +142,7 @@ def test_the_mode_of_a_state_follows_the_umask(tmp_path, umask, mode):
 
 def test_a_run_is_one_process_s_at_a_time(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
-    clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    clfew(*PRETRAIN, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     with held(tmp_path / "run"):
         message = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
@@ -214,7 +203,7 @@ def test_nothing_but_what_was_left_half_written_is_swept(tmp_path):
 
 def test_a_damaged_state_or_one_of_another_run_is_refused_and_kept(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
-    clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    clfew(*PRETRAIN, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     path = tmp_path / "run/state/state.safetensors"
     whole = path.read_bytes()
     for place in (3, 40, len(whole) // 2, len(whole) - 1):
@@ -224,7 +213,7 @@ def test_a_damaged_state_or_one_of_another_run_is_refused_and_kept(clfew, images
         message = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
         assert "state.safetensors cannot be used" in message
     other = tmp_path / "other/state/state.safetensors"
-    clfew(*TINY, "--batch", "8", "--out", "other", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    clfew(*PRETRAIN, "--batch", "8", "--out", "other", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     path.write_bytes(other.read_bytes())
     message = clfew.refused("pretrain", "--resume", "run", cwd=tmp_path)
     assert "it was saved with steps 30, not 12" in message
@@ -236,7 +225,7 @@ def test_a_damaged_state_or_one_of_another_run_is_refused_and_kept(clfew, images
 
 def test_a_change_that_prevents_resuming_is_named(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
-    clfew(*TINY, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
+    clfew(*PRETRAIN, "--out", "run", cwd=tmp_path, faults=signal_at(4, signal.SIGINT))
     resume = ("pretrain", "--resume", "run")
     for option, was in (
         (("--method", "byol"), "simclr"),
