@@ -19,12 +19,13 @@ from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.labels import LabelSpec, parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
-from clfew.data.splits import require_testable, test_indices
+from clfew.data.splits import require_testable
 from clfew.errors import UserError
-from clfew.finetuning.fit import Start, Task, fit, fit_probe, predict_cached
+from clfew.finetuning.fit import Task, fit, fit_probe, predict_cached
 from clfew.finetuning.labelled_data import LabelledData, bounded, labelled_data, with_labels
 from clfew.finetuning.metrics import mean_interval
 from clfew.finetuning.probes import few_label_correct, folds
+from clfew.finetuning.start import Start
 from clfew.methods.base import METHODS, Method
 from clfew.models.defaults import cached_side, choose_batch, choose_encoder, choose_size
 from clfew.models.encoder import Encoder
@@ -104,8 +105,7 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     native = typical_side(source)
     size, _ = choose_size(settings.size, native, device, many=True)
     cache = cached_images(source, cached_side(size, native))
-    held_out = test_indices(source, settings.seed)
-    data = labelled_data(source, cache, held_out, settings.seed, settings.split_rule)
+    data = labelled_data(source, cache, None, settings.seed, settings.split_rule)
     if not len(data.test):
         raise UserError(
             f"{settings.source} has no labelled images to test on.",

@@ -17,11 +17,10 @@ from clfew.commands.evaluate import evaluate
 from clfew.commands.finetune import finetune_in
 from clfew.commands.predict import predict
 from clfew.commands.pretrain import pretrain_in
-from clfew.data.held_out import split_images
+from clfew.data.held_out import split_source
 from clfew.data.image_cache import open_image_cache
 from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.sources import open_source
-from clfew.data.splits import test_indices
 from clfew.finetuning.probes import linear_head
 from clfew.models.metadata import read_metadata
 from clfew.report.label_efficiency import draw_label_efficiency
@@ -109,7 +108,7 @@ def _raw_pixels(images: Path, budget: str, side: int) -> list[float]:
     """Returns the accuracies of logistic regression on pixels, on the label samples of `finetune`."""
     source = open_source(str(images))
     cache = open_image_cache(source, side)
-    split = split_images(cache, test_indices(source, 0))
+    split = split_source(source, cache, 0)
     pool, test = split.pool, split.test
     inputs = cache.pixels.reshape(len(source), -1).astype(np.float32) / 255
     accuracies = []

@@ -1,6 +1,5 @@
 """`clfew embed`: writes the features and the path of every image of a source."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,9 @@ from clfew import console
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
-from clfew.finetuning.fit import Start
-from clfew.finetuning.start import Network, find_start, open_start
+from clfew.finetuning.start import Network, Start, find_start, open_start
 from clfew.models.features import apply_to_files
+from clfew.models.init_weights import SCRATCH
 from clfew.runs.files import write_bytes, write_csv
 from clfew.runs.folders import check_new, new_run
 from clfew.settings import EmbedSettings, function_of
@@ -30,13 +29,13 @@ def run(settings: EmbedSettings) -> tuple[Path, int, int]:
     set_threads(settings.threads)
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
-    spec = find_start(settings.origin, settings.init, settings.encoder, device)
-    if spec.is_scratch:
-        # From scratch, the newest run must not decide which network is embedded with.
-        spec = replace(spec, artifact=None)
+    found = find_start(settings.origin, settings.init, settings.encoder, device)
+    from_scratch = SCRATCH in (settings.origin, settings.init)
+    if from_scratch:
+        found = None  # The newest run must not decide which random network is embedded with.
     opened = open_source(settings.source)
-    network = Network(settings.encoder, settings.size, stage=settings.stage)
-    (start,) = open_start(spec, opened, network, device, compare=False)
+    network = Network(settings.encoder, settings.size, stage=settings.stage, from_scratch=from_scratch)
+    (start,) = open_start(found, opened, network, device, compare=False)
     features, names, bad = _features_of(start, opened, device, precision)
     if not names:
         raise UserError(
@@ -45,8 +44,7 @@ def run(settings: EmbedSettings) -> tuple[Path, int, int]:
             "open one in an image viewer: they may be damaged or of another format.",
         )
     run = new_run("embed", settings.out)
-    origin = str(start.artifact or spec.words)
-    run.write_config({"command": "embed", "from": origin, "source": opened.spec})
+    run.write_config({"command": "embed", "from": start.words, "source": opened.spec})
     write_bytes(run.folder / "features.safetensors", safetensors.numpy.save({"features": features}))
     write_csv(run.folder / "paths.csv", ["path"], [(name,) for name in names])
     run.write_bad_images(bad)

@@ -14,7 +14,6 @@ from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source
-from clfew.data.splits import test_indices
 from clfew.errors import UserError
 from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
@@ -177,9 +176,8 @@ def _tested(
     rule, seed = learned_from.get("split_rule", 1), learned_from["split_seed"]
     is_same = source.spec == learned_from["source"]
     own = (source.splits == "test").any() or (source.splits == "val").any()
-    learned = NONE
+    held_out, learned = None, NONE
     if own or is_same:
-        held_out = test_indices(source, seed)
         split = "the data's own test split" if own else "20 % of each class, held out from training"
         # In another source, copies of learned images are tested on and counted as seen.
         learned = np.flatnonzero(np.isin(cache.digests, seen)) if is_same else NONE

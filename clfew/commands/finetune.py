@@ -14,7 +14,7 @@ from clfew.data.image_cache import cached_images
 from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
-from clfew.data.splits import require_testable, test_indices
+from clfew.data.splits import require_testable
 from clfew.errors import UsageError
 from clfew.finetuning.fit import FullSettings, Task
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
@@ -24,9 +24,9 @@ from clfew.finetuning.labelled_data import (
     check_other_sources,
     find_others,
     find_source,
+    held_out_of,
     labelled_data,
     other_sources,
-    outside,
     pool_features,
     readable,
     with_labels,
@@ -35,14 +35,14 @@ from clfew.finetuning.metrics import mean_interval, wilson_interval
 from clfew.finetuning.start import (
     Network,
     Start,
-    StartSpec,
     find_start,
     open_start,
-    restore_start_spec,
-    start_spec_row,
+    restored_start,
+    start_row,
 )
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
+from clfew.models.init_weights import SCRATCH, InitWeights
 from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
@@ -67,11 +67,11 @@ from clfew.version import __version__
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to fit, new or resumed. candidates: the starts to choose from, with their
-    tasks."""
+    """A run that is ready to fit, new or resumed. found: where the start is (see
+    `find_start`). candidates: the starts to choose from, with their tasks."""
 
     settings: FinetuneSettings
-    start_spec: StartSpec
+    found: Path | InitWeights | None
     learned: LabelledData
     candidates: list[tuple[Start, Task]]
 
@@ -104,7 +104,7 @@ def resume(
         if config["label_digest"]:
             labels = Path(labels_of(settings))
             check_same_file(labels, config["label_digest"], "the run's label file")
-        prepared = prepare(settings, restore_start_spec(config["start"], chosen), chosen, folder)
+        prepared = prepare(settings, restored_start(config["start"], chosen), chosen, folder)
         result = fit_and_save(prepared, Run(folder), is_new=False)
     _say_next(folder, result)
     return folder, result
@@ -112,15 +112,17 @@ def resume(
 
 def finetune_in(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
     """Does what `run` does, as a part of another command: reports no command to type next."""
-    settings, start_spec, device = resolve(settings)
-    prepared = prepare(settings, start_spec, device)
+    settings, found, device = resolve(settings)
+    prepared = prepare(settings, found, device)
     new = new_run("finetune", settings.out)
     with held(new.folder):
         create(new, prepared, device)
         return new.folder, fit_and_save(prepared, new, is_new=True)
 
 
-def resolve(settings: FinetuneSettings) -> tuple[FinetuneSettings, StartSpec, torch.device]:
+def resolve(
+    settings: FinetuneSettings,
+) -> tuple[FinetuneSettings, Path | InitWeights | None, torch.device]:
     """Checks the settings, and finds where to start and the labelled images. Raises UserError."""
     check_new(settings.out)
     spec = parse_labels(labels_of(settings))
@@ -128,22 +130,25 @@ def resolve(settings: FinetuneSettings) -> tuple[FinetuneSettings, StartSpec, to
         raise UsageError(f"--mode {settings.mode} is not known.", f"choose auto, {', '.join(MODES)}.")
     set_threads(settings.threads)
     device, _ = choose_device(settings.device)
-    start_spec = find_start(settings.origin, settings.init, settings.encoder, device)
-    metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
-    return replace(settings, source=find_source(settings.source, metadata, spec)), start_spec, device
+    found = find_start(settings.origin, settings.init, settings.encoder, device)
+    metadata = read_metadata(found)[0] if isinstance(found, Path) else None
+    return replace(settings, source=find_source(settings.source, metadata, spec)), found, device
 
 
 def prepare(
-    settings: FinetuneSettings, start_spec: StartSpec, device: torch.device, resumed: Path | None = None
+    settings: FinetuneSettings,
+    found: Path | InitWeights | None,
+    device: torch.device,
+    resumed: Path | None = None,
 ) -> Prepared:
     """Opens the images and loads the starts. resumed: the folder of a run that is resumed, whose images
     must be those that it was started with. Raises UserError."""
     spec = parse_labels(labels_of(settings))
     split_rule = read_config(resumed).get("split_rule", 1) if resumed else SPLIT_RULE
     precision, _ = choose_precision(device, settings.precision)
-    metadata = read_metadata(start_spec.artifact)[0] if start_spec.artifact else None
-    same_classes = None if start_spec.is_scratch else metadata
-    opened, listed = with_labels(open_source(settings.source or ""), spec, same_classes)
+    from_scratch = SCRATCH in (settings.origin, settings.init)
+    metadata = read_metadata(found)[0] if isinstance(found, Path) and not from_scratch else None
+    opened, listed = with_labels(open_source(settings.source or ""), spec, metadata)
     if resumed is not None:
         check_unchanged(resumed, read_config(resumed), opened.digest())
     network = Network(
@@ -153,8 +158,9 @@ def prepare(
         settings.stage,
         settings.seed,
         split_rule=split_rule,
+        from_scratch=from_scratch,
     )
-    starts = open_start(start_spec, opened, network, device, compare=settings.mode == "auto")
+    starts = open_start(found, opened, network, device, compare=settings.mode == "auto")
     if resumed is not None:
         check_other_sources(resumed, starts, opened)
     learned = _open_images(settings, starts[0], opened, listed, split_rule)
@@ -174,7 +180,7 @@ def prepare(
             precision,
         )
         candidates.append((each, task))
-    return Prepared(settings, start_spec, learned, candidates)
+    return Prepared(settings, found, learned, candidates)
 
 
 def _open_images(
@@ -190,9 +196,7 @@ def _open_images(
     split_seed = start.metadata.data.get("pretrain", {}).get("split_seed", settings.seed)
     if listed is None:
         require_testable(opened)
-        held_out = test_indices(opened, split_seed)
-    else:
-        held_out = outside(opened, listed, split_seed)
+    held_out = held_out_of(opened, split_seed, listed)
     cache = cached_images(opened, start.metadata.side)
     if listed is not None:
         listed = readable(opened, listed, np.setdiff1d(cache.good, held_out), spec)
@@ -228,7 +232,7 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
             "labels": settings.labels,
             "split_rule": prepared.learned.split_rule,
             "digest": opened.digest(),
-            "start": start_spec_row(prepared.start_spec),
+            "start": start_row(prepared.found),
             "pretrained_on": other_sources([start for start, _ in prepared.candidates], opened),
             "device": str(device),
             "threads": torch.get_num_threads(),
@@ -285,7 +289,7 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     )
     task = prepared.candidates[0][1]
     resolved = {
-        "from": str(start.artifact.resolve() if start.artifact else prepared.start_spec.words),
+        "from": start.words,
         "mode": settings.mode,
         "seed": settings.seed,
         "repeat": len(learned.label_samples),
@@ -315,7 +319,7 @@ def _metadata(
     """Returns the metadata of the classifier. used: the data it was fitted to. typed: the command."""
     start, classifier, decided = fitted.start, fitted.classifier, fitted.decided
     training = typed | {"seed": prepared.settings.seed, **decided}
-    before = {} if prepared.start_spec.is_scratch else start.metadata.data
+    before = start.metadata.data if start.is_pretrained else {}
     return replace(
         start.metadata,
         kind="classifier",

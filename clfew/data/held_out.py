@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clfew.data.image_cache import ImageCache
+from clfew.data.source import Source
+from clfew.data.splits import test_indices
 
 SPLIT_RULE = 2
 """The rule of new runs. Runs and artifacts carry the number of theirs, and keep it; those without a
@@ -20,6 +22,11 @@ class Split:
 
     pool: np.ndarray
     test: np.ndarray
+
+
+def split_source(source: Source, cache: ImageCache, seed: int, rule: int = SPLIT_RULE) -> Split:
+    """Splits the readable images of a source by its test split. Labels are used only to draw that."""
+    return split_images(cache, test_indices(source, seed), rule)
 
 
 def split_images(

@@ -22,9 +22,10 @@ from clfew.distillation.student import (
 )
 from clfew.distillation.teacher import Images, Teacher
 from clfew.finetuning.calibration import believable, fit_temperature
-from clfew.finetuning.fit import Start, Task, pool_logits, predict_cached
+from clfew.finetuning.fit import Task, pool_logits, predict_cached
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.labelled_data import LabelledData, bounded
+from clfew.finetuning.start import Start
 from clfew.methods.adapter import LAYER, views_to_teach_with
 from clfew.models.classifier import Classifier
 from clfew.models.defaults import choose_batch, choose_recipe

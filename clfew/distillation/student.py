@@ -15,9 +15,10 @@ from torch import nn
 from clfew.data.augment import Recipe
 from clfew.data.splits import evenly_spaced
 from clfew.distillation.loss import Distillation
-from clfew.finetuning.fit import Log, Start, Task, fit, predict_cached
+from clfew.finetuning.fit import Log, Task, fit, predict_cached
 from clfew.finetuning.model_selection import CLEAR
 from clfew.finetuning.probes import folds, standardised_logistic
+from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import freeze_first
 from clfew.models.features import apply_to_cache

@@ -12,11 +12,15 @@ from clfew.data.image_cache import ImageCache
 from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source
-from clfew.data.splits import test_indices
 from clfew.errors import UserError
-from clfew.finetuning.fit import Start
-from clfew.finetuning.labelled_data import LabelledData, labelled_data, merged
-from clfew.finetuning.start import Network, start_from_artifact, start_from_scratch, start_from_weights
+from clfew.finetuning.labelled_data import LabelledData, held_out_of, labelled_data, merged
+from clfew.finetuning.start import (
+    Network,
+    Start,
+    start_from_artifact,
+    start_from_scratch,
+    start_from_weights,
+)
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.init_weights import AUTO, SCRATCH, find_init_weights
@@ -81,17 +85,15 @@ def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
         source, _ = apply_label_csv(source, Path(learned["label_file"]))
     seed = learned["split_seed"]
     labelled, classes = _labels_of_teacher(teacher, source)
-    held_out = np.setdiff1d(test_indices(source, seed), labelled)
+    held_out = held_out_of(source, seed)
     before = teacher.metadata.data.get("pretrain", {}).get("source")
     spec = unlabelled or before or source.spec
     other = open_source(spec)
     if other.spec != source.spec:
-        count = len(source)
-        held_out = np.concatenate([held_out, count + test_indices(other, seed)])
-        source = merged(source, other)
+        source, held_out = merged(source, other, seed)
     labels = np.full(len(source), -1)
     labels[labelled] = classes
-    return Images(source, held_out, labelled, labels)
+    return Images(source, np.setdiff1d(held_out, labelled), labelled, labels)
 
 
 def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -> tuple[Start, bool]:

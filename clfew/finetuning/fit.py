@@ -2,9 +2,8 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,10 @@ from clfew.data.augment import Recipe, random_views
 from clfew.data.splits import evenly_spaced
 from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
 from clfew.finetuning.probes import knn_head, linear_head
+from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier, build_neck, neck_width
-from clfew.models.encoder import Encoder, freeze_statistics
+from clfew.models.encoder import freeze_statistics
 from clfew.models.features import apply_to_cache
-from clfew.models.metadata import ArtifactMetadata
 from clfew.training.batch import Batch, TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan
@@ -30,32 +29,6 @@ FROZEN_STATISTICS_BELOW = 10
 """With fewer labels per class than this, BatchNorm keeps its statistics: a few images give poor ones."""
 
 Log = Callable[[dict[str, float]], None]
-
-
-@dataclass(frozen=True)
-class Start:
-    """The network that fine-tuning starts from.
-
-    encoder, neck: the network and the first layer of its projector. is_pretrained: whether its weights
-    are trained rather than random. flip: whether mirror images mean the same. metadata: its artifact
-    metadata. is_published: whether its weights derive from pretrained weights that others published,
-    which training should change only in small steps. seen: uint64, digests of the images that it was
-    pretrained on. artifact: the file it was loaded from, None for other weights.
-    """
-
-    encoder: Encoder
-    neck: nn.Sequential
-    is_pretrained: bool
-    flip: bool
-    metadata: ArtifactMetadata
-    is_published: bool = False
-    seen: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.uint64))
-    artifact: Path | None = None
-
-    @property
-    def pretraining_source(self) -> str | None:
-        """The source of the images it was pretrained on, None where there is none."""
-        return self.metadata.data.get("pretrain", {}).get("source")
 
 
 @dataclass(frozen=True)

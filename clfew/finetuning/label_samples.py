@@ -10,9 +10,10 @@ import torch
 from clfew import console
 from clfew.data.source import Source
 from clfew.finetuning.calibration import fit_temperature
-from clfew.finetuning.fit import FullSettings, Start, Task, fit, pool_logits, predict_cached
+from clfew.finetuning.fit import FullSettings, Task, fit, pool_logits, predict_cached
 from clfew.finetuning.label_propagation import propagated_probabilities
 from clfew.finetuning.model_selection import Decision, decide, held_out_accuracy, is_clearly_better
+from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier
 from clfew.models.drift import alarm
 from clfew.models.features import features_of

@@ -81,10 +81,11 @@ def with_labels(
     return source, listed
 
 
-def outside(source: Source, listed: np.ndarray, split_seed: int) -> np.ndarray:
-    """Returns the test split of a source with a label CSV: empty if the CSV lists all the labels and the
-    source has no test split of its own."""
-    if (source.labels >= 0).sum() == len(listed) and not (source.splits == "test").any():
+def held_out_of(source: Source, split_seed: int, listed: np.ndarray | None = None) -> np.ndarray:
+    """Returns the images to hold out. listed: those that a label CSV lists, None without one; if these
+    are all the labels, and the source has no test split of its own, nothing is held out."""
+    is_listed = listed is not None and (source.labels >= 0).sum() == len(listed)
+    if is_listed and not (source.splits == "test").any():
         return np.array([], dtype=np.int64)
     return test_indices(source, split_seed)
 
@@ -146,12 +147,17 @@ class LabelledData:
 def labelled_data(
     source: Source,
     cache: ImageCache,
-    held_out: np.ndarray,
+    held_out: np.ndarray | None,
     split_seed: int,
     split_rule: int = SPLIT_RULE,
     learned: np.ndarray = NONE,
 ) -> LabelledData:
-    """Returns the images to learn from and to test on, without label samples: see `split_images`."""
+    """Returns the images to learn from and to test on, without label samples: see `split_images`.
+
+    held_out: None for the source's test split.
+    """
+    if held_out is None:
+        held_out = held_out_of(source, split_seed)
     split = split_images(cache, held_out, split_rule, learned)
     test = split.test[source.labels[split.test] >= 0]
     return LabelledData(source, cache, split.pool, test, split_seed, split_rule)
@@ -226,11 +232,12 @@ def _digest_or_none(spec: str) -> str | None:
         return None
 
 
-def merged(first: Source, second: Source) -> Source:
-    """Returns a source with the images of both, those of `first` first. Only the labels of `first` are
-    kept."""
+def merged(first: Source, second: Source, split_seed: int) -> tuple[Source, np.ndarray]:
+    """Returns a source with the images of both, those of `first` first, and the test images of both.
+    Only the labels of `first` are kept."""
     count = len(first)
-    return Source(
+    held_out = [held_out_of(first, split_seed), count + held_out_of(second, split_seed)]
+    both = Source(
         spec=f"{first.spec} + {second.spec}",
         identities=[*first.identities, *(f"{second.spec}/{name}" for name in second.identities)],
         labels=np.concatenate([first.labels, np.full(len(second), -1)]),
@@ -240,6 +247,7 @@ def merged(first: Source, second: Source) -> Source:
         fingerprint=f"{first.fingerprint} {second.fingerprint}",
         ignored=first.ignored + second.ignored,
     )
+    return both, np.concatenate(held_out)
 
 
 def bounded(pool: np.ndarray, always: np.ndarray, most: int = MAX_IMAGES) -> np.ndarray:

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from clfew.finetuning.calibration import believable
-from clfew.finetuning.fit import FullSettings, Start, Task, fit_full, fit_probe, predict_cached
+from clfew.finetuning.fit import FullSettings, Task, fit_full, fit_probe, predict_cached
 from clfew.finetuning.label_propagation import propagated_probabilities
 from clfew.finetuning.probes import folds
+from clfew.finetuning.start import Start
 from clfew.training.optim import SMALL_NETWORK
 
 FINE_TUNE_FROM = 10

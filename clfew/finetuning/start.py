@@ -1,19 +1,19 @@
 """Finds and loads the network that fine-tuning starts from: an artifact, other weights or scratch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from clfew import console
-from clfew.data.held_out import SPLIT_RULE, split_images
+from clfew.data.held_out import SPLIT_RULE, split_source
 from clfew.data.image_cache import ImageCache, open_image_cache, typical_side
 from clfew.data.source import Source
-from clfew.data.splits import evenly_spaced, test_indices
+from clfew.data.splits import evenly_spaced
 from clfew.errors import UsageError, UserError
-from clfew.finetuning.fit import Start
 from clfew.models.artifacts import load_encoder
 from clfew.models.classifier import build_neck
 from clfew.models.defaults import (
@@ -45,78 +45,97 @@ _PRETRAIN_FIRST = (
 
 
 @dataclass(frozen=True)
-class StartSpec:
-    """Describes the start of fine-tuning before anything is loaded.
+class Start:
+    """The network that fine-tuning starts from.
 
-    artifact: a file that clfew wrote; from scratch, only its network is used, not its weights.
-    init_weights: weights that do not come from a run of clfew. is_scratch: whether to start from random
-    weights.
+    encoder, neck: the network and the first layer of its projector. is_pretrained: whether its weights
+    are trained rather than random. flip: whether mirror images mean the same. metadata: its artifact
+    metadata. is_published: whether its weights derive from pretrained weights that others published,
+    which training should change only in small steps. seen: uint64, digests of the images that it was
+    pretrained on. artifact: the file it was loaded from, None for other weights.
     """
 
-    artifact: Path | None
-    init_weights: InitWeights | None
-    is_scratch: bool
+    encoder: Encoder
+    neck: nn.Sequential
+    is_pretrained: bool
+    flip: bool
+    metadata: ArtifactMetadata
+    is_published: bool = False
+    seen: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.uint64))
+    artifact: Path | None = None
+
+    @property
+    def pretraining_source(self) -> str | None:
+        """The source of the images it was pretrained on, None where there is none."""
+        return self.metadata.data.get("pretrain", {}).get("source")
 
     @property
     def words(self) -> str:
-        """The start in words, for a start without an artifact to name."""
-        return SCRATCH if self.is_scratch or self.init_weights is None else self.init_weights.what
+        """The artifact it was loaded from, else its weights in words."""
+        if self.artifact is not None:
+            return str(self.artifact.resolve())
+        return self.metadata.training.get("init", {}).get("what", SCRATCH)
 
 
-def find_start(origin: str | None, init: str, encoder: str, device: torch.device) -> StartSpec:
-    """Returns the start that --from (`origin`) and --init name. Raises UserError where there is none;
-    UsageError where both options name one."""
+def find_start(
+    origin: str | None, init: str, encoder: str, device: torch.device
+) -> Path | InitWeights | None:
+    """Returns where the start that --from (`origin`) and --init name is: an artifact of clfew, of which
+    only the network is used from scratch, or other weights; None from scratch without a run. Nothing is
+    loaded yet.
+
+    Raises UserError where there is no start; UsageError where both options name one.
+    """
     if origin is not None and init != AUTO:
         raise UsageError("--from and --init both name a start.", "give one of them.")
     if SCRATCH in (origin, init):
-        return StartSpec(newest("pretrain"), None, True)
+        return newest("pretrain")
     if origin is not None:
-        return StartSpec(find_artifact(origin, "pretrain", _PRETRAIN_FIRST), None, False)
+        return find_artifact(origin, "pretrain", _PRETRAIN_FIRST)
     if init == AUTO:
-        artifact = newest("pretrain") if encoder == "auto" else None
-        init_weights, why = (None, "") if artifact else find_init_weights(AUTO, encoder, device)
-        if artifact is None and init_weights is None:
-            find_artifact(None, "pretrain", _PRETRAIN_FIRST)  # Raises UserError if there is no run.
-            raise UserError(f"There is nothing to start {encoder} from: {why}.", _PRETRAIN_FIRST)
-        if init_weights is not None:
-            console.say(f"start      {init_weights.what}, not pretrained on your images ({why})")
-        return StartSpec(artifact, init_weights, False)
+        return _found_by_itself(encoder, device)
     if init != IMAGENET and (path := own_artifact(Path(init))):
-        return StartSpec(path, None, False)
-    return StartSpec(None, find_init_weights(init, encoder, device)[0], False)
+        return path
+    return find_init_weights(init, encoder, device)[0]
 
 
-def start_spec_row(spec: StartSpec) -> dict[str, Any]:
-    """Returns a start as a run's config.json keeps it, so that the run can be resumed (see
-    `restore_start_spec`)."""
-    init_weights = spec.init_weights
-    return {
-        "artifact": str(spec.artifact.resolve()) if spec.artifact else None,
-        "digest": digest_of(spec.artifact) if spec.artifact else None,
-        "weights": [init_weights.source, init_weights.encoder] if init_weights else None,
-        "weights_digest": digest_of(Path(init_weights.source))
-        if init_weights and _is_file(init_weights)
-        else None,
-        "is_scratch": spec.is_scratch,
-    }
+def _found_by_itself(encoder: str, device: torch.device) -> Path | InitWeights:
+    """Returns the newest pretraining run's artifact, else weights that are on this machine."""
+    if encoder == "auto" and (artifact := newest("pretrain")):
+        return artifact
+    init_weights, why = find_init_weights(AUTO, encoder, device)
+    if init_weights is None:
+        find_artifact(None, "pretrain", _PRETRAIN_FIRST)  # Raises UserError if there is no run.
+        raise UserError(f"There is nothing to start {encoder} from: {why}.", _PRETRAIN_FIRST)
+    console.say(f"start      {init_weights.what}, not pretrained on your images ({why})")
+    return init_weights
 
 
-def _is_file(init_weights: InitWeights) -> bool:
-    return Path(init_weights.source).is_file()
+def start_row(found: Path | InitWeights | None) -> dict[str, Any]:
+    """Returns what `find_start` found as a run's config.json keeps it, so that the run can be resumed
+    (see `restored_start`)."""
+    row: dict[str, Any] = dict.fromkeys(("artifact", "digest", "weights", "weights_digest"))
+    if isinstance(found, Path):
+        row |= {"artifact": str(found.resolve()), "digest": digest_of(found)}
+    elif found is not None:
+        row["weights"] = [found.source, found.encoder]
+        if (file := Path(found.source)).is_file():
+            row["weights_digest"] = digest_of(file)
+    return row
 
 
-def restore_start_spec(row: dict[str, Any], device: torch.device) -> StartSpec:
-    """Returns the start from the row that `start_spec_row` made of it. Raises UserError if its file has
-    changed."""
-    artifact = Path(row["artifact"]) if row["artifact"] else None
-    if artifact is not None:
-        check_same_file(artifact, row["digest"], "which the run started from")
+def restored_start(row: dict[str, Any], device: torch.device) -> Path | InitWeights | None:
+    """Returns what `find_start` found from the row that `start_row` made of it. Raises UserError if its
+    file has changed."""
+    if row["artifact"]:
+        check_same_file(Path(row["artifact"]), row["digest"], "which the run started from")
+        return Path(row["artifact"])
     if row["weights"] is None:
-        return StartSpec(artifact, None, row["is_scratch"])
+        return None
     source, encoder = row["weights"]
     if row["weights_digest"]:
         check_same_file(Path(source), row["weights_digest"], "which the run started from")
-    return StartSpec(artifact, find_init_weights(source, encoder, device)[0], row["is_scratch"])
+    return find_init_weights(source, encoder, device)[0]
 
 
 @dataclass(frozen=True)
@@ -125,8 +144,8 @@ class Network:
 
     encoder, size: "auto" and None for those of the start. flip: None for that of the start. stage: the
     stage of the network whose feature maps are averaged to features, counted from 1; 0 for the encoder's
-    own features. seed: of random weights. split_seed, split_rule: of the test split, whose images do not
-    count for the normalisation; None is the seed.
+    own features. from_scratch: whether its weights are random, and seed: of these. split_seed,
+    split_rule: of the test split, whose images do not count for the normalisation; None is the seed.
     """
 
     encoder: str
@@ -136,14 +155,19 @@ class Network:
     seed: int = 0
     split_seed: int | None = None
     split_rule: int = SPLIT_RULE
+    from_scratch: bool = False
 
 
 def open_start(
-    spec: StartSpec, source: Source, network: Network, device: torch.device, compare: bool
+    found: Path | InitWeights | None,
+    source: Source,
+    network: Network,
+    device: torch.device,
+    compare: bool,
 ) -> list[Start]:
-    """Loads the start and, if `compare` is set, also the weights that its pretraining started from,
-    where these were kept."""
-    starts = _open_starts(spec, source, network, device, compare)
+    """Loads the start that `find_start` found and, if `compare` is set, also the weights that its
+    pretraining started from, where these were kept."""
+    starts = _open_starts(found, source, network, device, compare)
     return [_read_at(start, network.stage) for start in starts] if network.stage else starts
 
 
@@ -155,19 +179,22 @@ def _read_at(start: Start, stage: int) -> Start:
 
 
 def _open_starts(
-    spec: StartSpec, source: Source, network: Network, device: torch.device, compare: bool
+    found: Path | InitWeights | None,
+    source: Source,
+    network: Network,
+    device: torch.device,
+    compare: bool,
 ) -> list[Start]:
-    size, flip = network.size, network.flip
-    if spec.is_scratch:
-        metadata = read_metadata(spec.artifact)[0] if spec.artifact else None
+    if network.from_scratch:
+        metadata = read_metadata(found)[0] if isinstance(found, Path) else None
         return [start_from_scratch(source, metadata, network, device)]
-    if spec.init_weights is not None:
-        return [start_from_weights(source, spec.init_weights, size, flip, device)]
-    assert spec.artifact is not None
-    starts = [start_from_artifact(spec.artifact, flip)]
-    before = spec.artifact.with_name(START)
-    if compare and before.is_file() and before != spec.artifact:
-        starts.append(start_from_artifact(before, flip))
+    assert found is not None
+    if isinstance(found, InitWeights):
+        return [start_from_weights(source, found, network.size, network.flip, device)]
+    starts = [start_from_artifact(found, network.flip)]
+    before = found.with_name(START)
+    if compare and before.is_file() and before != found:
+        starts.append(start_from_artifact(before, network.flip))
     return starts
 
 
@@ -235,8 +262,7 @@ def start_from_scratch(
         side = cached_side(resolved, native)
         cache = open_image_cache(source, side)
         split_seed = seed if network.split_seed is None else network.split_seed
-        held_out = test_indices(source, split_seed)
-        known = split_images(cache, held_out, network.split_rule).pool
+        known = split_source(source, cache, split_seed, network.split_rule).pool
         mean, std = normalisation(cache, known if len(known) else cache.good)
         metadata = ArtifactMetadata(
             kind="encoder",

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from clfew.data.augment import Recipe, evaluation_view
-from clfew.data.held_out import split_images
+from clfew.data.held_out import split_source
 from clfew.data.image_cache import ImageCache
 from clfew.data.randomness import epoch_order
 from clfew.data.source import Source
-from clfew.data.splits import evenly_spaced, test_indices
+from clfew.data.splits import evenly_spaced
 from clfew.data.to_device import to_device
 from clfew.errors import UsageError, UserError
 from clfew.methods.adapter import LAYER, NETWORK, WIDTH, Adapter, adapter_optimizer
@@ -175,7 +175,7 @@ def pretraining_images(
     Labels are used only to draw the test split."""
     if transductive:
         return cache.good
-    return split_images(cache, test_indices(source, seed), rule).pool
+    return split_source(source, cache, seed, rule).pool
 
 
 def check_settings(

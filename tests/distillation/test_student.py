@@ -16,7 +16,8 @@ from clfew.distillation.student import (
     to_prior,
     train_student,
 )
-from clfew.finetuning.fit import Start, Task, fit
+from clfew.finetuning.fit import Task, fit
+from clfew.finetuning.start import Start
 from clfew.methods.adapter import VIEWS
 from clfew.models.encoder import Encoder
 from clfew.models.metadata import ArtifactMetadata

@@ -5,8 +5,9 @@ from torch import nn
 
 from clfew.finetuning import model_selection
 from clfew.finetuning.calibration import believable
-from clfew.finetuning.fit import FullSettings, Start, Task
+from clfew.finetuning.fit import FullSettings, Task
 from clfew.finetuning.model_selection import Decision, decide, held_out_accuracy
+from clfew.finetuning.start import Start
 from clfew.models.encoder import Encoder
 from clfew.models.metadata import ArtifactMetadata
 
