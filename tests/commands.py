@@ -17,6 +17,13 @@ from PIL import Image
 CLFEW = Path(sys.executable).parent / "clfew"
 CLASSES = ("cross", "ring", "stripe")
 TINY = ("--encoder", "resnet8-w8", "--epochs", "1")
+SHORT = """
+from clfew.finetuning import fit, probes
+fit.EPOCHS, fit.LEAST_STEPS = 2, 8
+probes.STRENGTHS = {"standardised": (0.1,), "unit": (10.0,)}
+"""
+"""Run before a command, this makes trainings of mode `full` short where no option says how long, and
+leaves one C for each scaling to cross-validation."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,8 @@ class Command:
     """`clfew(*args, cwd=…)` runs the installed command.
 
     It runs in a fork of a process that has imported torch (see warm.py), because importing it for each
-    of hundreds of commands would take too long; with `warm=False` it runs in a new process.
+    of hundreds of commands would take too long; with `warm=False` it runs in a new process, and fits as
+    long as a user's does (see SHORT).
     """
 
     def __init__(self, home: Path, env: dict[str, str] | None = None) -> None:
@@ -98,7 +106,7 @@ class Command:
             "cwd": str(cwd),
             "env": full,
             "streams": [str(s) for s in streams],
-            "faults": faults,
+            "faults": SHORT + faults,
         }
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()

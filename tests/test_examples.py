@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from marks import rest_is_slow
 
 import clfew
 from clfew.methods.base import METHODS
@@ -96,6 +97,7 @@ def test_custom_encoder(folder, capsys):
     assert 0.3 < float(line.split()[1]) <= 1
 
 
+@pytest.mark.slow
 def test_custom_method(folder, capsys):
     options = {**TINY, "labels": "4/class", "draws": 1, "minutes": 0.01}
     load("custom_method", compare=options)["main"](folder)
@@ -103,7 +105,7 @@ def test_custom_method(folder, capsys):
     assert "rotation" in printed and "simclr" in printed and "failed" not in printed
 
 
-@pytest.mark.parametrize("size", [32, 72])
+@pytest.mark.parametrize("size", rest_is_slow([32, 72]))
 def test_read_artifact_predicts_what_clfew_predicts(images, capsys, size):
     """Both forms of the network: with the small first layer up to 64 pixels, and torchvision's own."""
     folder = str(images(Path("images"), each=12))

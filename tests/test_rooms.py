@@ -6,6 +6,7 @@ table fails here, and so does one in the table that nothing uses any more.
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,7 @@ def room_of(module):
     return module.split(".")[1] if "." in module else "__init__"
 
 
+@cache
 def arrows():
     """Each room with the rooms that it imports."""
     found = {room_of(module): set() for module in MODULES}

@@ -6,6 +6,7 @@ imported before the fork. No computation may happen here, because threads must n
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -62,7 +63,7 @@ def exit_code(child: int) -> int:
         if ended:
             return os.waitstatus_to_exitcode(status)
         time.sleep(pause)
-        pause = min(2 * pause, 0.05)
+        pause = min(2 * pause, 0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return HANGS
@@ -72,6 +73,7 @@ if __name__ == "__main__":
     for name in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # Otherwise each child's garbage collections would copy all of this memory.
     for line in sys.stdin:
         settings = json.loads(line)
         child = os.fork()

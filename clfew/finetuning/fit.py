@@ -28,6 +28,10 @@ from clfew.training.signals import StopRequest
 FROZEN_STATISTICS_BELOW = 10
 """With fewer labels per class than this, BatchNorm keeps its statistics: a few images give poor ones."""
 
+EPOCHS, LEAST_STEPS = 60, 150
+"""The length of a training of mode `full` (SimCLRv2, section 4.1); from 5,000 labels on, half as many
+epochs."""
+
 Log = Callable[[dict[str, float]], None]
 
 
@@ -196,13 +200,13 @@ def fit_full(
 
 
 def _plan(images: int, is_pretrained: bool, seed: int, precision: str, settings: FullSettings) -> Plan:
-    """Plans 60 epochs, or 30 from 5,000 labels on (SimCLRv2, section 4.1), but at least 150 steps."""
+    """Plans EPOCHS, but at least LEAST_STEPS, where nothing else is asked for."""
     batch = settings.batch or min(64, images)
     per_epoch = max(1, images // batch)
-    epochs = settings.epochs or (60 if images < 5000 else 30)
+    epochs = settings.epochs or (EPOCHS if images < 5000 else EPOCHS / 2)
     steps = max(1, round(epochs * per_epoch))
     if settings.epochs is None:
-        steps = max(150, steps)
+        steps = max(LEAST_STEPS, steps)
     peak = settings.learning_rate or (5e-3 if is_pretrained else 2e-3)
     decay = 0.0 if is_pretrained else 5e-4
     return Plan(steps, batch, "adamw", peak, decay, max(1, steps // 20), seed, precision)

@@ -79,6 +79,7 @@ def test_formats(clfew, compared, output):
     assert len(rows) == 12 and {row["method"] for row in rows} >= BASELINES
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_resumes_to_the_same_numbers(clfew, compared):
     folder, _ = compared
     process = clfew.popen("compare", "photos", *QUICK, "--out", "stopped", cwd=folder)
@@ -138,6 +139,7 @@ def broken(clfew, folder, *options):
     )
 
 
+@pytest.mark.slow
 def test_a_method_that_fails_does_not_stop_the_others(clfew, compared, tmp_path):
     """And is tried again by --resume."""
     folder, _ = compared

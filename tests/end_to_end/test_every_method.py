@@ -4,6 +4,7 @@ import json
 
 import pytest
 import safetensors.numpy
+from marks import rest_is_slow
 
 from clfew.methods.base import METHODS
 
@@ -18,7 +19,7 @@ def many(clfew, images, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", rest_is_slow(OTHERS))
 def test_from_pretraining_to_predictions(clfew, many, method):
     run, made = many / method, ("--from", method)
     clfew.ok(
@@ -68,6 +69,7 @@ def test_a_stage_is_read_by_finetune_and_embed_and_stays_in_the_classifier(clfew
     assert "there is no stage 9" in message and "1 to" in message
 
 
+@pytest.mark.slow
 def test_variants_of_methods(clfew, many):
     for number, extra in enumerate(
         [

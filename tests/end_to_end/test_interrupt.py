@@ -10,6 +10,7 @@ import time
 
 import pytest
 import safetensors.numpy
+from marks import rest_is_slow
 
 LONG = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "80")
 
@@ -46,7 +47,7 @@ def uninterrupted(clfew, images, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("number", "rc"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "rc"), rest_is_slow([(signal.SIGINT, 130), (signal.SIGTERM, 143)]))
 def test_a_stopped_run_resumes_to_the_same_weights(clfew, images, uninterrupted, tmp_path, number, rc):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     process = clfew.popen(*LONG, cwd=tmp_path)
@@ -71,6 +72,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(clfew, images, uninterrupted,
     assert steps == sorted(set(steps)) and steps[-1] == 160
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_on_other_images(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     process = clfew.popen(*LONG, "--out", "my run", cwd=tmp_path)
@@ -99,6 +101,7 @@ def processor_time(process):
         return sum(map(int, file.read().rsplit(")", 1)[1].split()[11:13]))
 
 
+@pytest.mark.slow
 def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
     process = clfew.popen("predict", "-", "--format", "jsonl", cwd=project, stdin=subprocess.PIPE)
     # Once the command has started, it reads all names there are and waits for more.

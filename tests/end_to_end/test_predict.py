@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from marks import rest_is_slow
 from PIL import Image
 
 from clfew.commands.predict import predict
@@ -188,7 +189,7 @@ def test_predict_in_python_refuses_a_missing_classifier_when_it_is_called(tmp_pa
             predict([], origin)
 
 
-@pytest.mark.parametrize("output", ["table", "jsonl", "csv"])
+@pytest.mark.parametrize("output", rest_is_slow(["table", "jsonl", "csv"]))
 def test_a_reader_that_goes_away_is_no_error(clfew, photos, output):
     # Like `clfew predict many | head -1`: the pipe closes while rows are still to come, or, where
     # they were buffered, before the first.

@@ -80,6 +80,7 @@ def test_all_commands_work_from_it(adapted, clfew):
     assert "the student is kept" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_whole_network_is_trained_on_request(adapted, clfew, weights):
     folder, _ = adapted
     result = clfew.ok(
@@ -102,6 +103,7 @@ def test_the_whole_network_is_trained_on_request(adapted, clfew, weights):
     assert info["adapter"] == 0 and info["dim"] == 512
 
 
+@pytest.mark.slow
 def test_finetune_and_embed_start_from_weights_as_they_are(tmp_path, clfew, images, weights):
     images(tmp_path / "labeled")
     result = clfew.ok(
@@ -143,6 +145,7 @@ def test_a_run_is_a_start_for_another(adapted, clfew):
     clfew.ok("finetune", "--labels", "2/class", "--from", "second", "--out", "third", cwd=folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_adaptation_ends_with_the_same_weights(adapted, clfew, weights, digests):
     import shutil
 
@@ -206,6 +209,7 @@ def apart(tmp_path_factory, clfew, images, weights):
     return folder, clfew.ok("finetune", "--labels", "all", "--mode", "propagate", cwd=folder)
 
 
+@pytest.mark.slow
 def test_bad_images_of_what_was_pretrained_on_are_named_once(apart):
     folder, result = apart
     assert result.stderr.count("skipped ") == 1
@@ -213,6 +217,7 @@ def test_bad_images_of_what_was_pretrained_on_are_named_once(apart):
         assert [row["path"] for row in csv.DictReader(file)] == [str(folder / "unlabeled/page.jpg")]
 
 
+@pytest.mark.slow
 def test_the_weights_started_from_are_compared_on_the_same_images(apart):
     """In `--mode auto`, also on those of ./unlabeled, which only pretraining has used."""
     folder, _ = apart
@@ -229,6 +234,7 @@ def test_the_weights_started_from_are_compared_on_the_same_images(apart):
     assert not np.allclose(*(each[:, :512] for each in features))
 
 
+@pytest.mark.slow
 def test_propagation_records_the_pretraining_images_as_seen(apart, monkeypatch):
     """Also if it starts from the weights before pretraining, which have used none of the images."""
     folder, _ = apart

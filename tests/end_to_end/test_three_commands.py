@@ -6,6 +6,7 @@ import os
 import shlex
 
 import pytest
+from marks import rest_is_slow
 from PIL import Image
 
 CLASSES = ("cross", "ring", "stripe")
@@ -38,7 +39,7 @@ def test_the_three_commands_as_they_are_on_the_first_page(clfew, images, digests
     assert {name: after[name] for name in originals} == originals
 
 
-@pytest.mark.parametrize("name", ["labeled", "labelled"])
+@pytest.mark.parametrize("name", rest_is_slow(["labeled", "labelled"]))
 def test_labels_may_be_in_a_folder_of_their_own(clfew, images, tiny, tmp_path, name):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     images(tmp_path / name, seed=1, each=10)
@@ -91,7 +92,7 @@ def test_a_csv_of_paths_and_labels_is_a_source(clfew, images, tiny, tmp_path):
     assert json.loads(clfew.ok("eval", "list.csv", "--format", "json", cwd=tmp_path).stdout)["n"] == 8
 
 
-@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+@pytest.mark.parametrize("kind", rest_is_slow(["parquet", "imagefolder"]))
 def test_data_sets_of_hugging_face_are_sources(clfew, images, tiny, tmp_path, kind):
     images(tmp_path / "pictures")
     if kind == "imagefolder":
@@ -186,7 +187,7 @@ def test_repeat_reports_mean_and_interval(clfew, project):
     assert "over 3 label samples" in table and table.count("seed ") == 3
 
 
-@pytest.mark.parametrize("mode", ["full", "linear", "knn", "propagate", "auto"])
+@pytest.mark.parametrize("mode", rest_is_slow(["auto", "full", "linear", "knn", "propagate"]))
 def test_every_mode_makes_a_classifier_that_predicts_and_is_tested(clfew, project, mode):
     clfew.ok("finetune", "--labels", "4/class", "--mode", mode, "--epochs", 2, cwd=project)
     (row,) = clfew.ok("predict", "image.jpg", "--format", "jsonl", cwd=project).rows()

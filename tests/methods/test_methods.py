@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import rest_is_slow
 from torch import nn
 
 from clfew.data.augment import Recipe
@@ -93,7 +94,7 @@ def test_the_same_random_numbers_give_the_same_loss_and_others_do_not(
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
+@pytest.mark.parametrize(("name", "options"), rest_is_slow(VARIANTS, 4))
 def test_training_lowers_the_loss(name, options, make_method, make_batch, make_images):
     images, _ = make_images(96)
     objective = make_method(name, **options)
@@ -104,6 +105,7 @@ def test_training_lowers_the_loss(name, options, make_method, make_batch, make_i
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clothes):
     images, labels = clothes
     recipe = Recipe(crop_area=0.4, jitter=0.5, grey=0.2, blur=0)

@@ -195,6 +195,7 @@ def test_a_file_without_weights_is_refused(tmp_path, content):
         find_init_weights(str(path), "auto", CPU)
 
 
+@pytest.mark.slow
 def test_an_unknown_network_must_be_named(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"encoder.blocks.0.mystery": torch.zeros(3)}, path)

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 from faults import artifact, in_write, save_every, signal_at
+from marks import rest_is_slow
 from resuming import PRETRAIN
 
 from clfew.training.state import saved_step
@@ -82,7 +83,7 @@ loop._step = faulty_step
 REMOVED = ("run", "run/state", "run/state/state.safetensors", "run/metrics.jsonl", "run/lock", "cache")
 
 
-@pytest.mark.parametrize("name", REMOVED)
+@pytest.mark.parametrize("name", rest_is_slow(REMOVED, 3))
 def test_a_file_of_the_run_removed_while_it_runs(clfew, images, tmp_path, name):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     remove = f"(shutil.rmtree if os.path.isdir({name!r}) else os.unlink)({name!r})"

@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 from faults import signal_at
+from marks import rest_is_slow
 from resuming import PRETRAIN
 from torch import nn
 
@@ -121,10 +122,12 @@ loop.LOG_SECONDS = console._PLAIN_SECONDS = 0.0
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [
-        ("torch.ones_like(z)", "of the standard deviation"),
-        ("line.expand_as(z)", "to a line, an effective rank of 1."),
-    ],
+    rest_is_slow(
+        [
+            ("torch.ones_like(z)", "of the standard deviation"),
+            ("line.expand_as(z)", "to a line, an effective rank of 1."),
+        ]
+    ),
 )
 def test_a_collapse_is_reported_while_it_happens_and_in_the_report(clfew, images, tmp_path, kind, words):
     images(tmp_path / "unlabeled", each=20)

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 from faults import CALLS, COUNT_STEPS, artifact, in_write, save_every, signal_at
 from fuzzing import THOROUGH
+from marks import rest_is_slow
 from resuming import ENDS, METHODS, STEPS, assert_resumed, command, steps_of
 
 from clfew.runs.checksum import add_checksum
@@ -23,7 +24,7 @@ ENDED = [
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "number"), ENDED)
+@pytest.mark.parametrize(("name", "number"), rest_is_slow(ENDED, 4))
 def test_every_method_resumes_to_the_same_weights(clfew, folder, whole, name, number):
     step = random.Random(f"{name} {number}").randrange(4, STEPS - 1)
     run = folder / f"{name}-{number.name}"
@@ -42,7 +43,7 @@ def test_every_method_resumes_to_the_same_weights(clfew, folder, whole, name, nu
     assert not (run / "state").exists()
 
 
-@pytest.mark.parametrize("step", random.Random(6).sample(range(1, STEPS), 10))
+@pytest.mark.parametrize("step", rest_is_slow(random.Random(6).sample(range(1, STEPS), 10), 2))
 def test_a_run_killed_at_any_step_resumes_from_its_last_save(clfew, folder, whole, step):
     run = folder / f"killed-{step}"
     faults = save_every(2) + signal_at(step, signal.SIGKILL)
@@ -74,7 +75,7 @@ def test_a_run_killed_while_it_saves(clfew, folder, whole, call, after):
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", rest_is_slow(CALLS, 2))
 def test_a_run_killed_while_it_writes_its_artifact(clfew, folder, whole, call, after):
     run = folder / f"artifact-{call}-{after}"
     faults = save_every(4) + in_write("encoder.safetensors", 1, call, after)

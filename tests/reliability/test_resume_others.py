@@ -6,6 +6,7 @@ import signal
 
 import pytest
 from faults import COUNT_STEPS, artifact, in_write, save_every, signal_at
+from marks import rest_is_slow
 from resuming import ENDS, assert_resumed, command
 
 FINETUNE = (
@@ -16,7 +17,9 @@ FINETUNE = (
 
 @pytest.mark.parametrize(
     ("training", "step", "number"),
-    [(1, 2, signal.SIGKILL), (2, 3, signal.SIGINT), (3, 1, signal.SIGTERM), (4, 2, signal.SIGKILL)],
+    rest_is_slow(
+        [(1, 2, signal.SIGKILL), (2, 3, signal.SIGINT), (3, 1, signal.SIGTERM), (4, 2, signal.SIGKILL)]
+    ),
 )
 def test_finetune_resumes_to_the_same_classifier(clfew, folder, whole, training, step, number):
     whole("simclr", *command("simclr"))
@@ -42,7 +45,7 @@ DISTILL = ("distill", "--from", "whole-finetune", "--epochs", "3", "--batch", "1
 
 @pytest.mark.parametrize(
     ("training", "step", "number"),
-    [(1, 5, signal.SIGINT), (2, 1, signal.SIGKILL), (3, 4, signal.SIGTERM)],
+    rest_is_slow([(1, 5, signal.SIGINT), (2, 1, signal.SIGKILL), (3, 4, signal.SIGTERM)]),
 )
 def test_distill_resumes_to_the_same_student(clfew, folder, whole, training, step, number):
     whole("simclr", *command("simclr"))
@@ -69,7 +72,9 @@ COMPARE = (
 
 @pytest.mark.parametrize(
     ("training", "step", "number"),
-    [(1, 2, signal.SIGKILL), (2, 1, signal.SIGINT), (4, 30, signal.SIGTERM), (5, 2, signal.SIGKILL)],
+    rest_is_slow(
+        [(1, 2, signal.SIGKILL), (2, 1, signal.SIGINT), (4, 5, signal.SIGTERM), (5, 2, signal.SIGKILL)]
+    ),
 )
 def test_compare_resumes_to_the_same_rows(clfew, folder, whole, training, step, number):
     reference = whole("compare", *COMPARE)
@@ -125,7 +130,7 @@ loop._step = asking
 """
 
 
-@pytest.mark.parametrize("name", ["simclr", "finetune", "distill", "compare"])
+@pytest.mark.parametrize("name", rest_is_slow(["finetune", "simclr", "distill", "compare"]))
 def test_a_run_is_held_by_the_command_that_makes_it(clfew, folder, whole, name):
     whole("simclr", *command("simclr"))
     whole("finetune", *FINETUNE)

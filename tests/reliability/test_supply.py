@@ -100,12 +100,14 @@ def done(watched, images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.slow
 def test_a_command_uses_no_network_and_no_pickle(done, name):
     result, notes, _ = done[name]
     assert result.rc == (130 if name.endswith("stopped") else 0), result.stderr
     assert notes == []
 
 
+@pytest.mark.slow
 def test_everything_that_commands_write_is_of_an_open_format(done):
     files = {path for _, _, then in done.values() for path in then if "images" not in path.parts}
     assert Path("stopped/state/state.safetensors") in files  # Unfinished runs are included.
@@ -113,6 +115,7 @@ def test_everything_that_commands_write_is_of_an_open_format(done):
 
 
 @pytest.mark.parametrize("command", [("embed", "photos"), ("pretrain", "photos", "--epochs", "1")])
+@pytest.mark.slow
 def test_pretrained_weights_that_are_not_named_are_not_fetched(watched, images, tmp_path, command):
     images(tmp_path / "photos", each=8)
     watched.ok(*command, cwd=tmp_path, faults=WATCH_TORCH)

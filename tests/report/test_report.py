@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from marks import rest_is_slow
 from PIL import Image
 
 from clfew.finetuning.metrics import classification_report
@@ -188,7 +189,9 @@ def test_the_error_before_calibration_is_shown_if_the_classifier_was_calibrated(
     assert "before calibration" not in write(tmp_path, ["cat", "dog"], 20)
 
 
-@pytest.mark.parametrize("classes, images", [(2, 1), (2, 9), (2, 10), (20, 40), (300, 400)])
+@pytest.mark.parametrize(
+    "classes, images", rest_is_slow([(2, 1), (2, 9), (2, 10), (20, 40), (300, 400)], 2)
+)
 def test_odd_sizes(tmp_path: Path, capfd: pytest.CaptureFixture[str], classes: int, images: int) -> None:
     names = [f"class_{i}" for i in range(classes)]
     page = write(tmp_path, names, images, curves={})

@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 import torch.nn.functional as F
+from marks import rest_is_slow
 from torch import nn
 
 from clfew.training import convolution
@@ -164,7 +165,7 @@ def test_a_strided_pointwise_convolution_of_few_channels_has_the_same_numbers(
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("channels", [4, 8, 15])
+@pytest.mark.parametrize("channels", rest_is_slow([8, 4, 15]))
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_number_of_threads_crashes_the_backward_pass(channels, precision):
     # In a process of its own: a crash would end this one.
