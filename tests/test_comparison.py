@@ -98,7 +98,7 @@ def test_rows_hold_mean_std_and_interval_over_label_samples_and_seeds(tmp_path):
     for name, base in (("raw-pixels/0", 0.1), ("byol/0", 0.2), ("byol/1", 0.6)):
         cells.fill(name, plan, lambda number, _, b=base: {"accuracy": b + 0.1 * number, "stage": 2})
     settings = SimpleNamespace(seeds=2, draws=2)
-    raw, byol = rows_of(cells, ["raw-pixels", "byol"], label_samples, settings)
+    raw, byol = rows_of(cells, ["raw-pixels", "byol"], label_samples, settings, 40)
     assert raw["draws"] == pytest.approx([0.1, 0.2]) and raw["mean"] == pytest.approx(0.15)
     assert byol["draws"] == pytest.approx([0.2, 0.3, 0.6, 0.7]) and byol["labels"] == 4
     assert byol["std"] == pytest.approx(np.std([0.2, 0.3, 0.6, 0.7], ddof=1))

@@ -360,7 +360,13 @@ def _result(comparison: Comparison, failed: dict[str, str]) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": str(images.device),
         "titles": {**{m: m for m in settings.methods}, **BASELINES},
-        "rows": rows_of(comparison.cells, [*BASELINES, *methods], images.label_samples, settings),
+        "rows": rows_of(
+            comparison.cells,
+            [*BASELINES, *methods],
+            images.label_samples,
+            settings,
+            len(images.test),
+        ),
         "failed": failed,
         "pretraining": pretraining,
     }

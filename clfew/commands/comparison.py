@@ -23,7 +23,7 @@ from clfew.data.splits import require_testable
 from clfew.errors import UserError
 from clfew.finetuning.fit import Task, fit, fit_probe, predict_cached
 from clfew.finetuning.labelled_data import LabelledData, bounded, labelled_data, with_labels
-from clfew.finetuning.metrics import mean_interval
+from clfew.finetuning.metrics import accuracy_interval, packed, unpacked
 from clfew.finetuning.probes import few_label_correct, folds
 from clfew.finetuning.start import Start
 from clfew.methods.base import METHODS, Method
@@ -229,13 +229,14 @@ def accuracy_of(
     if mode == "full":
         assert start is not None
         classifier, _ = fit(start, task, labelled, mode, seed)
-        predicted = predict_cached(classifier, task, images.test).argmax(1)
-        return {"accuracy": float((predicted == labels[images.test]).mean())}
+        correct = predict_cached(classifier, task, images.test).argmax(1) == labels[images.test]
+        return {"accuracy": float(correct.mean()), "correct": packed(correct)}
     head, _ = fit_probe(mode, task, labelled, seed)
     with torch.no_grad():
         logits = head(torch.from_numpy(stages[stage][len(images.pool) :]))
-    accuracy = float((logits.argmax(1).numpy() == labels[images.test]).mean())
-    return {"accuracy": accuracy} | ({"stage": stage + 1} if len(stages) > 1 else {})
+    correct = logits.argmax(1).numpy() == labels[images.test]
+    tested = {"accuracy": float(correct.mean()), "correct": packed(correct)}
+    return tested | ({"stage": stage + 1} if len(stages) > 1 else {})
 
 
 def _best_stage(stages: list[np.ndarray], images: Images, labelled: np.ndarray, seed: int) -> int:
@@ -248,11 +249,16 @@ def _best_stage(stages: list[np.ndarray], images: Images, labelled: np.ndarray, 
 
 
 def rows_of(
-    cells: Cells, names: list[str], label_samples: dict[str, list[np.ndarray]], settings: ComparisonPlan
+    cells: Cells,
+    names: list[str],
+    label_samples: dict[str, list[np.ndarray]],
+    settings: ComparisonPlan,
+    tested: int,
 ) -> list[dict[str, Any]]:
-    """Returns a row for each encoder and budget.
+    """Returns a row for each encoder and budget. tested: the number of test images.
 
-    It has the mean, standard deviation and 95 % interval over label samples and seeds.
+    It has the mean, the standard deviation over label samples and seeds, and the 95 % interval over
+    label samples, seeds and test images (see `metrics.accuracy_interval`).
     """
     rows = []
     for name in names:
@@ -261,6 +267,9 @@ def rows_of(
             results = cells.measured(name, budget, settings.draws, seeds)
             accuracies = [cell["accuracy"] for cell in results]
             std = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
+            # Every seed has the same label samples.
+            correct = [unpacked(cell.get("correct"), cell["accuracy"], tested) for cell in results]
+            by_seed = np.reshape(correct, (seeds, -1, tested))
             stages = Counter(cell["stage"] for cell in results if "stage" in cell)
             rows.append(
                 {
@@ -269,7 +278,7 @@ def rows_of(
                     "labels": len(samples[0]),
                     "mean": float(np.mean(accuracies)),
                     "std": std,
-                    "ci95": list(mean_interval(accuracies)) if len(accuracies) > 1 else None,
+                    "ci95": list(accuracy_interval(by_seed)),
                     "stage": stages.most_common(1)[0][0] if stages else None,
                     "draws": accuracies,
                 }

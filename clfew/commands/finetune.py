@@ -31,7 +31,7 @@ from clfew.finetuning.labelled_data import (
     readable,
     with_labels,
 )
-from clfew.finetuning.metrics import mean_interval, wilson_interval
+from clfew.finetuning.metrics import accuracy_interval, unpacked
 from clfew.finetuning.start import (
     Network,
     Start,
@@ -343,17 +343,17 @@ def _say_next(folder: Path, result: dict[str, Any]) -> None:
 
 
 def _summary(samples: list[dict[str, Any]], tested: int) -> dict[str, Any]:
-    """Returns the mean, standard deviation and 95 % interval of the accuracy over the label samples.
-
-    One label sample has the interval of its own accuracy (see `wilson_interval`).
-    """
+    """Returns the mean, standard deviation and 95 % interval of the accuracy over the label samples (see
+    `metrics.accuracy_interval`)."""
+    correct = [
+        unpacked(sample.pop("correct", None), sample["accuracy"], tested) for sample in samples if tested
+    ]
     summary: dict[str, Any] = {"test_images": tested, "draws": samples}
     if not tested:
         return summary
     accuracies = [sample["accuracy"] for sample in samples]
-    mean = float(np.mean(accuracies))
-    if len(samples) == 1:
-        interval = wilson_interval(round(mean * tested), tested)
-        return summary | {"mean": mean, "std": 0.0, "ci95": list(interval)}
-    std = float(np.std(accuracies, ddof=1))
-    return summary | {"mean": mean, "std": std, "ci95": list(mean_interval(accuracies))}
+    return summary | {
+        "mean": float(np.mean(accuracies)),
+        "std": float(np.std(accuracies, ddof=1)) if len(samples) > 1 else 0.0,
+        "ci95": list(accuracy_interval(np.stack(correct))),
+    }

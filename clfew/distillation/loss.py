@@ -82,8 +82,8 @@ class Distillation(nn.Module):
         self.temperature, self.frozen_statistics = temperature, frozen_statistics
         self.register_buffer("targets", targets_MxC, persistent=False)
         self.register_buffer("prior", prior_C, persistent=False)
-        # Running means of the student's confidence and class probabilities. FreeMatch starts them from
-        # uniform probabilities; those of the teacher are a better start.
+        # Running means of the student's aligned confidence and of its class probabilities. FreeMatch
+        # starts them from uniform probabilities; those of the teacher are a better start.
         self.register_buffer("confidence", targets_MxC.max(dim=1).values.mean())
         self.register_buffer("shares", targets_MxC.mean(dim=0))
 
@@ -128,8 +128,9 @@ class Distillation(nn.Module):
         """Returns the confidence, pseudo-label and threshold of each image, from the student's logits
         for the weak view. Updates the running means."""
         raw = torch.softmax(weak_BxC, dim=1)
-        self.confidence.lerp_(raw.max(dim=1).values.mean(), 1 - MOMENTUM)
         self.shares.lerp_(raw.mean(dim=0), 1 - MOMENTUM)
         probabilities = aligned(raw, self.shares, self.prior)
         confidence, guess = probabilities.max(dim=1)
-        return confidence, guess, class_thresholds(self.confidence, self.shares)[guess]
+        # The threshold is of what is compared with it, aligned probabilities, whose mean is the prior.
+        self.confidence.lerp_(confidence.mean(), 1 - MOMENTUM)
+        return confidence, guess, class_thresholds(self.confidence, self.prior)[guess]

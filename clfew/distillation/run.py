@@ -21,8 +21,8 @@ from clfew.distillation.student import (
     train_student,
 )
 from clfew.distillation.teacher import Images, Teacher
-from clfew.finetuning.calibration import believable, fit_temperature
-from clfew.finetuning.fit import Task, pool_logits, predict_cached
+from clfew.finetuning.calibration import fit_temperature
+from clfew.finetuning.fit import Task, predict_cached
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.labelled_data import LabelledData, bounded
 from clfew.finetuning.start import Start
@@ -30,7 +30,7 @@ from clfew.methods.adapter import LAYER, views_to_teach_with
 from clfew.models.classifier import Classifier
 from clfew.models.defaults import choose_batch, choose_recipe
 from clfew.models.features import features_of
-from clfew.models.metadata import ArtifactMetadata
+from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.runs.folders import Run
 from clfew.settings import DistillSettings
 from clfew.training.batch import TrainingData
@@ -146,10 +146,8 @@ def teach(
     if students == 1:
         return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), plan
     with console.progress_bar("compare") as update:
-        verdict = cross_fit(setup, labelled, plan, seed, update)
-    student.temperature = fit_temperature(
-        pool_logits(student, task, False), believable(verdict.student_hits, verdict.held_out)
-    )
+        verdict, logits = cross_fit(setup, labelled, plan, seed, update)
+    student.temperature = fit_temperature(logits, task.labels[labelled], DISTILLED)
     return student, verdict, plan
 
 

@@ -16,7 +16,7 @@ from clfew.data.augment import Recipe
 from clfew.data.splits import evenly_spaced
 from clfew.distillation.loss import Distillation
 from clfew.finetuning.fit import Log, Task, fit, predict_cached
-from clfew.finetuning.model_selection import CLEAR
+from clfew.finetuning.model_selection import CLEAR, win_by_chance
 from clfew.finetuning.probes import folds, standardised_logistic
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier, build_neck
@@ -72,7 +72,8 @@ class Verdict:
     student_agreement: the fraction of pool images on which two teachers, or two students, that were
     fitted to different labels predict the same class. Two models that are both correct agree, and models
     that err at random do not (Jiang et al., Assessing Generalization of SGD via Disagreement, ICLR
-    2022). compared: the number of images on which agreement was measured.
+    2022). compared: the number of images on which agreement was measured. agree_more, agree_less: on how
+    many of them only the students agree, and only the teachers.
     """
 
     held_out: int
@@ -82,22 +83,23 @@ class Verdict:
     teacher_agreement: float
     student_agreement: float
     compared: int
+    agree_more: int = 0
+    agree_less: int = 0
 
     @property
     def is_better(self) -> bool:
         """Whether the students are better than their teachers.
 
-        They are if they predict clearly more of the held-out labels correctly, by CLEAR standard errors
-        as in `model_selection`; or if they predict at least as many correctly and agree clearly more.
+        They are if they predict clearly more of the held-out labels correctly, as in `model_selection`;
+        or if they predict at least as many correctly and agree clearly more.
         """
         if not self.held_out:
             return False
         gain = self.student_hits - self.teacher_hits
-        noise = self.differing**0.5  # The standard error of the paired difference of correct counts.
-        agreements = (self.teacher_agreement, self.student_agreement)
-        error = (sum(p * (1 - p) for p in agreements) / max(1, self.compared)) ** 0.5
-        agree_more = agreements[1] - agreements[0] > CLEAR * error
-        return gain > CLEAR * noise or (gain >= 0 and agree_more)
+        wins = (self.differing + gain) // 2
+        if win_by_chance(wins, self.differing - wins) < CLEAR:
+            return True
+        return gain >= 0 and win_by_chance(self.agree_more, self.agree_less) < CLEAR
 
 
 def soft_targets(setup: DistillationSetup, teacher: Classifier, labelled_L: np.ndarray) -> np.ndarray:
@@ -203,9 +205,10 @@ def cross_fit(
     plan: Plan,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Verdict:
+) -> tuple[Verdict, np.ndarray]:
     """Fits two teachers to half of the labels each, trains a student of each, and tests both on the
-    other half.
+    other half. Returns the verdict, and the students' logits of the labelled images, (L, C), each from
+    the student that was not shown its label.
 
     Where some class has one label, none can be held out: then nothing is trained and all fields of the
     verdict are 0.
@@ -213,7 +216,8 @@ def cross_fit(
     task = setup.task
     splits = folds(task.labels[labelled_L], seed, most=2)
     if not splits:
-        return Verdict(0, 0, 0, 0, 0.0, 0.0, 0)
+        return Verdict(0, 0, 0, 0, 0.0, 0.0, 0), np.empty((0, task.classes))
+    student_logits = np.zeros((len(labelled_L), task.classes))
     compared = evenly_spaced(np.setdiff1d(task.pool, labelled_L), _COMPARED)
     correct: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
     predictions: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
@@ -229,22 +233,25 @@ def cross_fit(
             "teacher": lambda rows, t=teacher: teacher_logits(setup, t, rows),
             "student": lambda rows, s=student: predict_cached(s, task, rows),
         }
+        student_logits[held_out] = logits_of["student"](other)
         for name, logits in logits_of.items():
             correct[name].append(logits(other).argmax(1) == task.labels[other])
             predictions[name].append(logits(compared).argmax(1))
     progress(len(splits), len(splits))
     teacher_correct, student_correct = (np.concatenate(correct[name]) for name in ("teacher", "student"))
-    agreement = {name: float((a == b).mean()) for name, (a, b) in predictions.items()}
+    agree = {name: a == b for name, (a, b) in predictions.items()}
     verdict = Verdict(
         len(labelled_L),
         int(teacher_correct.sum()),
         int(student_correct.sum()),
         int((teacher_correct != student_correct).sum()),
-        agreement["teacher"],
-        agreement["student"],
+        float(agree["teacher"].mean()),
+        float(agree["student"].mean()),
         len(compared),
+        int((agree["student"] & ~agree["teacher"]).sum()),
+        int((agree["teacher"] & ~agree["student"]).sum()),
     )
-    return verdict
+    return verdict, student_logits
 
 
 def teacher_logits(setup: DistillationSetup, teacher: Classifier, indices: np.ndarray) -> np.ndarray:

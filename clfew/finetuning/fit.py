@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
-from clfew.data.splits import evenly_spaced
 from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
 from clfew.finetuning.probes import knn_head, linear_head
 from clfew.finetuning.start import Start
@@ -120,21 +119,6 @@ def fit(
     head, extra = fit_probe(mode, task, labelled, seed)
     no_neck = build_neck(start.encoder.dim, 0)
     return Classifier(copy.deepcopy(start.encoder), no_neck, head).eval(), extra
-
-
-def pool_logits(
-    classifier: Classifier, task: Task, features_are_its_own: bool, most: int = 2000
-) -> np.ndarray:
-    """Returns the logits, not divided by the temperature, of at most `most` images, evenly spaced over
-    the pool.
-
-    features_are_its_own: whether the classifier's head takes the features of the task as its input.
-    """
-    rows = evenly_spaced(np.arange(len(task.pool)), most)
-    if features_are_its_own and task.features is not None:
-        with torch.no_grad():
-            return classifier.head(torch.from_numpy(task.features[rows])).numpy()
-    return predict_cached(classifier, task, task.pool[rows]) * classifier.temperature
 
 
 def predict_cached(classifier: Classifier, task: Task, indices: np.ndarray) -> np.ndarray:

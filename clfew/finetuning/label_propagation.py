@@ -33,25 +33,27 @@ _STRENGTH = 0.03
 def propagation_head(
     features_NxD: np.ndarray, graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> nn.Linear:
-    """Fits a linear head to the labels that the graph propagates from rows `labelled_L` to all N."""
+    """Fits a linear head to the labels that the graph propagates from rows `labelled_L` to those of the
+    N images that they reach."""
     probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
     mean, std = features_NxD.mean(0), features_NxD.std(0) + 1e-6
-    inputs = (features_NxD - mean) / std
+    reached = probabilities_NxC.any(1)
     return standardised_logistic(
-        inputs,
-        probabilities_NxC.argmax(1),
+        (features_NxD[reached] - mean) / std,
+        probabilities_NxC[reached].argmax(1),
         _STRENGTH,
         classes,
         mean,
         std,
-        weights_N=probabilities_NxC.max(1),
+        weights_N=probabilities_NxC[reached].max(1),
     )
 
 
 def propagated_probabilities(
     graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
 ) -> np.ndarray:
-    """Returns each image's class probabilities, (N, C), propagated from the few labelled images.
+    """Returns each image's class probabilities, (N, C), propagated from the few labelled images. Those
+    of an image that no label reaches are 0.
 
     Classes are assumed to be of similar size, as labels sampled per class do not show their sizes: of
     two equally likely classes, the one with fewer images so far is preferred. Labelled images keep their
@@ -118,10 +120,13 @@ def balance(mass_NxC: np.ndarray, rounds: int = 10) -> np.ndarray:
     """Returns class probabilities, (N, C): columns and rows are scaled in turn until every class has the
     same total and the probabilities of each image sum to 1.
 
-    An image that no label reaches gets equal probabilities.
+    The row of an image that no label reaches stays 0: it belongs to no class, and takes no part.
     """
-    probabilities_NxC = mass_NxC + 1e-12 * mass_NxC.max()
+    reached = mass_NxC.any(1)
+    probabilities_RxC = mass_NxC[reached] / mass_NxC[reached].sum(1, keepdims=True)
     for _ in range(rounds):
-        probabilities_NxC = probabilities_NxC / probabilities_NxC.sum(0)
-        probabilities_NxC = probabilities_NxC / probabilities_NxC.sum(1, keepdims=True)
+        probabilities_RxC = probabilities_RxC / probabilities_RxC.sum(0).clip(1e-300)
+        probabilities_RxC = probabilities_RxC / probabilities_RxC.sum(1, keepdims=True)
+    probabilities_NxC = np.zeros_like(mass_NxC)
+    probabilities_NxC[reached] = probabilities_RxC
     return probabilities_NxC

@@ -9,10 +9,11 @@ import torch
 
 from clfew import console
 from clfew.data.source import Source
-from clfew.finetuning.calibration import fit_temperature
-from clfew.finetuning.fit import FullSettings, Task, fit, pool_logits, predict_cached
+from clfew.finetuning.calibration import PRIOR, fit_temperature
+from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
 from clfew.finetuning.label_propagation import propagated_probabilities
-from clfew.finetuning.model_selection import Decision, decide, held_out_accuracy, is_clearly_better
+from clfew.finetuning.metrics import packed
+from clfew.finetuning.model_selection import Decision, decide, held_out_logits, is_clearly_better
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier
 from clfew.models.drift import alarm
@@ -86,8 +87,8 @@ def _fit_first(fitting: SampleFitting, labelled: np.ndarray) -> tuple[dict[str, 
     if decision.mode == "propagate":
         _write_pool_labels(fitting.run, fitting.source, task, labelled)
     # Its accuracy does not change with the temperature.
-    accuracy = _accuracy(fitting, classifier, start, task, decision.mode)
-    row = {"seed": fitting.seed, "labels": len(labelled), "accuracy": accuracy, **decided}
+    tested = _tested(fitting, classifier, start, task, decision.mode)
+    row = {"seed": fitting.seed, "labels": len(labelled), **tested, **decided}
     return row, Fitted(start, classifier, decided, labelled)
 
 
@@ -96,19 +97,20 @@ def _row_of_sample(fitting: SampleFitting, number: int, labelled: np.ndarray) ->
     seed = fitting.seed + number
     start, task, decision = _decide(fitting, labelled, seed)
     classifier, extra = fit(start, task, labelled, decision.mode, seed, fitting.settings)
-    accuracy = _accuracy(fitting, classifier, start, task, decision.mode)
-    decided = decision.as_row() | extra
-    return {"seed": seed, "labels": len(labelled), "accuracy": accuracy, **decided}
+    tested = _tested(fitting, classifier, start, task, decision.mode)
+    return {"seed": seed, "labels": len(labelled), **tested, **decision.as_row(), **extra}
 
 
-def _accuracy(
+def _tested(
     fitting: SampleFitting, classifier: Classifier, start: Start, task: Task, mode: str
-) -> float | None:
-    """Returns the accuracy on the test images, None without any."""
+) -> dict[str, Any]:
+    """Returns the accuracy on the test images, None without any, and which of them are predicted
+    correctly (see `metrics.packed`)."""
     if not len(fitting.test):
-        return None
+        return {"accuracy": None}
     logits = _test_logits(classifier, start, task, mode, fitting.test)
-    return float((logits.argmax(1) == fitting.source.labels[fitting.test]).mean())
+    correct = logits.argmax(1) == fitting.source.labels[fitting.test]
+    return {"accuracy": float(correct.mean()), "correct": packed(correct)}
 
 
 def _decide(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Start, Task, Decision]:
@@ -126,10 +128,12 @@ def _decide(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[St
     if len(decisions) == 1:
         return first
     before = decisions[1]
-    correct, correct_before = first[2].correct, before[2].correct
-    if correct is None or correct_before is None:
+    logits, logits_before = first[2].logits, before[2].logits
+    if logits is None or logits_before is None:
         drifted = first[0].metadata.training.get("pretrain", {}).get("drift")
         return before if drifted and alarm(drifted) else first
+    labels = first[1].labels[labelled]
+    correct, correct_before = (each.argmax(1) == labels for each in (logits, logits_before))
     worse = is_clearly_better(correct_before, correct)
     chosen = before if worse else first
     accuracies = [
@@ -162,15 +166,13 @@ def _calibrate(
     labelled: np.ndarray,
     fitting: SampleFitting,
 ) -> float:
-    """Sets the temperature so that the mean confidence matches the cross-validated accuracy.
-
-    Returns the temperature; it stays 1 where some class has one label and cross-validation is not
-    possible.
-    """
-    expected = held_out_accuracy(decision, start, task, labelled, fitting.seed, fitting.settings)
-    if expected is not None:
-        logits = pool_logits(classifier, task, decision.mode != "full")
-        classifier.temperature = fit_temperature(logits, expected)
+    """Sets the temperature by the logits of labels that were held out in turn, and returns it. It is
+    that of the mode where some class has one label, so that none can be held out."""
+    logits = held_out_logits(decision, start, task, labelled, fitting.seed, fitting.settings)
+    if logits is None:
+        classifier.temperature = PRIOR[decision.mode]
+    else:
+        classifier.temperature = fit_temperature(logits, task.labels[labelled], decision.mode)
     return classifier.temperature
 
 
@@ -178,7 +180,7 @@ def _write_pool_labels(run: Run, source: Source, task: Task, labelled: np.ndarra
     """Writes pool_labels.csv, with the propagated label of each image of the pool.
 
     It is for users who need labels of these images rather than a classifier. Its column `share` is the
-    probability of the likeliest class, not calibrated.
+    probability of the likeliest class, not calibrated. An image that no label reaches has no label.
     """
     rows = np.searchsorted(task.pool, labelled)
     probabilities = propagated_probabilities(task.graph, rows, task.labels[labelled], task.classes)
@@ -188,7 +190,7 @@ def _write_pool_labels(run: Run, source: Source, task: Task, labelled: np.ndarra
         run.folder / "pool_labels.csv",
         ["path", "label", "share"],
         [
-            (source.identities[i], source.classes[c], f"{probability:.4f}")
+            (source.identities[i], source.classes[c] if probability else "", f"{probability:.4f}")
             for i, c, probability in zip(
                 task.pool, probabilities.argmax(1), probabilities.max(1), strict=True
             )

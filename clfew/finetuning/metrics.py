@@ -20,15 +20,56 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def mean_interval(values: list[float]) -> tuple[float, float]:
-    """Returns the 95 % t-interval of the mean of a few accuracies, clipped to [0, 1]."""
+def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
+    """Returns the 95 % interval of the mean accuracy of several classifiers tested on the same images.
+
+    correct: (…, N) of 0 and 1. The axes before the images are what the classifiers differ in, such as
+    label samples, or pretraining seeds and label samples. The interval is for other images, other label
+    samples and other seeds at once: the variance of the mean is the sum over the axes of the variance
+    that each axis causes, without what is counted more than once (crossed random effects; Owen, The
+    Pigeonhole Bootstrap, 2007). It is the Wilson interval of as many independent images as have this
+    variance, with the t quantile of Satterthwaite's degrees of freedom. An axis of length 1 shows no
+    variance, and none is counted for it.
+    """
     from scipy import stats
 
-    if len(values) < 2:
-        return 0.0, 1.0
-    reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    mean = float(np.mean(values))
-    return max(0.0, mean - float(reach)), min(1.0, mean + float(reach))
+    mean, several = float(np.mean(correct)), [n for n in correct.shape[:-1] if n > 1]
+    if not several:
+        return wilson_interval(int(np.sum(correct)), correct.shape[-1])
+    # One more image that all get right and one that all get wrong, as in Agresti and Coull's interval:
+    # without an error there would be no variance.
+    ends = np.broadcast_to([1.0, 0.0], (*correct.shape[:-1], 2))
+    smoothed = np.concatenate([correct, ends], axis=-1)
+    axes = [axis for axis, length in enumerate(smoothed.shape) if length > 1]
+    variances, freedoms, residual = [], [], smoothed
+    for axis in axes:
+        others = tuple(other for other in range(smoothed.ndim) if other != axis)
+        length = smoothed.shape[axis]
+        variances.append(float(smoothed.mean(others).var(ddof=1)) / length)
+        freedoms.append(length - 1)
+        residual = residual - residual.mean(axis, keepdims=True)
+    counted_again = (len(axes) - 1) * (residual**2).sum() / np.prod(freedoms) / smoothed.size
+    variance = max(sum(variances) - counted_again, *variances)
+    share = float(smoothed.mean())
+    images = min(share * (1 - share) / variance, smoothed.size)
+    freedom = sum(variances) ** 2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    z = float(stats.t.ppf(0.975, freedom))
+    centre = (mean + z**2 / (2 * images)) / (1 + z**2 / images)
+    reach = z * (mean * (1 - mean) / images + z**2 / (4 * images**2)) ** 0.5 / (1 + z**2 / images)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+def packed(correct_N: np.ndarray) -> str:
+    """Returns which images were predicted correctly as text for JSON (see `unpacked`)."""
+    return np.packbits(correct_N.astype(bool)).tobytes().hex()
+
+
+def unpacked(text: str | None, accuracy: float, total: int) -> np.ndarray:
+    """Returns what `packed` was given. Without it (rows of version 0.1.0), classifiers are taken to be
+    wrong on the same images, which gives the widest interval."""
+    if text is None:
+        return np.arange(total) < round(accuracy * total)
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:total].astype(bool)
 
 
 def calibration_bins(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from clfew.data.image_cache import RowReader
 from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
 from clfew.training.plan import Plan
+
+_REPEAT_BITS = 40
+"""More images than 2 to this power are in no source."""
 
 _ROWS_PER_COPY = 4096
 """The number of images that are copied to the GPU at a time."""
@@ -52,6 +56,17 @@ class TrainingData:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """What the random numbers of each row depend on: its index in the source, not which other images
+        the run trains on; where an index is repeated, also which of the repeats it is."""
+        order = np.argsort(self.indices, kind="stable")
+        ordered = self.indices[order]
+        first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        repeat = np.empty_like(order)
+        repeat[order] = np.arange(len(order)) - np.repeat(first, np.diff(np.r_[first, len(order)]))
+        return self.indices + (repeat << _REPEAT_BITS)
 
     def digest(self) -> str:
         """Returns a hash that differs between trainings on other images or with other labels."""
@@ -121,6 +136,5 @@ class Batches:
             images = to_device(self._read(rows), self._device)
         labels = None if data.labels is None else to_device(data.labels[chosen], self._device)
         aspects = to_device(data.aspects[rows], self._device)
-        # An image's random numbers depend on its index in the source, not on which other images the run
-        # trains on.
-        return Batch(images, aspects, ImageRandom(plan.seed, epoch, rows), labels, step / plan.steps)
+        random = ImageRandom(plan.seed, epoch, data.keys[chosen])
+        return Batch(images, aspects, random, labels, step / plan.steps)

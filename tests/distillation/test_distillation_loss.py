@@ -94,15 +94,16 @@ def test_the_loss_is_its_two_terms():
     with torch.no_grad():
         weak, strong = objective._logits(batch_of(images, rows)).chunk(2)
     raw = torch.softmax(weak, 1)
-    confidence = MOMENTUM * confidence + (1 - MOMENTUM) * raw.max(1).values.mean()
     mean = MOMENTUM * mean + (1 - MOMENTUM) * raw.mean(0)
+    scaled = raw * objective.prior / mean
+    scaled = scaled / scaled.sum(1, keepdim=True)
+    confidence = MOMENTUM * confidence + (1 - MOMENTUM) * scaled.max(1).values.mean()
+    prior = objective.prior
     total, certain = 0.0, 0
     for i in range(6):
         total += -(objective.targets[i] * torch.log_softmax(weak[i], 0)).sum().item()
-        scaled = raw[i] * objective.prior / mean
-        scaled = scaled / scaled.sum()
-        guess = int(scaled.argmax())
-        if scaled[guess] > confidence * mean[guess] / mean.max():
+        guess = int(scaled[i].argmax())
+        if scaled[i, guess] > confidence * prior[guess] / prior.max():
             certain += 1
             total += -torch.log_softmax(strong[i], 0)[guess].item()
     assert loss.item() == pytest.approx(total / 6, rel=1e-4)

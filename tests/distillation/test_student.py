@@ -52,24 +52,25 @@ def build_setup(pixels, images=48, shows_labels=True, views=False):
     )
 
 
-def verdict(teacher, student, differing, agreement=(0.5, 0.6), held_out=100, compared=1000):
-    return Verdict(held_out, teacher, student, differing, *agreement, compared)
+def verdict(teacher, student, differing, agree=(200, 100), held_out=100):
+    """agree: on how many images only the students agree, and only the teachers."""
+    agreement = (500 + agree[1]) / 1000, (500 + agree[0]) / 1000
+    return Verdict(held_out, teacher, student, differing, *agreement, 1000, *agree)
 
 
 @pytest.mark.parametrize(
     ("result", "better"),
     [
-        (verdict(50, 61, 25), True),  # More than two standard errors of 5.
-        (verdict(50, 61, 25, (0.6, 0.5)), True),
-        (verdict(50, 60, 25, (0.6, 0.5)), False),  # Not more, and the students agree less.
+        (verdict(50, 61, 25), True),  # 18 of 25: by chance in 22 of 1,000 cases.
+        (verdict(50, 61, 25, (100, 200)), True),
+        (verdict(50, 59, 25, (100, 200)), False),  # 17 of 25, and the students agree less.
         (verdict(50, 55, 25), True),
         (verdict(50, 50, 0), True),  # A tie on the labels, and the students agree more.
-        (verdict(50, 50, 0, (0.5, 0.5)), False),
-        (
-            verdict(50, 50, 0, (0.5, 0.52)),
-            False,
-        ),  # Two fractions of a thousand images differ as much by chance.
-        (verdict(50, 50, 0, (0.5, 0.52), compared=20_000), True),
+        (verdict(50, 50, 0, (100, 100)), False),
+        (verdict(50, 50, 0, (110, 90)), False),  # By chance in 9 of 100 cases.
+        (verdict(50, 50, 0, (4, 0)), False),  # So few say nothing.
+        (verdict(50, 50, 0, (1_100, 900)), True),
+        (verdict(1, 5, 4, (0, 0)), False),  # Four wins of four.
         (verdict(50, 49, 25), False),  # Fewer labels are predicted correctly.
         (verdict(50, 44, 25), False),
         (verdict(0, 0, 0, held_out=0), False),
@@ -144,13 +145,23 @@ def test_cross_fitting_tests_every_label_once_and_never_on_a_model_trained_on_it
         return fit(start, task, half, mode, seed)
 
     monkeypatch.setattr("clfew.distillation.student.fit", spy)
-    result = cross_fit(setup, labelled, PLAN, 0)
+    result, logits = cross_fit(setup, labelled, PLAN, 0)
+    hits = (logits.argmax(1) == setup.task.labels[labelled]).sum()
+    assert hits == result.student_hits
     assert result.held_out == 12 and 0 <= result.teacher_hits <= 12 and 0 <= result.student_hits <= 12
     assert abs(result.student_hits - result.teacher_hits) <= result.differing
     assert halves[0] | halves[1] == set(labelled.tolist()) and not halves[0] & halves[1]
     assert 0 <= result.teacher_agreement <= 1 and 0 <= result.student_agreement <= 1
 
 
+def test_an_image_that_is_shown_often_is_shown_in_as_many_views(pixels):
+    setup = build_setup(pixels)
+    data = student_data(setup, np.arange(3))
+    shown = np.isin(data.indices, np.arange(3))
+    assert shown.sum() > 3 and len(np.unique(data.keys)) == len(data)
+
+
 def test_one_label_in_a_class_leaves_nothing_to_hold_out(pixels):
-    result = cross_fit(build_setup(pixels), np.arange(3), PLAN, 0)
+    result, logits = cross_fit(build_setup(pixels), np.arange(3), PLAN, 0)
+    assert logits.shape == (0, 3)
     assert result == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not result.is_better

@@ -1,48 +1,102 @@
+"""Temperatures are fitted to logits of labels that were held out, and to few of them cautiously."""
+
 import numpy as np
 import pytest
-from scipy.special import softmax
+import torch
+from scipy.special import log_softmax, softmax
 
-from clfew.finetuning.calibration import COLDEST, HOTTEST, believable, fit_temperature, mean_confidence
+from clfew.finetuning.calibration import DOUBT, PRIOR, fit_temperature
 from clfew.finetuning.metrics import expected_calibration_error
+from clfew.finetuning.probes import folds, knn_head, linear_head
+
+MODES = ("linear", "knn", "propagate", "full")
 
 
-def scaled_logits(count=4000, classes=5, scale=6.0, seed=0):
-    """Returns the logits of a calibrated model, multiplied by `scale`, and the labels."""
+def sample(count, temperature, classes=5, seed=0):
+    """Makes logits whose softmax at `temperature` is the probability of each class, and labels."""
     random = np.random.default_rng(seed)
-    logits = 1.5 * random.normal(size=(count, classes))
-    probabilities = softmax(logits, axis=1)
-    labels = np.array([random.choice(classes, p=p) for p in probabilities])
-    return scale * logits, labels
+    logits = 3 * random.normal(size=(count, classes))
+    chances = softmax(logits / temperature, axis=1)
+    return logits, (chances.cumsum(1) < random.random((count, 1))).sum(1)
 
 
-def test_the_temperature_matches_mean_confidence_to_the_accuracy():
-    logits, labels = scaled_logits()
-    accuracy = (logits.argmax(1) == labels).mean()
-    temperature = fit_temperature(logits, accuracy)
-    assert mean_confidence(logits, temperature) == pytest.approx(accuracy, abs=1e-3)
-    assert temperature == pytest.approx(6, rel=0.1)  # The factor that the logits were multiplied by.
+def log_loss(logits, labels, temperature):
+    return -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean()
 
 
-def test_an_overconfident_model_is_better_calibrated_after_it():
-    logits, labels = scaled_logits()
-    correct = logits.argmax(1) == labels
-    temperature = fit_temperature(logits, correct.mean())
-    before, after = (
-        expected_calibration_error(softmax(logits / t, axis=1).max(1), correct) for t in (1, temperature)
-    )
-    assert after < 0.03 < 0.2 < before
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_many_labels_find_the_temperature(mode, temperature):
+    assert fit_temperature(*sample(20_000, temperature), mode) == pytest.approx(temperature, rel=0.05)
 
 
-def test_an_underconfident_model_is_made_more_confident():
-    logits, labels = scaled_logits(scale=0.2)
-    assert fit_temperature(logits, (logits.argmax(1) == labels).mean()) == pytest.approx(0.2, rel=0.1)
+def test_it_is_the_maximum_of_likelihood_times_prior():
+    logits, labels = sample(12, 2.0)
+
+    def loss(temperature):
+        prior = (np.log(temperature / PRIOR["linear"]) / DOUBT) ** 2 / 2
+        return 12 * log_loss(logits, labels, temperature) + prior
+
+    grid = np.exp(np.linspace(-2, 2, 4001))
+    best = grid[np.argmin([loss(temperature) for temperature in grid])]
+    assert fit_temperature(logits, labels, "linear") == pytest.approx(best, rel=2e-3)
 
 
-@pytest.mark.parametrize(("accuracy", "expected"), [(0.05, HOTTEST), (1.0, COLDEST)])
-def test_accuracies_that_no_temperature_reaches_give_the_limits(accuracy, expected):
-    logits = np.zeros((10, 5)) if accuracy > 0.5 else scaled_logits(100)[0]
-    assert fit_temperature(logits, accuracy) == expected
+@pytest.mark.parametrize("mode", [*MODES, "distilled"])
+def test_without_labels_it_is_that_of_the_mode(mode):
+    none = np.empty((0, 3)), np.empty(0, np.int64)
+    assert fit_temperature(*none, mode) == pytest.approx(PRIOR[mode], rel=1e-3)
 
 
-def test_a_smoothed_accuracy_is_never_0_or_1():
-    assert believable(0, 10) == 1 / 12 and believable(10, 10) == 11 / 12
+def test_few_labels_that_are_all_right_or_all_wrong_are_not_followed_to_the_end():
+    """The likelihood alone would ask for probabilities of 1, or of 1 / C."""
+    logits = np.tile([2.0, 0.0, 0.0], (6, 1))
+    right, wrong = np.zeros(6, np.int64), np.ones(6, np.int64)
+    sure, unsure = (fit_temperature(logits, labels, "linear") for labels in (right, wrong))
+    assert PRIOR["linear"] / np.exp(2 * DOUBT) < sure < PRIOR["linear"] < unsure
+    assert unsure < PRIOR["linear"] * np.exp(6 * DOUBT)
+
+
+@pytest.mark.parametrize("kind", ["linear", "knn"])
+def test_an_overfitted_head_is_not_made_surer(kind):
+    """200 labels on 100 features of which few tell the class: the head is right on nearly all images
+    that it was fitted to, on far fewer others, and the temperature has to be that of the others."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 2200)
+    centres = random.normal(size=(4, 100)) * (np.arange(100) < 10)
+    features = (centres[labels] + 2 * random.normal(size=(2200, 100))).astype(np.float32)
+
+    def fitted(rows):
+        if kind == "knn":
+            return knn_head(features[:200], rows, labels[rows], 4)
+        return linear_head(features[:200], rows, labels[rows], 4, 0)[0]
+
+    def outputs(head, rows):
+        with torch.no_grad():
+            return head(torch.from_numpy(features[rows])).numpy()
+
+    known, tested = np.arange(200), np.arange(200, 2200)
+    held_out = np.zeros((200, 4))
+    for train, rest in folds(labels[known], 0, 5):
+        held_out[rest] = outputs(fitted(train), rest)
+    logits = outputs(fitted(known), tested)
+    temperature = fit_temperature(held_out, labels[known], kind)
+    correct = logits.argmax(1) == labels[tested]
+
+    def error(t):
+        return expected_calibration_error(softmax(logits / t, axis=1).max(1), correct)
+
+    assert error(temperature) < error(1.0) + 0.02
+    assert error(temperature) < 0.08
+    assert log_loss(logits, labels[tested], temperature) < log_loss(logits, labels[tested], 1.0) + 0.005
+
+
+def test_with_few_labels_the_log_loss_is_seldom_raised():
+    """Where the prior is right, ten labels may not spoil what was good."""
+    logits, labels = sample(5000, PRIOR["linear"], seed=1)
+    before = log_loss(logits, labels, 1.0 * PRIOR["linear"])
+    after = [
+        log_loss(logits, labels, fit_temperature(*sample(10, PRIOR["linear"], seed=s), "linear"))
+        for s in range(2, 102)
+    ]
+    assert np.mean(np.array(after) - before > 0.02) <= 0.25 and np.mean(after) - before < 0.02

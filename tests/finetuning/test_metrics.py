@@ -5,9 +5,11 @@ import pytest
 from scipy import stats
 
 from clfew.finetuning.metrics import (
+    accuracy_interval,
     classification_report,
     expected_calibration_error,
-    mean_interval,
+    packed,
+    unpacked,
     wilson_interval,
 )
 
@@ -126,13 +128,65 @@ def test_calibration_error_of_fully_confident_predictions_is_their_error_rate():
     assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0.0
 
 
-def test_mean_intervals_are_scipys_t_intervals():
-    values = [0.71, 0.74, 0.69, 0.75, 0.73]
-    expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-    assert mean_interval(values) == pytest.approx(expected)
+def test_one_classifier_has_the_wilson_interval():
+    correct = np.arange(20) < 18
+    assert accuracy_interval(correct) == wilson_interval(18, 20)
+    assert accuracy_interval(correct[None]) == wilson_interval(18, 20)
 
 
-def test_mean_intervals_stay_between_0_and_1():
-    assert mean_interval([0.5]) == (0.0, 1.0)
-    assert mean_interval([0.99, 1.0, 0.9])[1] == 1.0
-    assert mean_interval([0.01, 0.0, 0.1])[0] == 0.0
+@pytest.mark.parametrize("right", [18, 20])
+@pytest.mark.parametrize("shape", [(5,), (2,), (3, 5)])
+def test_classifiers_that_err_on_the_same_images_know_no_more_than_one(shape, right):
+    """The interval over their accuracies alone would have no width."""
+    correct = np.broadcast_to(np.arange(20) < right, (*shape, 20))
+    assert accuracy_interval(correct) == pytest.approx(wilson_interval(right, 20), abs=0.02)
+
+
+def test_what_only_the_label_samples_differ_in_is_not_averaged_over_the_images():
+    """With very many images, what is left is the t-interval over the samples."""
+    accuracies = [0.6, 0.7, 0.65, 0.72, 0.68]
+    images = np.random.default_rng(0).random((5, 40_000)) < np.array(accuracies)[:, None]
+    means = images.mean(1)
+    low, high = stats.t.interval(0.95, 4, loc=means.mean(), scale=stats.sem(means))
+    assert accuracy_interval(images) == pytest.approx((low, high), abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "samples", "images", "offset", "deviations"),
+    [
+        # Standard deviations of seeds, of label samples, of images, and of what is left.
+        (1, 5, 20, 2.0, (0, 0.0, 3.0, 0.0)),
+        (1, 5, 100, 2.0, (0, 0.3, 3.0, 0.5)),
+        (1, 5, 50, 4.0, (0, 0.3, 2.0, 0.5)),
+        (1, 2, 100, 1.0, (0, 0.3, 2.0, 1.0)),
+        (1, 5, 400, 1.0, (0, 0.0, 0.0, 0.0)),
+        (1, 10, 400, 1.0, (0, 0.8, 1.0, 1.0)),
+        (3, 3, 100, 2.0, (0.3, 0.2, 2.0, 0.5)),
+        (3, 5, 200, 1.0, (0.6, 0.2, 1.0, 0.5)),
+    ],
+)
+def test_the_interval_covers_other_samples_seeds_and_images(seeds, samples, images, offset, deviations):
+    random = np.random.default_rng(0)
+
+    def draw(*shape):
+        """How sure each of the seeds, label samples and images is to be predicted correctly."""
+        logits = np.full(shape, offset)
+        for deviation, axes in zip(deviations, ({0}, {1}, {2}, {0, 1, 2}), strict=True):
+            size = [length if axis in axes else 1 for axis, length in enumerate(shape)]
+            logits = logits + deviation * random.normal(size=size)
+        return 1 / (1 + np.exp(-logits))
+
+    truth = np.mean([draw(1, 1, 1) for _ in range(20_000)])
+    trials, covered = 400, 0
+    for _ in range(trials):
+        chances = draw(seeds, samples, images)
+        low, high = accuracy_interval(random.random(chances.shape) < chances)
+        covered += low <= truth <= high
+    # Three seeds that differ much are the hardest: 92 % of 4,000 trials.
+    assert covered / trials >= 0.9
+
+
+def test_which_images_were_right_is_kept_as_text():
+    correct = np.random.default_rng(0).random(21) < 0.5
+    assert (unpacked(packed(correct), 0.0, 21) == correct).all()
+    assert unpacked(None, 0.75, 8).tolist() == [True] * 6 + [False] * 2

@@ -4,9 +4,15 @@ import torch
 from torch import nn
 
 from clfew.finetuning import model_selection
-from clfew.finetuning.calibration import believable
-from clfew.finetuning.fit import FullSettings, Task
-from clfew.finetuning.model_selection import Decision, decide, held_out_accuracy
+from clfew.finetuning.fit import FullSettings, Task, fit
+from clfew.finetuning.model_selection import (
+    Decision,
+    decide,
+    held_out_logits,
+    is_clearly_better,
+    win_by_chance,
+)
+from clfew.finetuning.probes import folds
 from clfew.finetuning.start import Start
 from clfew.models.encoder import Encoder
 from clfew.models.metadata import ArtifactMetadata
@@ -39,42 +45,66 @@ def test_auto_compares_heads_and_keeps_the_best(pixels):
     decision = decide("auto", start_of(), task, np.arange(15), 0, FullSettings())
     assert set(decision.scores) == {"propagate", "linear", "knn"}
     assert decision.scores[decision.mode] == max(decision.scores.values())
-    assert decision.accuracy == pytest.approx(
-        believable(15 * decision.scores[decision.mode], 15), abs=1e-3
+    labels = task_of(pixels).labels[:15]
+    assert (decision.logits.argmax(1) == labels).mean() == pytest.approx(
+        decision.scores[decision.mode], abs=1e-3
     )
     assert (
         "cross-validated" in decision.reason and decision.as_row()["cross_validation"] == decision.scores
     )
 
 
-def test_a_mode_that_was_asked_for_is_taken_and_its_accuracy_measured_afterwards(pixels):
+def test_a_mode_that_was_asked_for_is_taken_and_its_logits_computed_afterwards(pixels):
     start, task = start_of(), task_of(pixels)
     decision = decide("knn", start, task, np.arange(15), 0, FullSettings())
-    assert (decision.mode, decision.reason, decision.accuracy) == ("knn", "as asked for", None)
-    accuracy = held_out_accuracy(decision, start, task, np.arange(15), 0, FullSettings())
+    assert (decision.mode, decision.reason, decision.logits) == ("knn", "as asked for", None)
+    logits = held_out_logits(decision, start, task, np.arange(15), 0, FullSettings())
     scores = decide("auto", start, task, np.arange(15), 0, FullSettings()).scores
-    assert accuracy == pytest.approx(believable(15 * scores["knn"], 15), abs=1e-3)
+    assert (logits.argmax(1) == task.labels[:15]).mean() == pytest.approx(scores["knn"], abs=1e-3)
 
 
-def test_a_known_accuracy_is_not_measured_again(pixels, monkeypatch):
-    monkeypatch.setattr(model_selection, "_held_out_correct", None)  # Calling it would fail.
-    known = Decision("knn", "", 0.7)
-    assert held_out_accuracy(known, start_of(), task_of(pixels), np.arange(9), 0, FullSettings()) == 0.7
+def test_known_logits_are_not_computed_again(pixels, monkeypatch):
+    monkeypatch.setattr(model_selection, "_fold_by_fold", None)  # Calling it would fail.
+    known = Decision("knn", "", np.zeros((9, 3)))
+    arguments = (start_of(), task_of(pixels), np.arange(9), 0, FullSettings())
+    assert held_out_logits(known, *arguments) is known.logits
 
 
-def test_the_accuracy_is_of_labels_that_were_held_out(pixels):
+@pytest.mark.parametrize("mode", ["linear", "knn", "propagate"])
+def test_the_logits_are_of_labels_that_were_held_out(pixels, mode):
     """On uninformative features, cross-validation finds chance accuracy, not memorised labels."""
-    task, settings = task_of(pixels, images=120, noise=100.0), Decision("linear", "as asked for")
-    accuracy = held_out_accuracy(settings, start_of(), task, np.arange(60), 0, FullSettings())
-    assert 0.1 < accuracy < 0.55
+    task, decision = task_of(pixels, images=120, noise=100.0), Decision(mode, "as asked for")
+    logits = held_out_logits(decision, start_of(), task, np.arange(60), 0, FullSettings())
+    assert 0.1 < (logits.argmax(1) == task.labels[:60]).mean() < 0.55
 
 
-def test_one_label_a_class_propagates_and_is_not_measured(pixels):
-    decision = decide("auto", start_of(), task_of(pixels), np.arange(3), 0, FullSettings())
-    assert (decision.mode, decision.accuracy, decision.scores) == ("propagate", None, {})
-    assert (
-        held_out_accuracy(decision, start_of(), task_of(pixels), np.arange(3), 0, FullSettings()) is None
+@pytest.mark.parametrize("mode", ["linear", "knn", "propagate"])
+def test_what_is_scored_is_what_is_shipped(pixels, mode):
+    """In each fold the mode's own head is fitted: that of propagation too, not the graph's answers."""
+    task, labelled = task_of(pixels), np.arange(15)
+    logits = held_out_logits(
+        Decision(mode, "as asked for"), start_of(), task, labelled, 0, FullSettings()
     )
+    for fitted, held_out in folds(task.labels[labelled], 0, 5):
+        classifier, _ = fit(start_of(), task, labelled[fitted], mode, 0)
+        with torch.no_grad():
+            expected = classifier.from_features(torch.from_numpy(task.features[held_out])).numpy()
+        np.testing.assert_allclose(logits[held_out], expected, atol=1e-6)
+
+
+def test_where_nothing_is_unlabelled_nothing_is_propagated(pixels):
+    task = task_of(pixels, images=15)
+    decision = decide("auto", start_of(), task, np.arange(15), 0, FullSettings())
+    assert set(decision.scores) == {"linear", "knn"} and decision.mode != "propagate"
+    few = task_of(pixels, images=3)
+    assert decide("auto", start_of(), few, np.arange(3), 0, FullSettings()).mode == "linear"
+
+
+def test_one_label_a_class_propagates_and_nothing_is_held_out(pixels):
+    arguments = (start_of(), task_of(pixels), np.arange(3), 0, FullSettings())
+    decision = decide("auto", *arguments)
+    assert (decision.mode, decision.logits, decision.scores) == ("propagate", None, {})
+    assert held_out_logits(decision, *arguments) is None
 
 
 def test_from_scratch_the_network_is_trained_whole(pixels):
@@ -84,13 +114,13 @@ def test_from_scratch_the_network_is_trained_whole(pixels):
 
 @pytest.mark.parametrize(("labels", "tried"), [(27, False), (30, True)])
 def test_fine_tuning_is_tried_from_ten_labels_a_class(pixels, monkeypatch, labels, tried):
-    monkeypatch.setattr(model_selection, "_held_out_correct", lambda *arguments: np.ones(labels))
+    monkeypatch.setattr(model_selection, "_fold_by_fold", lambda *arguments: np.ones((labels, 3)))
     decision = decide("auto", start_of(), task_of(pixels), np.arange(labels), 0, FullSettings())
     assert ("full" in decision.scores) is tried
 
 
 def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeypatch):
-    monkeypatch.setattr(model_selection, "_held_out_correct", lambda *arguments: np.ones(30))
+    monkeypatch.setattr(model_selection, "_fold_by_fold", lambda *arguments: np.ones((30, 3)))
     monkeypatch.setattr(model_selection, "SMALL_NETWORK", 1000)
     assert (
         "full"
@@ -98,35 +128,60 @@ def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeyp
     )
 
 
-def test_another_mode_is_taken_only_where_it_is_clearly_better(pixels, monkeypatch):
-    def decide_with(linear):
-        def correct(mode, *arguments):
-            right = {"propagate": 10, "linear": linear, "knn": 0}[mode]
-            return (np.arange(21) < right).astype(float)
+@pytest.mark.parametrize(("linear", "is_taken"), [(10, False), (15, False), (16, True)])
+def test_another_mode_is_taken_only_where_it_is_clearly_better(pixels, monkeypatch, linear, is_taken):
+    """Of six images that only one of the two predicts correctly, chance gives all to one side in one of
+    64 cases; of five, in one of 32, which is not clear."""
+    labels = task_of(pixels).labels[:21]
 
-        monkeypatch.setattr(model_selection, "_held_out_correct", correct)
-        return decide("auto", start_of(), task_of(pixels), np.arange(21), 0, FullSettings())
+    def logits(mode, *arguments):
+        right = np.arange(21) < {"propagate": 10, "linear": linear, "knn": 0}[mode]
+        return np.eye(3)[np.where(right, labels, (labels + 1) % 3)]
 
-    # With g more correct predictions, the difference has mean g / 21 and standard error
-    # sqrt(g (21 - g) / 21) / 21.
-    kept = decide_with(13)
-    assert kept.mode == "propagate"  # 3 < 2 · 1.60
-    assert kept.reason.endswith("(no clear win over propagate)")
-    assert "clear" not in decide_with(14).reason
-    assert decide_with(14).mode == "linear"  # 4 > 2 · 1.80
-    assert decide_with(10).mode == "propagate"
-    assert decide_with(14).accuracy == believable(14, 21)
+    monkeypatch.setattr(model_selection, "_fold_by_fold", logits)
+    decision = decide("auto", start_of(), task_of(pixels), np.arange(21), 0, FullSettings())
+    assert decision.mode == ("linear" if is_taken else "propagate")
+    unclear = linear == 15
+    assert decision.reason.endswith("(no clear win over propagate)") == unclear
 
 
-def test_correct_is_in_the_order_of_the_labels_whatever_the_folds(pixels, monkeypatch):
-    known = np.arange(12) % 5 == 0
+def test_three_wins_of_four_images_are_no_clear_win():
+    """Three standard errors by the normal approximation, and one case of eight by chance."""
+    better, worse = np.array([1, 1, 1, 0]), np.zeros(4)
+    assert not is_clearly_better(better, worse)
+    assert win_by_chance(3, 0) == pytest.approx(1 / 8) and win_by_chance(0, 3) == 1.0
+    assert is_clearly_better(np.ones(6), np.zeros(6)) and not is_clearly_better(np.zeros(6), np.ones(6))
+
+
+@pytest.mark.parametrize("labels", [4, 8, 12, 30])
+def test_equal_modes_are_rarely_told_apart(labels):
+    random = np.random.default_rng(0)
+    wins = [
+        is_clearly_better(random.random(labels) < 0.7, random.random(labels) < 0.7) for _ in range(1000)
+    ]
+    assert np.mean(wins) <= 0.025 + 0.01
+
+
+def test_the_whole_network_is_compared_on_the_same_halves(pixels, monkeypatch):
+    parts = []
+
+    def logits(mode, start, task, labelled, seed, settings, folds):
+        parts.append((mode, folds))
+        return np.eye(3)[task.labels[labelled]]
+
+    monkeypatch.setattr(model_selection, "_fold_by_fold", logits)
+    decision = decide("auto", start_of(), task_of(pixels), np.arange(30), 0, FullSettings())
+    assert parts[-2:] == [("propagate", 2), ("full", 2)] and {n for _, n in parts[:-2]} == {5}
+    assert "fitted to half of the labels: propagate 1.00, full 1.00" in decision.reason
+
+
+def test_logits_are_in_the_order_of_the_labels_whatever_the_folds(pixels, monkeypatch):
+    known = np.arange(36).reshape(12, 3)
     monkeypatch.setattr(
         model_selection,
-        "_fold_correct",
+        "_fold_logits",
         lambda mode, start, task, fitted, held_out, *rest: known[held_out],
     )
     for mode in ("full", "linear"):
-        correct = model_selection._held_out_correct(
-            mode, start_of(), task_of(pixels), np.arange(12), 0, FullSettings()
-        )
-        np.testing.assert_array_equal(correct, known)
+        arguments = (start_of(), task_of(pixels), np.arange(12), 0, FullSettings())
+        np.testing.assert_array_equal(held_out_logits(Decision(mode, ""), *arguments), known)

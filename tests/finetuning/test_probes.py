@@ -210,9 +210,38 @@ def test_balance_gives_rows_of_one_and_classes_of_the_same_mass():
     np.testing.assert_allclose(odds, odds[0], rtol=1e-6)
 
 
-def test_an_image_that_no_label_reaches_gets_equal_probabilities():
+def test_an_image_that_no_label_reaches_has_no_class():
     mass = np.array([[0.5, 0.0], [0.0, 0.5], [0.0, 0.0]])
-    np.testing.assert_allclose(balance(mass)[2], [0.5, 0.5])
+    np.testing.assert_allclose(balance(mass), [[1, 0], [0, 1], [0, 0]])
+
+
+def test_an_image_that_labels_hardly_reach_is_not_given_to_the_rarest_class():
+    mass = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1e-3], [1e-30, 1e-36]])
+    assert balance(mass)[4].argmax() == 0
+
+
+def foreign(count=60, strangers=40):
+    """Two classes of unequal size, and images that have nothing to do with them: features, labels, and
+    which images are strangers."""
+    random = np.random.default_rng(0)
+    sizes = (count - 18, 18, strangers)
+    centres = np.repeat(np.eye(3) * 30, sizes, axis=0)
+    features = (centres + random.normal(size=(sum(sizes), 3))).astype(np.float32)
+    return features, np.repeat([0, 1, -1], sizes), np.repeat([False, False, True], sizes)
+
+
+def test_images_that_no_label_reaches_are_not_learned_from():
+    """Nobody has labelled anything of their kind: they must not become the rarest class."""
+    features, labels, strangers = foreign()
+    graph, labelled = neighbour_graph(features), np.array([0, 1, 42, 43])
+    predicted = propagated_probabilities(graph, labelled, labels[labelled], 2)
+    assert (predicted[strangers] == 0).all()
+    np.testing.assert_allclose(predicted[~strangers].sum(1), 1)
+    head = propagation_head(features, graph, labelled, labels[labelled], 2)
+    without = features.copy()
+    without[strangers] = features[strangers][::-1]  # Their order is all that could matter.
+    other = propagation_head(without, graph, labelled, labels[labelled], 2)
+    torch.testing.assert_close(head.weight, other.weight, rtol=1e-4, atol=1e-6)
 
 
 def two_moons():

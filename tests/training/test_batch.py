@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from clfew.data.randomness import ImageRandom
 from clfew.training import batch as module
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.plan import Plan
@@ -35,3 +36,16 @@ def test_batches_are_the_same_from_gpu_memory_and_from_the_array(monkeypatch, dt
         assert found.images.dtype == torch.from_numpy(arrays).dtype
         assert torch.equal(found.images, batch.images) and torch.equal(found.labels, batch.labels)
     on_gpu.close()
+
+
+def test_each_repeat_of_an_image_has_random_numbers_of_its_own():
+    arrays, rows = np.zeros((6, 2, 2, 3), np.uint8), np.array([3, 1, 3, 5, 3, 1])
+    data = TrainingData(arrays, np.ones(6, np.float32), rows)
+    plan = Plan(1, 6, "sgd", 0.1, 0.0, 1, 0, "fp32")
+    with Batches(data, plan, torch.device("cpu"), 0) as batches:
+        numbers = next(batches).random.uniform(0, 4)
+    assert len(np.unique(numbers, axis=0)) == 6
+    # The first of them are those that the image has where it occurs once, in whatever order.
+    once = ImageRandom(0, 0, np.array([1, 3, 5])).uniform(0, 4)
+    assert all((numbers == row).all(1).any() for row in once)
+    assert (data.keys[[0, 1, 3]] == rows[[0, 1, 3]]).all()
