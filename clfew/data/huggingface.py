@@ -1,7 +1,9 @@
 """Sources read through Hugging Face `datasets`: hf:NAME on the hub, or hf:./local on disk."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,15 @@ def open_dataset(spec: str) -> Source:
         name, _, config = name.partition(":")
     path = Path(name).expanduser()
     is_local = path.exists()
-    if is_local:
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    elif name.startswith((".", "/", "~")):
+    if not is_local and name.startswith((".", "/", "~")):
         raise UserError(f"There is no folder or file {name}.", "check the spelling of the path.")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        loaded = _load_local(path) if is_local else datasets.load_dataset(name, config or None)
+        with _offline() if is_local else contextlib.nullcontext():
+            loaded = _load_local(path) if is_local else datasets.load_dataset(name, config or None)
     except Exception as error:  # `datasets` raises whatever its readers and its network layer raise.
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
@@ -41,13 +42,56 @@ def open_dataset(spec: str) -> Source:
         ) from None
     if not isinstance(loaded, dict):
         loaded = {"train": loaded}
-    return _as_source(f"hf:{path.resolve()}" if is_local else spec, loaded)
+    folders = _folders_of(path) if is_local else [Path(datasets.config.HF_CACHE_HOME)]
+    return _as_source(f"hf:{path.resolve()}" if is_local else spec, loaded, folders)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Inside this context, `datasets` uses no network. The environment, which decides this for the whole
+    process and for other libraries, is left alone."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    switches = [
+        (module, name)
+        for module in (datasets.config, huggingface_hub.constants)
+        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+        if hasattr(module, name)
+    ]
+    before = [getattr(module, name) for module, name in switches]
+    for module, name in switches:
+        setattr(module, name, True)
+    try:
+        yield
+    finally:
+        for (module, name), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
+
+
+def _is_saved(path: Path) -> bool:
+    return path.is_dir() and any((path / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def _folders_of(path: Path) -> list[Path] | None:
+    """Returns where the files of images lie that the rows of a local data set may name. None for a data
+    set that was saved on this machine: it names the images where they were when it was saved."""
+    return None if _is_saved(path) else [path if path.is_dir() else path.parent]
+
+
+def _require_inside(file: Path, folders: list[Path] | None) -> Path:
+    """Raises BadImage for a file that a data set names and that does not belong to it: who made it could
+    have named any file of this machine."""
+    resolved = file.resolve()
+    if folders is not None and not any(resolved.is_relative_to(each.resolve()) for each in folders):
+        raise BadImage("names a file outside the data set")
+    return file
 
 
 def _load_local(path: Path) -> Any:
     import datasets
 
-    if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
+    if _is_saved(path):
         return datasets.load_from_disk(str(path))
     for kind in ("parquet", "arrow"):
         files = [path] if path.suffix == f".{kind}" else sorted(path.rglob(f"*.{kind}"))
@@ -67,7 +111,8 @@ def _by_split(files: list[Path]) -> dict[str, list[str]]:
     return splits
 
 
-def _as_source(spec: str, loaded: dict[str, Any]) -> Source:
+def _as_source(spec: str, loaded: dict[str, Any], folders: list[Path] | None) -> Source:
+    """folders: see `_folders_of`."""
     import datasets
 
     tables, identities, class_names, splits = [], [], [], []
@@ -93,7 +138,11 @@ def _as_source(spec: str, loaded: dict[str, Any]) -> Source:
         (cell,) = tables[which][index - int(starts[which])].values()
         if cell is None:
             raise BadImage("no image in this row")
-        return cell["bytes"] if cell["bytes"] is not None else read_bytes(Path(cell["path"]))
+        if cell["bytes"] is not None:
+            return cell["bytes"]
+        if cell["path"] is None:
+            raise BadImage("no image in this row")
+        return read_bytes(_require_inside(Path(cell["path"]), folders))
 
     if not identities:
         raise UserError(f"{spec} has no rows.", "name a data set with images.")

@@ -291,9 +291,10 @@ def _read(folder: Path, count: int, side: int) -> ImageCache:
 
 def _sweep(cache: Path) -> None:
     """Removes what builds on this machine left behind when they were killed."""
-    for leftover in cache.glob(f".{socket.gethostname()}-*"):
-        pid = leftover.name.rsplit("-", 2)[-2]
-        if pid.isdigit() and not _is_running(int(pid)):
+    for leftover in cache.glob(".*-*-*"):
+        # The whole name of the machine: on a shared disk, one called gpu is not one called gpu-2.
+        host, pid, _ = leftover.name.rsplit("-", 2)
+        if host == f".{socket.gethostname()}" and pid.isdigit() and not _is_running(int(pid)):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -194,7 +194,7 @@ def train_student(
         setup.task.device,
         log,
         setup.task.next_saving(),
-        lambda name: 1.0 if ".head." in name else below_head,
+        lambda name: 1.0 if name.startswith("student.head.") else below_head,
     )
     return objective.student.eval()
 

@@ -170,7 +170,8 @@ def fit_full(
         task.device,
         log,
         task.next_saving(),
-        lambda name: 1.0 if ".head." in name else below_head,
+        # By where it is: a backbone may have a layer that is called head too, as ConvNeXt's norm.
+        lambda name: 1.0 if name.startswith("classifier.head.") else below_head,
         task.stop,
     )
     epochs = plan.steps / plan.steps_per_epoch(len(labelled))

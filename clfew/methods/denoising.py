@@ -99,6 +99,25 @@ class Denoising(Method):
         random_Bx2xHxW = uniform.view(-1, 2, *clean.shape[2:])
         return corrupted(clean, random_Bx2xHxW, self.corruption, self.amount)
 
+    def damage_maps(self, clean: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Does the same to the maps of a stage. Their values are not in [0, 1], so the ends of the range
+        are those of each channel, and the noise has each channel's standard deviation (that of images is
+        about the amount of their noise)."""
+        if self.corruption == "masking":
+            return self.damage(clean, batch)
+        dims = (0, 2, 3)
+        if self.corruption == "gaussian":
+            low, span = (
+                torch.zeros_like(clean[:1, :, :1, :1]),
+                clean.std(dims, keepdim=True) / self.amount,
+            )
+        else:
+            low = clean.amin(dims, keepdim=True)
+            span = clean.amax(dims, keepdim=True) - low
+        span = span.clamp(min=1e-6)
+        damaged, where = self.damage((clean - low) / span, batch)
+        return damaged * span + low, where
+
     def restored(self, damaged: Tensor) -> Tensor:
         """Returns the logits of the clean image's values."""
         maps = self.encoder.maps(self.encoder.prepare(damaged))
@@ -122,7 +141,7 @@ class Denoising(Method):
 
         def damage(below: Tensor) -> Tensor:
             kept["clean"] = below.detach()
-            damaged, kept["where"] = self.damage(kept["clean"], batch)
+            damaged, kept["where"] = self.damage_maps(kept["clean"], batch)
             return damaged
 
         with replaced(self.encoder.stage_module(stage - 1), damage):

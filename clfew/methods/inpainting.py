@@ -114,9 +114,11 @@ class Inpainting(Method):
         loss = reconstruction_loss(painted, view, weight)
         extras = {"squared_error": loss.detach()}
         if self.discriminator is not None:
-            painter_loss, judge_loss = self.adversarial_losses(self.judged(view), self.judged(painted))
-            extras["judged_right"] = judge_loss.detach()
-            loss = RECONSTRUCTION * loss + ADVERSARIAL * painter_loss + judge_loss
+            painter_loss, real, fake = self.judgement(self.judged(view), self.judged(painted))
+            right = torch.cat([real > 0, fake < 0]).float().mean()
+            judged = judge_loss(real, fake)
+            extras |= {"judged_right": right, "judge_loss": judged.detach()}
+            loss = RECONSTRUCTION * loss + ADVERSARIAL * painter_loss + judged
         return loss, extras
 
     def judged(self, images: Tensor) -> Tensor:
@@ -127,18 +129,22 @@ class Inpainting(Method):
         low, high = self.encoder.size // 4, self.encoder.size - self.encoder.size // 4
         return images[..., low:high, low:high]
 
-    def adversarial_losses(self, real: Tensor, painted: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the painter's loss, which trains the painter only, and the discriminator's loss."""
+    def judgement(self, real: Tensor, painted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the painter's loss, which trains the painter only, and the discriminator's logits of real
+        and of painted images.
+
+        Real and painted images are batches of their own, for the discriminator as for the painter (as in
+        DCGAN): in a common batch, BatchNorm would compare them, and the painter would be judged by
+        other statistics than the discriminator is trained with.
+        """
         assert self.discriminator is not None
         # Detached weights and copied buffers: the painter's loss must not change the discriminator.
         fixed = {n: p.detach() for n, p in self.discriminator.named_parameters()}
         buffers = {n: b.clone() for n, b in self.discriminator.named_buffers()}
         fooled = functional_call(self.discriminator, {**fixed, **buffers}, (painted,)).float()
-        logits = self.discriminator(torch.cat([real, painted.detach()])).float()
-        truth = torch.zeros_like(logits)
-        truth[: len(real)] = 1
+        logits = [self.discriminator(images).float() for images in (real, painted.detach())]
         painter_loss = F.binary_cross_entropy_with_logits(fooled, torch.ones_like(fooled))
-        return painter_loss, F.binary_cross_entropy_with_logits(logits, truth)
+        return painter_loss, *logits
 
     @torch.no_grad()
     def pictures(self, batch: Batch) -> Pictures:
@@ -159,6 +165,12 @@ def reconstruction_loss(painted: Tensor, image: Tensor, weight_SxS: Tensor) -> T
     """Returns the squared error averaged with these weights over the painted pixels (equation 1)."""
     total = weight_SxS.sum() * painted.shape[0] * painted.shape[1]
     return (weight_SxS * (painted - image).square()).sum() / total.clamp(min=1)
+
+
+def judge_loss(real: Tensor, painted: Tensor) -> Tensor:
+    """Returns the discriminator's loss from its logits of real and of painted images (equation 2)."""
+    one, zero = torch.ones_like(real), torch.zeros_like(painted)
+    return F.binary_cross_entropy_with_logits(torch.cat([real, painted]), torch.cat([one, zero]))
 
 
 def _discriminator(size: int) -> nn.Sequential:

@@ -3,6 +3,7 @@
 Nothing is fetched before `fetch` is called.
 """
 
+import hashlib
 import os
 import socket
 import urllib.parse
@@ -54,11 +55,15 @@ def expected(name: str) -> Expected:
             "(--encoder timm:NAME).",
         )
     bare = name.removeprefix(TORCHVISION_PREFIX)
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if bare in ("googlenet", "inception_v3"):  # torchvision converts ImageNet's to these.
+    weights = _torchvision_weights(bare)
+    transforms = weights.transforms()
+    mean, std = list(transforms.mean), list(transforms.std)
+    if bare in ("googlenet", "inception_v3"):
+        # torchvision builds these with a layer that turns ImageNet's normalisation into this one; here
+        # they are built without it.
         mean, std = [0.5] * 3, [0.5] * 3
     fixed = bare.startswith(("vit_", "maxvit"))
-    size = _torchvision_weights(bare).meta["min_size"][0] if fixed else 224
+    size = weights.meta["min_size"][0] if fixed else 224
     return Expected(mean, std, size, fixed)
 
 
@@ -81,15 +86,34 @@ def fetch(name: str, encoder: Encoder) -> dict[str, Tensor]:
         return fitted_state(file, read_state(file), encoder.backbone)
     if name.startswith(timm_backbones.PREFIX):
         return _fetch_timm(name, encoder)
-    weights = _torchvision_weights(name)
-    if not _torchvision_file(weights).is_file():
+    file = _torchvision_here_or_fetched(_torchvision_weights(name))
+    return fitted_state(file, read_state(file), encoder.backbone)
+
+
+def _torchvision_here_or_fetched(weights: Any) -> Path:
+    """Returns the file of weights, whose digest is the one in its name. torchvision's own way would
+    unpickle whatever a file of this name holds. Raises UserError."""
+    file = _torchvision_file(weights)
+    digest = torch.hub.HASH_REGEX.search(file.name)
+    assert digest is not None
+    if not file.is_file():
         console.say(f"fetching   {weights.url}")
-    try:
-        tensors = weights.get_state_dict(progress=True, check_hash=True)
-    # Refused, timed out, cut off or with a wrong digest: in each case there are no weights.
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _not_fetched(weights.url, error) from None
-    return fitted_state(_torchvision_file(weights), tensors, encoder.backbone)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(weights.url, str(file), digest.group(1), progress=True)
+        # Refused, timed out, cut off or with a wrong digest: in each case there are no weights.
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _not_fetched(weights.url, error) from None
+    found = hashlib.sha256()
+    with open(file, "rb") as opened:
+        for part in iter(lambda: opened.read(2**20), b""):
+            found.update(part)
+    if not found.hexdigest().startswith(digest.group(1)):
+        raise UserError(
+            f"{file} is not the file that torchvision publishes under this name: its digest differs.",
+            "remove it, so that it is fetched again.",
+        )
+    return file
 
 
 def lite0_file() -> Path | None:

@@ -118,7 +118,7 @@ def csv_line(row: Sequence[Any]) -> str:
 # A part of a cell begins where the cell does, and after a semicolon or tab, at which some spreadsheets
 # divide rows too. Apostrophes before one of = + - @ tab CR LF keep it from being a formula.
 _BEGIN = r"(?<![^;\t])"
-_FORMULA = r"(?='*[=+\-@\t\r\n])"
+_FORMULA = r"(?='*[=+\-@\t\r\n＝＋－＠﹦﹢﹣﹫−])"  # The wide and small forms too.
 _UNGUARDED = re.compile(_BEGIN + _FORMULA)
 """The position where an apostrophe is added."""
 _GUARDED = re.compile(_BEGIN + "'" + _FORMULA)

@@ -1,8 +1,13 @@
 """hf: sources from disk. No test here may use the network."""
 
+import os
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from clfew.data.decode import BadImage
 from clfew.data.huggingface import _by_split
 from clfew.data.sources import open_source
 from clfew.errors import UserError
@@ -137,3 +142,51 @@ def test_splits_of_a_saved_data_set_are_found(tmp_path, original):
     train = original[1]["train"]
     as_saved(tmp_path / "copy", {"train": train, "validation": train})
     assert np.unique(open_source(f"hf:{tmp_path / 'copy'}").splits).tolist() == ["train", "val"]
+
+
+def test_a_local_data_set_changes_no_setting_of_the_process(tmp_path, original, monkeypatch):
+    """Pretrained weights of a hub may still be fetched afterwards."""
+    import huggingface_hub.constants
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    before = dict(os.environ)
+    as_parquet(tmp_path / "copy", original[1])
+    source = open_source(f"hf:{tmp_path / 'copy'}")
+    assert {k: v for k, v in os.environ.items() if k != "HF_HUB_DISABLE_TELEMETRY"} == {
+        k: v for k, v in before.items() if k != "HF_HUB_DISABLE_TELEMETRY"
+    }
+    assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
+    assert source.content(0)
+
+
+@pytest.mark.parametrize("way", ["absolute", "relative", "link"])
+def test_a_row_that_names_a_file_outside_the_data_set_is_no_image(tmp_path, put, way):
+    """Whoever made a data set could have named any file of this machine."""
+    secret = put(tmp_path / "secret.png")
+    inside = put(tmp_path / "set" / "inside.png")
+    link = tmp_path / "set" / "link.png"
+    link.symlink_to(secret)
+    name = {"absolute": str(secret), "relative": f"{tmp_path}/set/../secret.png", "link": str(link)}[way]
+    rows = [{"bytes": None, "path": name}, {"bytes": None, "path": str(inside)}]
+    features = datasets.Features({"image": datasets.Image()})
+    table = pa.Table.from_pylist([{"image": row} for row in rows], schema=features.arrow_schema)
+    pq.write_table(table, tmp_path / "set" / "train.parquet")
+    source = open_source(f"hf:{tmp_path / 'set'}")
+    with pytest.raises(BadImage, match="outside the data set"):
+        source.content(0)
+    assert source.content(1) == inside.read_bytes()
+
+
+def test_a_row_without_an_image_is_a_bad_image(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    rows = [{"image": None}, {"image": {"bytes": None, "path": None}}]
+    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set" / "train.parquet")
+    source = open_source(f"hf:{tmp_path / 'set'}")
+    for index in range(2):
+        with pytest.raises(BadImage, match="no image in this row"):
+            source.content(index)

@@ -138,11 +138,14 @@ def test_folders_of_killed_builds_are_removed_and_those_of_running_ones_kept(fol
     dead = cache / f".{host}-{dead_process()}-abc"
     alive = cache / f".{host}-{os.getpid()}-abc"
     other_machine = cache / f".not-{host}-{dead_process()}-abc"
-    for path in (dead, alive, other_machine):
+    # A disk may be shared with a machine whose name begins with this one's.
+    second = cache / f".{host}-2-{dead_process()}-abc"
+    for path in (dead, alive, other_machine, second):
         path.mkdir()
         (path / "pixels.safetensors").write_bytes(bytes(10))
     open_image_cache(open_source(str(folder)), 12)
     assert not dead.exists() and alive.exists() and other_machine.exists()
+    assert second.exists()
 
 
 def test_two_builders_at_once_both_get_the_image_cache(folder, cache, tmp_path):

@@ -118,6 +118,31 @@ def test_a_later_stages_loss_is_the_squared_error_of_the_maps_below(
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("scale", [0.01, 1.0, 12.0])
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_maps_are_damaged_in_their_own_units(corruption, scale, make_method, make_batch, make_images):
+    """Zeros, ones and noise of .3 hardly damage maps that reach 12, and drown those that reach .1."""
+    objective: Denoising = make_method("denoising", corruption=corruption, stacked=True)
+    clean = torch.relu(torch.randn(8, 4, 6, 6, generator=torch.Generator().manual_seed(0)))
+    clean = clean * torch.tensor([0.5, 1.0, 2.0, 4.0]).view(4, 1, 1)
+    batch = make_batch(make_images(8)[0])
+    plain, where = objective.damage_maps(clean, batch)
+    damaged, same = objective.damage_maps(scale * clean, batch)
+    torch.testing.assert_close(damaged, scale * plain)
+    assert torch.equal(where, same)
+    hit = where.expand_as(clean) == 1
+    if corruption == "masking":
+        assert (plain[hit] == 0).all()
+    elif corruption == "salt-and-pepper":
+        for channel, values in enumerate(clean.transpose(0, 1)):
+            ends = plain[:, channel][hit[:, channel]].unique()
+            torch.testing.assert_close(ends, torch.stack([values.min(), values.max()]))
+    else:
+        noise = (plain - clean).std((0, 2, 3))
+        torch.testing.assert_close(noise, clean.std((0, 2, 3)), rtol=0.15, atol=0)
+    torch.testing.assert_close(plain[~hit], clean[~hit], rtol=1e-5, atol=1e-6)
+
+
 def test_an_unknown_corruption_is_wrong_usage(make_method):
     with pytest.raises(UsageError, match="gauss is not known"):
         make_method("denoising", corruption="gauss")

@@ -17,6 +17,7 @@ from clfew.methods.inpainting import (
     TRIES,
     Inpainting,
     centre_mask,
+    judge_loss,
     random_mask,
     reconstruction_loss,
 )
@@ -95,7 +96,8 @@ def test_each_adversarial_loss_trains_only_the_painter_or_only_the_discriminator
     objective: Inpainting = make_method("inpainting", adversarial=True).train()
     view, hidden, _ = objective.view(make_batch(make_images(8)[0]))
     painted = objective.painted(view, hidden)
-    painter, judge = objective.adversarial_losses(view, painted)
+    painter, *logits = objective.judgement(view, painted)
+    judge = judge_loss(*logits)
     painter.backward(retain_graph=True)
     assert all(p.grad is None for p in objective.discriminator.parameters())
     assert next(objective.encoder.parameters()).grad is not None
@@ -106,12 +108,33 @@ def test_each_adversarial_loss_trains_only_the_painter_or_only_the_discriminator
     objective.eval()
     with torch.no_grad():
         real, fake = objective.discriminator(view), objective.discriminator(painted)
-        painter, judge = objective.adversarial_losses(view, painted)
+        painter, *logits = objective.judgement(view, painted)
+        judge = judge_loss(*logits)
     right, wrong = (1 / (1 + np.exp(-x.double().numpy().ravel())) for x in (real, fake))
     # Equation 2, image by image: log D(x) + log(1 - D(F(x))); the painter's loss in its usual form.
     expected = -sum(math.log(p) + math.log(1 - q) for p, q in zip(right, wrong, strict=True))
     assert judge.item() == pytest.approx(expected / (2 * len(right)), rel=1e-5)
     assert painter.item() == pytest.approx(-sum(map(math.log, wrong)) / len(wrong), rel=1e-5)
+
+
+def test_the_painter_is_judged_as_the_discriminator_is_trained(make_method):
+    """Each in a batch of its own kind: real images do not change what is said of painted ones."""
+    objective: Inpainting = make_method("inpainting", adversarial=True).train()
+    random = torch.Generator().manual_seed(0)
+    real, painted = (torch.randn(8, 3, 24, 24, generator=random) * scale for scale in (3.0, 0.5))
+    painter, real_logits, painted_logits = objective.judgement(real, painted)
+    ones = torch.ones_like(painted_logits)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(painted_logits, ones)
+    assert painter.item() == pytest.approx(expected.item(), rel=1e-5)
+    _, _, beside_others = objective.judgement(7 * real, painted)
+    torch.testing.assert_close(beside_others, painted_logits)
+
+
+def test_how_often_the_discriminator_is_right_is_a_fraction(make_method, make_batch, make_images):
+    objective: Inpainting = make_method("inpainting", adversarial=True).train()
+    _, extras = objective.loss(make_batch(make_images(8)[0]))
+    assert extras["judged_right"].item() * 16 == pytest.approx(round(extras["judged_right"].item() * 16))
+    assert 0 <= extras["judged_right"] <= 1 and extras["judge_loss"] > 0
 
 
 @pytest.mark.parametrize("mask", ["centre", "random"])
@@ -127,7 +150,8 @@ def test_reconstruction_and_the_adversarial_term_have_the_papers_weights(
         painted = objective.painted(view, hidden)
         # The discriminator gets all that was painted, and nothing else.
         inside = slice(6, 18) if mask == "centre" else slice(None)
-        losses = objective.adversarial_losses(view[..., inside, inside], painted[..., inside, inside])
+        painter, *logits = objective.judgement(view[..., inside, inside], painted[..., inside, inside])
+        losses = painter, judge_loss(*logits)
         expected = RECONSTRUCTION * reconstruction_loss(painted, view, weight)
         expected += ADVERSARIAL * losses[0] + losses[1]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,7 +1,8 @@
 """--init: weights on the machine, weights that must be fetched, and its errors offline."""
 
+import hashlib
 import urllib.error
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -30,19 +31,37 @@ def bare_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
     monkeypatch.setattr(pretrained, "lite0_file", lambda: None)
+    original = pretrained._torchvision_weights
+
+    def weights_of(name):
+        weights = original(name)
+        if weights not in urls:
+            return weights
+        return SimpleNamespace(url=urls[weights], transforms=weights.transforms, meta=weights.meta)
+
+    urls.clear()
+    monkeypatch.setattr(pretrained, "_torchvision_weights", weights_of)
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.setattr("socket.create_connection", refuse)
     for name in ("HTTPS_PROXY", "https_proxy", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
 
 
+urls = {}
+"""The addresses of weights that a test has put in torchvision's folder, instead of the real ones."""
+
+
 def put_torchvision(tmp_path, name="resnet18"):
     """Writes the file that torchvision would have fetched."""
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
-    path = tmp_path / "hub" / "checkpoints" / Path(url).name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
     network = torchvision.models.get_model(name)
-    torch.save(network.state_dict(), path)
+    torch.save(network.state_dict(), folder / "new")
+    # The name ends in the digest of what torchvision publishes, so here in that of this file.
+    digest = hashlib.sha256((folder / "new").read_bytes()).hexdigest()[:8]
+    (folder / "new").rename(folder / f"{name}-{digest}.pth")
+    urls[weights] = f"https://download.pytorch.org/models/{name}-{digest}.pth"
     return network
 
 
@@ -108,6 +127,54 @@ def test_a_damaged_cached_file_is_one_sentence(tmp_path):
     found, _ = find_init_weights("auto", "resnet18", CPU)
     with pytest.raises(UserError):
         load_init_weights(found, Encoder(found.encoder, 96, [0.5] * 3, [0.5] * 3))
+
+
+def test_a_cached_file_that_is_not_the_published_one_is_not_read(tmp_path, monkeypatch):
+    """--init auto takes such files unasked, and a pickle can run anything."""
+    put_torchvision(tmp_path)
+    path = next((tmp_path / "hub" / "checkpoints").iterdir())
+    path.write_bytes(path.read_bytes() + b" ")
+    monkeypatch.setattr(pretrained, "read_state", None)  # Calling it would fail.
+    found, _ = find_init_weights("auto", "resnet18", CPU)
+    with pytest.raises(UserError, match="its digest differs") as error:
+        load_init_weights(found, Encoder(found.encoder, 96, [0.5] * 3, [0.5] * 3))
+    assert "remove it" in error.value.hint
+
+
+class Harm:
+    def __reduce__(self):
+        return open, ("harm", "w")
+
+
+def test_a_cached_file_that_runs_code_is_refused_even_with_its_digest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_torchvision(tmp_path)
+    folder = tmp_path / "hub" / "checkpoints"
+    next(folder.iterdir()).unlink()
+    torch.save({"conv1.weight": Harm()}, folder / "new")
+    digest = hashlib.sha256((folder / "new").read_bytes()).hexdigest()[:8]
+    (folder / "new").rename(folder / f"resnet18-{digest}.pth")
+    weights = torchvision.models.get_model_weights("resnet18").DEFAULT
+    urls[weights] = f"https://download.pytorch.org/models/resnet18-{digest}.pth"
+    found, _ = find_init_weights("auto", "resnet18", CPU)
+    with pytest.raises(UserError):
+        load_init_weights(found, Encoder(found.encoder, 96, [0.5] * 3, [0.5] * 3))
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_the_normalisation_is_that_of_the_weights(name):
+    """googlenet and inception_v3 are built without the layer that would turn ImageNet's into theirs."""
+    transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    wanted = (
+        ([0.5] * 3,) * 2 if name in ("googlenet", "inception_v3") else (transforms.mean, transforms.std)
+    )
+    expected = pretrained.expected(f"torchvision:{name}")
+    assert (expected.mean, expected.std) == tuple(map(list, wanted))
+
+
+def test_efficientnet_v2_l_is_given_what_it_was_trained_with():
+    assert pretrained.expected("efficientnet_v2_l").mean == [0.5] * 3
 
 
 def test_small_resnets_have_no_imagenet_weights():

@@ -40,7 +40,7 @@ FILES = [
 ]
 WITHOUT_CLASS = ["=1+1.png", "+1.png", "-rf.png", "@a.png", "\ttab.png", "\rreturn.png", "'=1.png"]
 BAD = ["=bad.png", "-bad\r\n.png", "\x1b[2Jbad.png", "<script>bad.png", os.fsdecode(b"bad\xe9.png")]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠", "﹦", "﹢", "﹣", "﹫", "−")
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_a_class_keeps_the_spaces_of_its_folder(image_folder, tmp_path):
 
 def test_every_cell_comes_back_and_none_is_a_formula():
     text = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=8)
-    text |= st.text("'=+-@\t\r\n;,\"a", max_size=6)
+    text |= st.text("'=+-@＝＋－＠﹦−\t\r\n;,\"a", max_size=6)
 
     def holds(cells):
         (read,) = csv.reader(io.StringIO(csv_line(cells), newline=""), lineterminator="\n")
