@@ -21,7 +21,7 @@ from clfew.distillation.student import (
     train_student,
 )
 from clfew.distillation.teacher import Images, Teacher
-from clfew.finetuning.calibration import fit_temperature
+from clfew.finetuning.calibration import fit_temperature, prior_temperature
 from clfew.finetuning.fit import Task, predict_cached
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.labelled_data import LabelledData, bounded
@@ -147,7 +147,8 @@ def teach(
         return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), plan
     with console.progress_bar("compare") as update:
         verdict, logits = cross_fit(setup, labelled, plan, seed, update)
-    student.temperature = fit_temperature(logits, task.labels[labelled], DISTILLED)
+    prior = prior_temperature(DISTILLED, student.head)
+    student.temperature = fit_temperature(logits, task.labels[labelled], prior)
     return student, verdict, plan
 
 

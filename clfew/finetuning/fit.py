@@ -129,17 +129,17 @@ def predict_cached(classifier: Classifier, task: Task, indices: np.ndarray) -> n
 
 
 def fit_probe(
-    mode: str, task: Task, labelled: np.ndarray, seed: int
+    mode: str, task: Task, labelled: np.ndarray, seed: int, k: int | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Fits a head on the features of the task, in mode "linear", "knn" or "propagate"; returns it and
-    the settings that were chosen."""
+    the settings that were chosen. k: the number of neighbours, None for that of these labels."""
     assert task.features is not None
     rows = np.searchsorted(task.pool, labelled)
     labels = task.labels[labelled]
     if mode == "linear":
         return linear_head(task.features, rows, labels, task.classes, seed)
     if mode == "knn":
-        neighbours = knn_head(task.features, rows, labels, task.classes)
+        neighbours = knn_head(task.features, rows, labels, task.classes, k)
         return neighbours, {"k": neighbours.k}
     propagated = propagation_head(task.features, task.graph, rows, labels, task.classes)
     return propagated, {"images": len(task.features)}

@@ -9,7 +9,7 @@ import torch
 
 from clfew import console
 from clfew.data.source import Source
-from clfew.finetuning.calibration import PRIOR, fit_temperature
+from clfew.finetuning.calibration import fit_temperature, prior_temperature
 from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
 from clfew.finetuning.label_propagation import propagated_probabilities
 from clfew.finetuning.metrics import packed
@@ -168,11 +168,12 @@ def _calibrate(
 ) -> float:
     """Sets the temperature by the logits of labels that were held out in turn, and returns it. It is
     that of the mode where some class has one label, so that none can be held out."""
+    prior = prior_temperature(decision.mode, classifier.head)
     logits = held_out_logits(decision, start, task, labelled, fitting.seed, fitting.settings)
     if logits is None:
-        classifier.temperature = PRIOR[decision.mode]
+        classifier.temperature = prior
     else:
-        classifier.temperature = fit_temperature(logits, task.labels[labelled], decision.mode)
+        classifier.temperature = fit_temperature(logits, task.labels[labelled], prior)
     return classifier.temperature
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from clfew.finetuning.fit import FullSettings, Task, fit_full, fit_probe, predict_cached
-from clfew.finetuning.probes import folds
+from clfew.finetuning.probes import folds, voters
 from clfew.finetuning.start import Start
 from clfew.training.optim import SMALL_NETWORK
 
@@ -175,7 +175,9 @@ def _fold_logits(
     if mode == "full":
         classifier, _ = fit_full(start, task, fitted, seed, settings, lambda row: None)
         return predict_cached(classifier, task, held_out)
-    head, _ = fit_probe(mode, task, fitted, seed)
+    both = np.concatenate([fitted, held_out])
+    # As many neighbours vote as in the classifier of all labels.
+    head, _ = fit_probe(mode, task, fitted, seed, voters(task.labels[both]))
     assert task.features is not None
     with torch.no_grad():
         return head(torch.from_numpy(task.features[np.searchsorted(task.pool, held_out)])).numpy()

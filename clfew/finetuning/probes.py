@@ -63,13 +63,21 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def knn_head(
-    features_NxD: np.ndarray, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
+    features_NxD: np.ndarray,
+    labelled_L: np.ndarray,
+    labels_L: np.ndarray,
+    classes: int,
+    k: int | None = None,
 ) -> NeighbourHead:
-    """Makes a nearest-neighbour head from the labelled images. The number of neighbours that vote is the
-    number of labels of the smallest class, at most 20."""
-    smallest = int(np.bincount(labels_L, minlength=classes)[np.unique(labels_L)].min())
+    """Makes a nearest-neighbour head from the labelled images. k: the number of neighbours that vote; by
+    default `voters`."""
     bank = torch.from_numpy(features_NxD[labelled_L]).float()
-    return NeighbourHead(bank, torch.from_numpy(labels_L), classes, k=max(1, min(20, smallest)))
+    return NeighbourHead(bank, torch.from_numpy(labels_L), classes, k=k or voters(labels_L))
+
+
+def voters(labels_L: np.ndarray) -> int:
+    """Returns how many neighbours vote: the number of labels of the smallest class, at most 20."""
+    return min(20, int(np.unique(labels_L, return_counts=True)[1].min()))
 
 
 def folds(labels_L: np.ndarray, seed: int, most: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:

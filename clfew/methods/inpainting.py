@@ -130,8 +130,8 @@ class Inpainting(Method):
         return images[..., low:high, low:high]
 
     def judgement(self, real: Tensor, painted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the painter's loss, which trains the painter only, and the discriminator's logits of real
-        and of painted images.
+        """Returns the painter's loss, which trains the painter only, and the discriminator's logits of
+        real and of painted images.
 
         Real and painted images are batches of their own, for the discriminator as for the painter (as in
         DCGAN): in a common batch, BatchNorm would compare them, and the painter would be judged by

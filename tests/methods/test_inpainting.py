@@ -122,7 +122,7 @@ def test_the_painter_is_judged_as_the_discriminator_is_trained(make_method):
     objective: Inpainting = make_method("inpainting", adversarial=True).train()
     random = torch.Generator().manual_seed(0)
     real, painted = (torch.randn(8, 3, 24, 24, generator=random) * scale for scale in (3.0, 0.5))
-    painter, real_logits, painted_logits = objective.judgement(real, painted)
+    painter, _, painted_logits = objective.judgement(real, painted)
     ones = torch.ones_like(painted_logits)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(painted_logits, ones)
     assert painter.item() == pytest.approx(expected.item(), rel=1e-5)
