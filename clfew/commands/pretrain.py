@@ -17,7 +17,7 @@ from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.source import Source
 from clfew.data.sources import LABELLED_FOLDERS, open_source
 from clfew.errors import UserError
-from clfew.methods.adapter import NETWORK
+from clfew.methods.adapter import MOST_IMAGES, NETWORK, learned_from
 from clfew.methods.base import METHODS, Method
 from clfew.methods.collapse import collapse
 from clfew.methods.setup import (
@@ -298,6 +298,11 @@ def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
     data, left = training_data_of(
         objective, config, cache, resolved.indices, device, resolved.precision, budget
     )
+    if len(data) < len(resolved.indices):
+        console.say(
+            f"learned    from {len(data):,} of these images, drawn at random: at most {MOST_IMAGES:,}, "
+            "and as many as there is time for"
+        )
     batch, why_batch = choose_batch(settings.batch, len(data), device, objective.large_batches)
     console.say(f"batch      {batch} ({why_batch})")
     plan_options = PlanOptions(
@@ -310,6 +315,7 @@ def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
     )
     plan = plan_within(left, objective, data, device, plan_options)
     config = config | {
+        "images": len(data),
         "viewed": len(data),
         "plan": asdict(plan),
         "epochs": plan.steps / plan.steps_per_epoch(len(data)),
@@ -426,8 +432,11 @@ def save(run: Run, prepared: Prepared, last_row: dict[str, float]) -> None:
     neck = neck_width(objective.projector)
     metadata = encoder_metadata(config, objective.encoder, config["method"], neck)
     artifact = run.folder / ARTIFACTS["pretrain"]
+    seen = indices
+    if not isinstance(objective, Method):
+        seen = np.sort(learned_from(indices, config["split_seed"], config["viewed"]))
     sync(run.folder / "metrics.jsonl")  # The metrics must be on the disk before the artifact.
-    save_encoder(artifact, objective.encoder, objective.projector, metadata, cache.digests[indices])
+    save_encoder(artifact, objective.encoder, objective.projector, metadata, cache.digests[seen])
     _saving(run).discard()
     console.say(f"saved      {artifact}")
 

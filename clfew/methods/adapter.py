@@ -95,14 +95,15 @@ class Adapter(nn.Module):
         and of no more than VIEWS_FRACTION of a budget in minutes is enough for; in a resumed run, of
         `count` images.
         """
-        order = indices[epoch_order(seed, 0, len(indices))]
         seconds = 60 * (budget.minutes or budget.default_minutes)
         limit = VIEWS_FRACTION * seconds if budget.epochs is None and count is None else None
         started = time.monotonic()
         with console.progress_bar("views") as update:
             features = view_features(
                 self.encoder,
-                TrainingData(cache.pixels, cache.aspects, order[: count or MOST_IMAGES]),
+                TrainingData(
+                    cache.pixels, cache.aspects, learned_from(indices, seed, count or MOST_IMAGES)
+                ),
                 recipe,
                 seed,
                 device,
@@ -129,6 +130,11 @@ class Adapter(nn.Module):
         adapted_2BxA = self.layer.linear(pairs_2BxD)
         loss = nt_xent(adapted_2BxA, self.temperature, self.decoupled)
         return loss, health(adapted_2BxA)
+
+
+def learned_from(indices: np.ndarray, seed: int, count: int) -> np.ndarray:
+    """Returns the `count` images at most, of all, that an adapter is trained on."""
+    return indices[epoch_order(seed, 0, len(indices))[:count]]
 
 
 @torch.no_grad()

@@ -53,6 +53,21 @@ def test_pretraining_from_a_file_adapts_a_layer_and_reports_it(adapted, weights)
     assert (config["adapt"], config["encoder"], config["size"]) == ("layer", "torchvision:resnet18", 32)
 
 
+def test_only_images_that_the_layer_learned_from_count_as_seen(adapted, clfew, weights):
+    """It learns from so many at most, and says so instead of naming all."""
+    folder, _ = adapted
+    few = "from clfew.methods import adapter; adapter.MOST_IMAGES = 20"
+    options = ("pretrain", "./unlabeled", "--init", weights, "--size", "32", "--epochs", "1")
+    done = clfew.ok(*options, "--out", "few", cwd=folder, faults=few)
+    assert "from 20 of these images" in done.stderr and "images     48 of 60" in done.stderr
+    start = start_from_artifact(folder / "few/encoder.safetensors", None)
+    assert len(start.seen) == 20 and start.metadata.data["pretrain"]["images"] == 20
+    report = json.loads(
+        clfew.ok("info", "few/encoder.safetensors", "--format", "json", cwd=folder).stdout
+    )
+    assert report["data"]["pretrain"]["images"] == 20
+
+
 def test_the_weights_it_started_from_are_all_still_there(adapted, weights):
     import safetensors.torch
 
