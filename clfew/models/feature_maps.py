@@ -81,7 +81,8 @@ def feature_maps(backbone: nn.Module, names: list[str], inputs_NxCxHxW: Tensor) 
 
     hooks = [backbone.get_submodule(name).register_forward_hook(keep(name)) for name in names]  # type: ignore[arg-type]
     try:
-        backbone(inputs_NxCxHxW)
+        # Not by calling it: a compiled backbone would not notice other hooks than its first ones.
+        backbone.forward(inputs_NxCxHxW)
     finally:
         for hook in hooks:
             hook.remove()

@@ -19,21 +19,39 @@ SMALLEST_GAIN = 1.1
 """Two short trials differ by up to this factor by chance, so smaller gains are ignored."""
 
 
-@contextlib.contextmanager
-def compiled(objective: nn.Module, wanted: bool) -> Iterator[None]:
-    """Compiles the encoder of the objective inside this context, if `wanted`.
+class NothingCompiled(Exception):
+    """A method does not call the network as a whole, so nothing that it calls is compiled."""
 
-    Its weights, their names and its outputs stay the same.
+
+@contextlib.contextmanager
+def compiled(objective: nn.Module, wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Compiles the encoder of the objective and its backbone inside this context, if `wanted`: methods
+    call the one or the other. Yields a function that returns whether a compiled network has been called.
+
+    The weights, their names and the outputs stay the same.
     """
+    called = [False]
     if not wanted:
-        yield
+        yield lambda: called[0]
         return
     encoder: Any = objective.get_submodule("encoder")
-    encoder.compile()
+    modules = [each for each in (encoder, getattr(encoder, "backbone", None)) if each is not None]
+
+    def noting(implementation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called[0] = True
+            return implementation(*args, **kwargs)
+
+        return call
+
+    for module in modules:
+        module.compile()
+        module._compiled_call_impl = noting(module._compiled_call_impl)
     try:
-        yield
+        yield lambda: called[0]
     finally:
-        encoder._compiled_call_impl = None
+        for module in modules:
+            module._compiled_call_impl = None
 
 
 def check_compile(name: str, device: torch.device) -> None:
@@ -64,6 +82,11 @@ def choose_compile(
             step_seconds(True)
         except UserError:  # The batch does not fit into memory: that is not the compiler's fault.
             raise
+        except NothingCompiled:
+            raise UsageError(
+                "--compile on has nothing to compile: this method takes the network apart.",
+                "leave it out, or train without compilation: --compile off",
+            ) from None
         # A compiler can fail with many types of exception.
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -80,6 +103,8 @@ def choose_compile(
     started = time.monotonic()
     try:
         fast = step_seconds(True)
+    except NothingCompiled:
+        return False, "this method takes the network apart, so that nothing could be compiled"
     except Exception as error:
         return False, f"the trial failed: {type(error).__name__}"
     cost = time.monotonic() - started

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.training.batch import Batch, Batches, TrainingData
-from clfew.training.compilation import compiled
+from clfew.training.compilation import NothingCompiled, compiled
 from clfew.training.convolution import TrainingConvolutions
 from clfew.training.device import keep_freed_memory
 from clfew.training.guard import Kept, NotFinite, diverged, require_finite
@@ -178,7 +178,10 @@ def _trial(
     times: list[float] = []
     # The first step is not counted: it allocates memory, selects kernels and compiles.
     try:
-        with compiled(objective, plan.compile), Batches(data, plan, device, 0) as batches:
+        with (
+            compiled(objective, plan.compile) as is_called,
+            Batches(data, plan, device, 0) as batches,
+        ):
             while len(times) < 3 or (
                 len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_FRACTION * budget
             ):
@@ -186,6 +189,8 @@ def _trial(
                 with contextlib.suppress(NotFinite):  # Only the time matters here.
                     _step(objective, optimizer, next(batches), plan, 0)
                 times.append(time.monotonic() - started)
+                if plan.compile and not is_called():
+                    raise NothingCompiled
     finally:
         objective.load_state_dict(before)
         for parameter in objective.parameters():

@@ -1,18 +1,27 @@
+import contextlib
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from clfew.data.augment import Recipe
 from clfew.errors import UsageError, UserError
+from clfew.methods.base import METHODS
+from clfew.models.encoder import Encoder
 from clfew.training import compilation
+from clfew.training.batch import TrainingData
 from clfew.training.compilation import (
     FEWEST_STEPS,
     SHORTEST_RUN,
+    NothingCompiled,
     check_compile,
     choose_compile,
     compiled,
 )
+from clfew.training.loop import seconds_per_step
+from clfew.training.plan import Plan
 
 CPU = torch.device("cpu")
 LONG = 10 * SHORTEST_RUN
@@ -128,3 +137,54 @@ def test_the_real_compiler_gives_the_same_features_up_to_rounding(monkeypatch):
     expected = network(images)
     with compiled(objective, True):
         torch.testing.assert_close(network(images), expected)
+
+
+class Parts(nn.Module):
+    """An objective that calls the encoder, its backbone, or only a part of that."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.encoder, self.part = nn.Sequential(), part
+        self.encoder.add_module("backbone", nn.Sequential(nn.Linear(3, 2)))
+
+    def outputs(self, images):
+        network = {"whole": self.encoder, "backbone": self.encoder.backbone}
+        return network.get(self.part, self.encoder.backbone[0])(images)
+
+
+@pytest.mark.parametrize(("part", "is_called"), [("whole", True), ("backbone", True), ("inner", False)])
+def test_whether_anything_compiled_was_called_is_known(monkeypatch, part, is_called):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    objective, images = Parts(part), torch.ones(1, 3)
+    with compiled(objective, True) as asked:
+        assert not asked()
+        objective.outputs(images)
+        assert asked() is is_called
+
+
+def test_a_method_with_nothing_to_compile_is_not_compiled_and_says_so():
+    def nothing(compile):
+        if compile:
+            raise NothingCompiled
+        return 1.0
+
+    with pytest.raises(UsageError, match="nothing to compile"):
+        choose_compile("on", CPU, 1, nothing)
+    wanted, why = choose_compile("auto", CPU, LONG, nothing)
+    assert not wanted and "takes the network apart" in why
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_calls_what_is_compiled_or_says_that_there_is_nothing(monkeypatch, name):
+    """The compiler is replaced: whether a method's calls reach it does not depend on what it does."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    kind = METHODS[name]
+    network = Encoder(kind.encoder_name("resnet8-w8"), 32, [0.5] * 3, [0.25] * 3, input=kind.input)
+    objective = kind(network, Recipe())
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    data = TrainingData(images, np.ones(8, np.float32), np.arange(8))
+    objective.look_at(torch.from_numpy(images), torch.ones(8))
+    plan = Plan(10, 8, "adamw", 1e-3, 0.0, 1, 0, "fp32", True)
+    apart = name in ("colorization", "denoising", "inpainting", "split-brain")
+    with pytest.raises(NothingCompiled) if apart else contextlib.nullcontext():
+        seconds_per_step(objective, data, plan, CPU, budget=1)
