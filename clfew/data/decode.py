@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from clfew.data.turns import Turns
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = frozenset(
     [
@@ -34,12 +36,17 @@ EXTENSIONS = frozenset(
 )
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
-"""Decoding takes at most 20 bytes a pixel, 2 GB; Pillow alone stops at 179 million pixels."""
+"""Decoding takes at most 20 bytes a pixel, 2 GB, which decoders take in turn (see `turns`). Pillow alone
+stops at 179 million pixels."""
 _BAND_PIXELS = 2**18
 
 # What Pillow warns about (odd metadata, large images) is either harmless or refused below, and
 # `warnings.catch_warnings` would not be safe in the threads that decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+turns = Turns()
+"""Of this process. One that decodes for another has those of the other (see `workers.serve`)."""
 
 
 class BadImage(Exception):
@@ -80,8 +87,9 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
             raise BadImage(f"{width}×{height} is more than {MAX_PIXELS:,} pixels")
         if at_least is not None:
             image.draft("RGB", (at_least, at_least))
-        image.load()
-        return _to_rgb(_upright(image))
+        with turns.turn(image.width * image.height):
+            image.load()
+            return _to_rgb(_upright(image))
     except UnidentifiedImageError:
         kind = _kind(content)
         reason = f"{kind} whose header cannot be read" if kind else "not an image in an accepted format"

@@ -22,7 +22,9 @@ from typing import IO, TypeVar
 
 import numpy as np
 
+from clfew.data import decode
 from clfew.data.decode import BadImage, load_square
+from clfew.data.turns import Turns
 
 CHUNK = 32
 FEW = 128
@@ -126,7 +128,7 @@ class _Processes:
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         # It gets this process's sys.path. With -m, Python would search the user's folder first.
         path = f"import sys; sys.path[:] = {sys.path!r}; "
-        program = path + f"from clfew.data import workers; workers.serve({side})"
+        program = path + f"from clfew.data import workers; workers.serve({side}, {decode.turns.pipe})"
         # Without this, NumPy's BLAS would start a thread for each core in each process, and use none.
         one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         for _ in range(count):
@@ -137,6 +139,7 @@ class _Processes:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
                     env=one_thread,
+                    pass_fds=decode.turns.pipe,
                 )
                 self._all.append(process)
                 self._idle.put(process)
@@ -190,8 +193,10 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
     return content
 
 
-def serve(side: int) -> None:
-    """Runs in the other processes: reads encoded images from stdin and writes pixels to stdout."""
+def serve(side: int, pipe: tuple[int, int]) -> None:
+    """Runs in the other processes: reads encoded images from stdin and writes pixels to stdout. pipe:
+    that of the first process's `decode.turns`."""
+    decode.turns = Turns(pipe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides when it ends.
     if hasattr(os, "nice"):
         os.nice(10)  # The network that trains goes first: decoded images already wait for it.
