@@ -72,7 +72,7 @@ def finetune(clfew, folder, mode, precision, out, *options):
         clfew,
         folder,
         f"finetune images --from encoder-{precision} --labels {labels} --mode "
-        f"{mode} --epochs 4 --precision {precision} --out {out}",
+        f"{mode} --epochs 12 --precision {precision} --out {out}",
         *options,
     )
 
