@@ -251,8 +251,10 @@ def merged(first: Source, second: Source, split_seed: int) -> tuple[Source, np.n
 
 
 def bounded(pool: np.ndarray, always: np.ndarray, most: int = MAX_IMAGES) -> np.ndarray:
-    """Returns at most `most` images of the pool, evenly spaced, and those of `always`: more images
-    change little and take more time."""
+    """Returns at most `most` images of the pool, evenly spaced, and those of `always`, and says so: more
+    images change little and take more time."""
     if len(pool) <= most:
         return pool
-    return np.union1d(evenly_spaced(pool, most), always)
+    used = np.union1d(evenly_spaced(pool, most), always)
+    console.say(f"used       {len(used):,} of these {len(pool):,} images: more would change little")
+    return used
