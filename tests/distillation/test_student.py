@@ -165,3 +165,19 @@ def test_one_label_in_a_class_leaves_nothing_to_hold_out(pixels):
     result, logits = cross_fit(build_setup(pixels), np.arange(3), PLAN, 0)
     assert logits.shape == (0, 3)
     assert result == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not result.is_better
+
+
+def test_only_the_students_head_is_trained_at_the_full_rate(pixels, monkeypatch):
+    rates = {}
+
+    def train(objective, data, plan, device, log, saving, scale):
+        rates.update({name: scale(name) for name, _ in objective.named_parameters()})
+
+    monkeypatch.setattr("clfew.distillation.student.train", train)
+    setup = build_setup(pixels)
+    objective = build_student(setup, np.eye(3)[setup.task.labels], 0)
+    objective.student.encoder.backbone.add_module("head", nn.BatchNorm1d(32))
+    train_student(setup, objective, student_data(setup, np.arange(6)), PLAN)
+    full = [name for name, rate in rates.items() if rate == 1.0]
+    assert full and all(name.startswith("student.head.") for name in full)
+    assert "student.encoder.backbone.head.weight" in rates

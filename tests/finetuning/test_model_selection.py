@@ -187,3 +187,21 @@ def test_logits_are_in_the_order_of_the_labels_whatever_the_folds(pixels, monkey
     for mode in ("full", "linear"):
         arguments = (start_of(), task_of(pixels), np.arange(12), 0, FullSettings())
         np.testing.assert_array_equal(held_out_logits(Decision(mode, ""), *arguments), known)
+
+
+def test_only_the_classifiers_head_is_trained_at_the_full_rate(pixels, monkeypatch):
+    """A backbone may have a layer called head too, as ConvNeXt's last norm is."""
+    rates = {}
+
+    def train(objective, data, plan, device, log, saving, scale, stop):
+        rates.update({name: scale(name) for name, _ in objective.named_parameters()})
+
+    monkeypatch.setattr("clfew.finetuning.fit.train", train)
+    start = start_of()
+    start.encoder.backbone.add_module("head", nn.BatchNorm1d(32))
+    fit(start, task_of(pixels), np.arange(6), "full", 0)
+    assert [name for name, rate in rates.items() if rate == 1.0] == [
+        "classifier.head.weight",
+        "classifier.head.bias",
+    ]
+    assert rates["classifier.encoder.backbone.head.weight"] == 0.1
