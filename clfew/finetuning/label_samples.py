@@ -166,8 +166,8 @@ def _calibrate(
     labelled: np.ndarray,
     fitting: SampleFitting,
 ) -> float:
-    """Sets the temperature by the logits of labels that were held out in turn, and returns it. It is
-    that of the mode where some class has one label, so that none can be held out."""
+    """Sets the temperature by the logits of labels that were held out in turn, and returns it. Where
+    some class has one label, none can be held out, and it is the usual one of the mode."""
     prior = prior_temperature(decision.mode, classifier.head)
     logits = held_out_logits(decision, start, task, labelled, fitting.seed, fitting.settings)
     if logits is None:
