@@ -10,9 +10,8 @@ from clfew import console
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
-from clfew.finetuning.start import Network, Start, find_start, open_start
+from clfew.finetuning.start import Network, Start, find_start, is_from_scratch, open_start
 from clfew.models.features import apply_to_files
-from clfew.models.init_weights import SCRATCH
 from clfew.runs.files import write_bytes, write_csv
 from clfew.runs.folders import check_new, new_run
 from clfew.settings import EmbedSettings, function_of
@@ -30,7 +29,7 @@ def run(settings: EmbedSettings) -> tuple[Path, int, int]:
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
     found = find_start(settings.origin, settings.init, settings.encoder, device)
-    from_scratch = SCRATCH in (settings.origin, settings.init)
+    from_scratch = is_from_scratch(settings.origin, settings.init)
     if from_scratch:
         found = None  # The newest run must not decide which random network is embedded with.
     opened = open_source(settings.source)

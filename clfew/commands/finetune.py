@@ -36,13 +36,14 @@ from clfew.finetuning.start import (
     Network,
     Start,
     find_start,
+    is_from_scratch,
     open_start,
     restored_start,
     start_row,
 )
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
-from clfew.models.init_weights import SCRATCH, InitWeights
+from clfew.models.init_weights import InitWeights
 from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
@@ -146,7 +147,7 @@ def prepare(
     spec = parse_labels(labels_of(settings))
     split_rule = read_config(resumed).get("split_rule", 1) if resumed else SPLIT_RULE
     precision, _ = choose_precision(device, settings.precision)
-    from_scratch = SCRATCH in (settings.origin, settings.init)
+    from_scratch = is_from_scratch(settings.origin, settings.init)
     metadata = read_metadata(found)[0] if isinstance(found, Path) and not from_scratch else None
     opened, listed = with_labels(open_source(settings.source or ""), spec, metadata)
     if resumed is not None:

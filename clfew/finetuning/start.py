@@ -77,6 +77,11 @@ class Start:
         return self.metadata.training.get("init", {}).get("what", SCRATCH)
 
 
+def is_from_scratch(origin: str | None, init: str) -> bool:
+    """Returns whether --from (`origin`) or --init asks for random weights."""
+    return SCRATCH in (origin, init)
+
+
 def find_start(
     origin: str | None, init: str, encoder: str, device: torch.device
 ) -> Path | InitWeights | None:
@@ -88,7 +93,7 @@ def find_start(
     """
     if origin is not None and init != AUTO:
         raise UsageError("--from and --init both name a start.", "give one of them.")
-    if SCRATCH in (origin, init):
+    if is_from_scratch(origin, init):
         return newest("pretrain")
     if origin is not None:
         return find_artifact(origin, "pretrain", _PRETRAIN_FIRST)

@@ -116,9 +116,9 @@ class Inpainting(Method):
         if self.discriminator is not None:
             painter_loss, real, fake = self.judgement(self.judged(view), self.judged(painted))
             right = torch.cat([real > 0, fake < 0]).float().mean()
-            judged = judge_loss(real, fake)
-            extras |= {"judged_right": right, "judge_loss": judged.detach()}
-            loss = RECONSTRUCTION * loss + ADVERSARIAL * painter_loss + judged
+            its_loss = judge_loss(real, fake)
+            extras |= {"judged_right": right, "judge_loss": its_loss.detach()}
+            loss = RECONSTRUCTION * loss + ADVERSARIAL * painter_loss + its_loss
         return loss, extras
 
     def judged(self, images: Tensor) -> Tensor:
