@@ -17,6 +17,9 @@ class PythonOnly:
     help: str
 
 
+LEAST_EPOCHS = 1e-9
+
+
 class Format(str, Enum):
     table = "table"
     json = "json"
@@ -27,6 +30,18 @@ class RowFormat(str, Enum):
     json = "json"
     jsonl = "jsonl"
     csv = "csv"
+
+
+def _epochs(text: str) -> float | str:
+    """Reads a number of epochs; other text is the name of a run. Raises BadParameter for a number that
+    is too small."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    if not value >= LEAST_EPOCHS:  # Not a number, too.
+        raise typer.BadParameter(f"{text} is not in the range x>={LEAST_EPOCHS}.")
+    return value
 
 
 def _option(text: str, *names: str, metavar: str | None = None, least: float | None = None) -> Any:
@@ -64,7 +79,17 @@ Size = Annotated[
     int | None, typer.Option(min=8, max=1024, help="Side of the images in pixels (default: auto).")
 ]
 Batch = Annotated[int | None, _option("Images per step (default: auto).", least=2)]
-Epochs = Annotated[float | None, _option("Passes over the images.", least=1e-9)]
+Epochs = Annotated[float | None, _option("Passes over the images.", least=LEAST_EPOCHS)]
+# A number, or a run; typer knows no type for the two.
+EpochsOrRun = Annotated[
+    Any,
+    typer.Option(
+        "--epochs",
+        help="Passes over the images; or a run with --minutes, to take the same steps again.",
+        metavar="N|RUN",
+        parser=_epochs,
+    ),
+]
 Rate = Annotated[float | None, _option("Peak learning rate (default: auto).", "--lr", least=1e-9)]
 
 # For pretraining.
@@ -190,7 +215,14 @@ MinutesEach = Annotated[
     float | None, _option("Minutes of pretraining per method (default: 10).", "--minutes", least=0.01)
 ]
 EpochsEach = Annotated[
-    float | None, _option("Epochs of pretraining per method.", "--epochs", least=1e-9)
+    Any,
+    typer.Option(
+        "--epochs",
+        help="Epochs of pretraining per method; or a comparison with --minutes, to take the same steps "
+        "again.",
+        metavar="N|RUN",
+        parser=_epochs,
+    ),
 ]
 CompareMode = Annotated[
     str, _option("Classifier to train: linear, knn or propagate on frozen features, or full.", "--mode")

@@ -29,7 +29,7 @@ class PretrainSettings:
     encoder: opt.Encoder = "auto"
     init: opt.Init = "auto"
     size: opt.Size = None
-    epochs: opt.Epochs = None
+    epochs: opt.EpochsOrRun = None
     minutes: opt.Minutes = None
     batch: opt.Batch = None
     optimizer: opt.Optimizer = "auto"
@@ -91,7 +91,7 @@ class DistillSettings:
     student: opt.Student = "same"
     init: opt.Init = "auto"
     size: opt.Size = None
-    epochs: opt.Epochs = None
+    epochs: opt.EpochsOrRun = None
     minutes: opt.Minutes = None
     batch: opt.Batch = None
     lr: opt.Rate = None

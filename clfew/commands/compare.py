@@ -21,6 +21,7 @@ from clfew.commands.comparison import (
     objective_of,
     open_images,
     pixels_of,
+    pretraining_folder,
     rows_of,
     seconds_of,
 )
@@ -51,6 +52,7 @@ from clfew.settings import (
     source_of,
 )
 from clfew.training.batch import TrainingData
+from clfew.training.budget import budget_of
 from clfew.training.device import set_threads
 from clfew.training.saving import stoppable
 from clfew.training.signals import StopRequest
@@ -100,9 +102,11 @@ compare = function_of(CompareSettings, run)
 
 def resolve(settings: CompareSettings) -> ComparisonPlan:
     """Checks the settings and reads their lists. Raises UsageError."""
-    minutes = settings.minutes
-    if minutes is None and settings.epochs is None:
+    minutes, epochs = settings.minutes, settings.epochs
+    if minutes is None and epochs is None:
         minutes = DEFAULT_MINUTES
+    if isinstance(epochs, (str, Path)):
+        epochs = str(Path(epochs).resolve())
     arguments = arguments_of(settings)
     del arguments["out"]
     plan = ComparisonPlan(
@@ -112,6 +116,7 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
             "methods": list(METHODS) if settings.methods == "all" else _split(settings.methods),
             "labels": _split(settings.labels),
             "minutes": minutes,
+            "epochs": epochs,
             "split_rule": SPLIT_RULE,
         }
     )
@@ -146,8 +151,9 @@ def _check(settings: ComparisonPlan) -> None:
         )
     if settings.mode not in MODES:
         raise UsageError(f"--mode {settings.mode} is not known.", f"choose {', '.join(MODES)}.")
-    if settings.minutes is not None and settings.epochs is not None:
-        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
+    for method in settings.methods:
+        for number in range(settings.seeds):
+            budget_of(settings.epochs_of(method, number), settings.minutes, 0, 0, "pretrain")
     for budget in settings.labels:
         if parse_labels(budget).file is not None:
             raise UsageError(f"--labels {budget} is a file.", "give budgets, such as 1%,5% or 2/class.")
@@ -202,7 +208,7 @@ class Comparison:
 
     def folder_of(self, method: str, number: int) -> Path:
         """Returns the folder of a method's pretraining run."""
-        return self.run.folder / f"pretrain-{method}-{number}"
+        return self.run.folder / pretraining_folder(method, number)
 
     @property
     def label_samples(self) -> CellPlan:
@@ -247,11 +253,17 @@ def _say_plan(comparison: Comparison) -> None:
     if settings.minutes is not None:
         training = 60 * settings.minutes * len(left)
     else:
-        epochs = settings.epochs or 0.0
-        each = {m: seconds_of(m, comparison.encoder, images, epochs) for m in set(left)}
+        each = {m: _seconds_of(comparison, m) for m in set(left)}
         training = sum(each[m] for m in left)
     seconds = training + _SECONDS_A_CELL * (total - len(cells.done))
     console.say(f"           about {seconds / 60:.0f} min to go")
+
+
+def _seconds_of(comparison: Comparison, method: str) -> float:
+    epochs = comparison.settings.epochs_of(method, 0)
+    if isinstance(epochs, str):
+        epochs = float(read_config(Path(epochs))["epochs"])
+    return seconds_of(method, comparison.encoder, comparison.images, epochs or 0.0)
 
 
 def _pretrain(comparison: Comparison, method: str, number: int) -> None:
@@ -270,7 +282,7 @@ def _pretrain(comparison: Comparison, method: str, number: int) -> None:
         method=method,
         encoder=comparison.encoder,
         size=comparison.images.size,
-        epochs=settings.epochs,
+        epochs=settings.epochs_of(method, number),
         minutes=settings.minutes,
         flip=settings.flip,
         init="scratch",

@@ -40,9 +40,17 @@ from clfew.training.signals import StopRequest
 PIXELS_SIDE = 32
 
 
+def pretraining_folder(method: str, number: int) -> str:
+    """Returns the name of the folder of a method's pretraining run."""
+    return f"pretrain-{method}-{number}"
+
+
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """What a comparison does: its settings, with their lists read. They are kept in config.json."""
+    """What a comparison does: its settings, with their lists read. They are kept in config.json.
+
+    epochs: a number, or the full path of a comparison whose steps are taken again.
+    """
 
     source: str
     methods: list[str]
@@ -50,7 +58,7 @@ class ComparisonPlan:
     draws: int
     seeds: int
     minutes: float | None
-    epochs: float | None
+    epochs: float | str | None
     encoder: str
     size: int | None
     mode: str
@@ -61,6 +69,12 @@ class ComparisonPlan:
     threads: int | None
     split_rule: int = 1
     """Of comparisons before it had a number; new ones have SPLIT_RULE."""
+
+    def epochs_of(self, method: str, number: int) -> float | str | None:
+        """Returns the epochs of a pretraining run, as `pretrain --epochs` takes them."""
+        if isinstance(self.epochs, str):
+            return str(Path(self.epochs) / pretraining_folder(method, number))
+        return self.epochs
 
 
 @dataclass(frozen=True)

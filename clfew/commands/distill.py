@@ -12,8 +12,15 @@ from clfew import console
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.sources import open_source
-from clfew.distillation.run import Student, build_setup, fewest_labels, result_of, teach
-from clfew.distillation.student import DistillationSetup, Verdict
+from clfew.distillation.run import (
+    Student,
+    budget_of_students,
+    build_setup,
+    fewest_labels,
+    result_of,
+    teach,
+)
+from clfew.distillation.student import DistillationSetup, Verdict, student_data
 from clfew.distillation.teacher import (
     Images,
     Teacher,
@@ -108,6 +115,7 @@ def resume(
 def resolve(settings: DistillSettings) -> tuple[DistillSettings, torch.device]:
     """Checks the settings and finds the teacher. Raises UserError."""
     check_new(settings.out)
+    budget_of_students(settings)
     if settings.adapt not in (LAYER, NETWORK):
         raise UsageError(f"--adapt {settings.adapt} is not known.", f"choose {LAYER} or {NETWORK}.")
     set_threads(settings.threads)
@@ -188,7 +196,7 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
     teacher, images = prepared.teacher, prepared.images
     labels = (teacher.run / LABELS).read_bytes()
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
-        classifier, verdict, plan = teach(
+        classifier, verdict, plans = teach(
             settings, setup, teacher, images, prepared.can_compare, run, trainings
         )
         result = result_of(
@@ -200,7 +208,9 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
             "temperature": settings.temperature,
             "use_labels": settings.use_labels,
             "images": len(setup.task.pool),
-            "plan": asdict(plan),
+            "viewed": len(student_data(setup, images.labelled)),
+            "plan": asdict(replace(plans[0], replanned=[])),
+            "replanned": [plan.replanned for plan in plans],
             "device": str(setup.task.device),
             "precision": setup.task.precision,
             "threads": torch.get_num_threads(),
@@ -209,19 +219,19 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
         run.write_bad_images(prepared.learned.cache.bad)
         if result["kept"]:
             write_bytes(run.folder / LABELS, labels)
-            _save(prepared, run, classifier, verdict, plan)
+            _save(prepared, run, classifier, verdict, plans[0])
         write_json(run.folder / "result.json", result)
     return result
 
 
 def _save(prepared: Prepared, run: Run, classifier: Classifier, verdict: Verdict, plan: Plan) -> None:
-    """Writes the student's artifact."""
+    """Writes the student's artifact. plan: that was carried out."""
     settings, teacher, cache = prepared.settings, prepared.teacher, prepared.learned.cache
     pool = prepared.setup.task.pool
     training = {
         "command": read_config(run.folder).get("command_line", ""),
         "teacher": str(Path(settings.origin or "").resolve()),
-        "epochs": plan.steps / plan.steps_per_epoch(len(pool)),
+        "epochs": plan.last_step() / plan.steps_per_epoch(read_config(run.folder)["viewed"]),
         "temperature": settings.temperature,
         "use_labels": settings.use_labels,
         **asdict(verdict),

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,13 @@ from clfew.runs.folders import (
     command_line,
     from_option,
     new_run,
+    read_config,
     resumed_run,
 )
 from clfew.runs.locks import held
 from clfew.settings import PretrainSettings, arguments_of, function_of, source_of
 from clfew.training.batch import TrainingData
-from clfew.training.budget import Budget, PlanOptions, plan_within
+from clfew.training.budget import Budget, PlanOptions, budget_of, plan_within
 from clfew.training.compilation import check_compile
 from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
 from clfew.training.loop import train
@@ -75,6 +76,8 @@ from clfew.training.signals import StopRequest
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
+WORTH_SAYING = 1.25
+"""A new plan is reported if the number of steps changes by this factor."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ class Resolved:
     precision: str
     init_weights: InitWeights | None
     recipe_reason: str
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -159,8 +163,7 @@ def pretrain_in(
     with held(new.folder):
         create(new, prepared)
         with stoppable(_saving(new).resume_command):
-            last_row = train_steps(new, prepared, stop)
-            save(new, prepared, last_row)
+            save(new, *train_steps(new, prepared, stop))
     return new.folder, prepared.source
 
 
@@ -170,8 +173,7 @@ def resume_in(
     """Does what `resume` does, as a part of another command: see `pretrain_in`."""
     with resumed_run(folder, "pretrain") as config, stoppable(_saving(Run(folder)).resume_command):
         prepared = restore(folder, config, device, threads)
-        last_row = train_steps(Run(folder), prepared, stop)
-        save(Run(folder), prepared, last_row)
+        save(Run(folder), *train_steps(Run(folder), prepared, stop))
     return folder, prepared.source
 
 
@@ -180,6 +182,7 @@ def resolve(
 ) -> Resolved:
     """Chooses every default, opens and caches the images, and reports it. Raises UserError."""
     check_new(settings.out)
+    budget = budget_of(settings.epochs, settings.minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES, "pretrain")
     set_threads(settings.threads)
     options = _method_options(settings)
     device, why_device = choose_device(settings.device)
@@ -234,14 +237,12 @@ def resolve(
         "minutes": settings.minutes,
         "arguments": arguments_of(settings),
     }
-    return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe)
+    return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe, budget)
 
 
 def _method_options(settings: PretrainSettings) -> dict[str, Any]:
     """Checks the settings and returns the options of the method."""
-    check_settings(
-        settings.method, settings.optimizer, settings.adapt, settings.epochs, settings.minutes
-    )
+    check_settings(settings.method, settings.optimizer, settings.adapt)
     given = {name: getattr(settings, name) for name in settings.METHOD_OPTIONS}
     return options_of(settings.method, given | (settings.options or {}))
 
@@ -294,7 +295,9 @@ def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
     colour = f"colour strength {views.jitter}" if views.jitter else "crops and flips, colours unchanged"
     why = resolved.recipe_reason if views == recipe else "set by the method"
     console.say(f"views      {colour} ({why})")
-    budget = Budget(settings.epochs, settings.minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES)
+    budget = resolved.budget
+    if budget.repeated is not None:
+        config = config | {"viewed": budget.repeated.images}
     data, left = training_data_of(
         objective, config, cache, resolved.indices, device, resolved.precision, budget
     )
@@ -318,7 +321,7 @@ def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
         "images": len(data),
         "viewed": len(data),
         "plan": asdict(plan),
-        "epochs": plan.steps / plan.steps_per_epoch(len(data)),
+        "epochs": plan.last_step() / plan.steps_per_epoch(len(data)),
     }
     return Prepared(
         config, resolved.source, cache, resolved.indices, device, start, objective, data, plan
@@ -364,12 +367,16 @@ class _Progress:
     """Writes the rows of the log to the run and to the terminal, and raises the alarm when a collapse
     begins. last: the last row, {} before the first."""
 
-    def __init__(self, run: Run, steps: int, update: Callable[..., None]) -> None:
-        self._run, self._steps, self._update = run, steps, update
+    def __init__(self, run: Run, plan: Plan, update: Callable[..., None]) -> None:
+        self._run, self._steps, self._update = run, plan.last_step(), update
         self.last: dict[str, float] = {}
 
     def __call__(self, row: dict[str, float]) -> None:
         self._run.log(row)
+        planned = int(row.get("steps", self._steps))
+        if not 1 / WORTH_SAYING < planned / self._steps < WORTH_SAYING:
+            console.say(f"planned    {planned:,} steps in all, at the speed of step {row['step']:,}")
+            self._steps = planned
         note = (
             f"loss {row['loss']:.3f}  {row['images_per_second']:.0f} images/s  "
             f"{row['data_wait']:.0%} waiting"
@@ -379,20 +386,23 @@ class _Progress:
             if not collapse(self.last):  # Said at once, not after hours of training.
                 console.say(f"alarm      step {row['step']:,}: {wrong}")
         self.last = row
-        self._update(row["step"], self._steps, note)
+        self._update(row["step"], planned, note)
 
 
-def train_steps(run: Run, prepared: Prepared, stop: StopRequest | None) -> dict[str, float]:
-    """Takes the steps that are left and returns the last row of the log, {} if none was left."""
+def train_steps(
+    run: Run, prepared: Prepared, stop: StopRequest | None
+) -> tuple[Prepared, dict[str, float]]:
+    """Takes the steps that are left. Returns the run with the plan that was carried out, and the last
+    row of the log, {} if no step was left."""
     plan, objective = prepared.plan, prepared.objective
     console.say(
-        f"training   {prepared.config['epochs']:.4g} epochs, {plan.steps:,} steps with "
+        f"training   {prepared.config['epochs']:.4g} epochs, {plan.last_step():,} steps with "
         f"{plan.optimizer} into {run.folder}"
     )
     rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
     with console.progress_bar("pretrain") as update:
-        progress = _Progress(run, plan.steps, update)
-        train(
+        progress = _Progress(run, plan, update)
+        plan = train(
             objective,
             prepared.data,
             plan,
@@ -402,12 +412,17 @@ def train_steps(run: Run, prepared: Prepared, stop: StopRequest | None) -> dict[
             lambda name: rate if name.startswith("encoder.") else 1.0,
             stop,
         )
-    return progress.last
+    epochs = plan.last_step() / plan.steps_per_epoch(len(prepared.data))
+    config = prepared.config | {"epochs": epochs, "replanned": [plan.replanned]}
+    return replace(prepared, plan=plan, config=config), progress.last
 
 
 def save(run: Run, prepared: Prepared, last_row: dict[str, float]) -> None:
-    """Writes the samples and the artifact with its metadata."""
+    """Writes the samples, what has become of the plan, and the artifact with its metadata."""
     objective, device, config = prepared.objective, prepared.device, dict(prepared.config)
+    carried_out = {name: config[name] for name in ("epochs", "replanned")}
+    run.write_config(read_config(run.folder) | carried_out)
+    config["plan"] = asdict(prepared.plan)
     if wrong := collapse(last_row):
         console.say(
             f"alarm      {wrong}: the features carry little information. Train longer, or with "

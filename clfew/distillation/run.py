@@ -34,7 +34,7 @@ from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.runs.folders import Run
 from clfew.settings import DistillSettings
 from clfew.training.batch import TrainingData
-from clfew.training.budget import Budget, PlanOptions, plan_within
+from clfew.training.budget import Budget, PlanOptions, budget_of, plan_within
 from clfew.training.plan import Plan
 from clfew.training.saving import Trainings
 
@@ -122,12 +122,12 @@ def teach(
     can_compare: bool,
     run: Run,
     trainings: Trainings,
-) -> tuple[Classifier, Verdict, Plan]:
+) -> tuple[Classifier, Verdict, list[Plan]]:
     """Trains the student with all labels and, if `can_compare` is set, two more with half of the labels
     each, for the comparison with their teachers.
 
     The budget is for all three students. Returns the student of all labels, the verdict of the
-    comparison and the plan of one training.
+    comparison, and the plan that was carried out in each training.
     """
     setup = replace(setup, task=replace(setup.task, trainings=trainings))
     task, labelled, seed = setup.task, images.labelled, settings.seed
@@ -136,20 +136,36 @@ def teach(
     students = 3 if can_compare else 1
     decide = partial(_plan, settings, setup, objective, data, students)
     plan = Plan(**trainings.remember("plan", decide))
+    # Empty, or what the trainings of another run record.
+    again = trainings.remember("replanned", partial(_replanned, settings))
+    plans = [replace(plan, replanned=each) for each in again] or [plan] * students
     with console.progress_bar("distill") as update:
 
         def log(row: dict[str, float]) -> None:
             run.log(row)
-            update(row["step"], plan.steps, f"loss {row['loss']:.3f}  {row['confident']:.0%} confident")
+            planned = row.get("steps", plans[0].last_step())
+            update(row["step"], planned, f"loss {row['loss']:.3f}  {row['confident']:.0%} confident")
 
-        student = train_student(setup, objective, data, plan, log)
+        student, carried_out = train_student(setup, objective, data, plans[0], log)
     if students == 1:
-        return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), plan
+        return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), [carried_out]
     with console.progress_bar("compare") as update:
-        verdict, logits = cross_fit(setup, labelled, plan, seed, update)
+        verdict, logits, of_halves = cross_fit(setup, labelled, plans[1:], seed, update)
     prior = prior_temperature(DISTILLED, student.head)
     student.temperature = fit_temperature(logits, task.labels[labelled], prior)
-    return student, verdict, plan
+    return student, verdict, [carried_out, *of_halves]
+
+
+def _replanned(settings: DistillSettings) -> list[list[list[float]]]:
+    """Returns what the run named by `--epochs` records of its trainings, [] if it is a number."""
+    again = budget_of_students(settings).repeated
+    return [] if again is None else again.replanned
+
+
+def budget_of_students(settings: DistillSettings, students: int = 1) -> Budget:
+    """Returns the budget of each of the students. Raises UserError if it cannot be one."""
+    minutes = None if settings.minutes is None else settings.minutes / students
+    return budget_of(settings.epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES / students, "distill")
 
 
 def _plan(
@@ -162,12 +178,6 @@ def _plan(
     """Returns the plan of one of the trainings, which share the budget, as JSON keeps it."""
     task = setup.task
     batch, _ = choose_batch(settings.batch, len(data), task.device, setup.views is not None)
-    budget = Budget(
-        settings.epochs,
-        None if settings.minutes is None else settings.minutes / students,
-        DEFAULT_EPOCHS,
-        DEFAULT_MINUTES / students,
-    )
     reason = "for a student that starts close to its teacher"
     options = PlanOptions(
         batch,
@@ -177,7 +187,9 @@ def _plan(
         task.precision,
         "off",
     )
-    return asdict(plan_within(budget, objective, data, task.device, options))
+    return asdict(
+        plan_within(budget_of_students(settings, students), objective, data, task.device, options)
+    )
 
 
 def result_of(

@@ -184,10 +184,11 @@ def train_student(
     data: TrainingData,
     plan: Plan,
     log: Log = lambda row: None,
-) -> Classifier:
-    """Trains a student and returns it in eval mode. Raises Stopped after a signal."""
+) -> tuple[Classifier, Plan]:
+    """Trains a student; returns it in eval mode, and the plan that was carried out. Raises Stopped after
+    a signal."""
     below_head = ENCODER_RATE if setup.student.is_pretrained else 1.0
-    train(
+    carried_out = train(
         objective,
         data,
         plan,
@@ -196,19 +197,19 @@ def train_student(
         setup.task.next_saving(),
         lambda name: 1.0 if name.startswith("student.head.") else below_head,
     )
-    return objective.student.eval()
+    return objective.student.eval(), carried_out
 
 
 def cross_fit(
     setup: DistillationSetup,
     labelled_L: np.ndarray,
-    plan: Plan,
+    plans: list[Plan],
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[Verdict, np.ndarray]:
-    """Fits two teachers to half of the labels each, trains a student of each, and tests both on the
-    other half. Returns the verdict, and the students' logits of the labelled images, (L, C), each from
-    the student that was not shown its label.
+) -> tuple[Verdict, np.ndarray, list[Plan]]:
+    """Fits two teachers to half of the labels each, trains a student of each by one of the two plans,
+    and tests both on the other half. Returns the verdict; the students' logits of the labelled images,
+    (L, C), each from the student that was not shown its label; and the plans that were carried out.
 
     Where some class has one label, none can be held out: then nothing is trained and all fields of the
     verdict are 0.
@@ -216,11 +217,12 @@ def cross_fit(
     task = setup.task
     splits = folds(task.labels[labelled_L], seed, most=2)
     if not splits:
-        return Verdict(0, 0, 0, 0, 0.0, 0.0, 0), np.empty((0, task.classes))
+        return Verdict(0, 0, 0, 0, 0.0, 0.0, 0), np.empty((0, task.classes)), []
     student_logits = np.zeros((len(labelled_L), task.classes))
     compared = evenly_spaced(np.setdiff1d(task.pool, labelled_L), _COMPARED)
     correct: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
     predictions: dict[str, list[np.ndarray]] = {"teacher": [], "student": []}
+    carried_out: list[Plan] = []
     for number, (fitted, held_out) in enumerate(splits):
         progress(number, len(splits))
         half, other = labelled_L[fitted], labelled_L[held_out]
@@ -228,7 +230,9 @@ def cross_fit(
         teacher.temperature = setup.temperature
         targets = soft_targets(setup, teacher, half)
         objective = build_student(setup, targets, seed)
-        student = train_student(setup, objective, student_data(setup, half), replace(plan, seed=seed))
+        plan = replace(plans[number], seed=seed)
+        student, plan = train_student(setup, objective, student_data(setup, half), plan)
+        carried_out.append(plan)
         logits_of = {
             "teacher": lambda rows, t=teacher: teacher_logits(setup, t, rows),
             "student": lambda rows, s=student: predict_cached(s, task, rows),
@@ -251,7 +255,7 @@ def cross_fit(
         int((agree["student"] & ~agree["teacher"]).sum()),
         int((agree["teacher"] & ~agree["student"]).sum()),
     )
-    return verdict, student_logits
+    return verdict, student_logits, carried_out
 
 
 def teacher_logits(setup: DistillationSetup, teacher: Classifier, indices: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ class Adapter(nn.Module):
             )
         standardise(self.layer, features)
         whiten(self.layer.linear, features, seed)
-        left = max(1.0, seconds - (time.monotonic() - started)) / 60
+        left = max(0.05 * seconds, seconds - (time.monotonic() - started)) / 60
         rest = replace(budget, minutes=budget.minutes and left, default_minutes=left)
         rows = np.arange(len(features))
         return TrainingData(features, np.ones(len(features), np.float32), rows), rest

@@ -178,9 +178,7 @@ def pretraining_images(
     return split_source(source, cache, seed, rule).pool
 
 
-def check_settings(
-    method: str, optimizer: str, adapt: str, epochs: float | None, minutes: float | None
-) -> None:
+def check_settings(method: str, optimizer: str, adapt: str) -> None:
     for option, value, allowed in (
         ("--method", method, list(METHODS)),
         ("--optimizer", optimizer, ["auto", *OPTIMIZERS]),
@@ -190,8 +188,6 @@ def check_settings(
             close = get_close_matches(value, allowed, n=1)
             hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(allowed)}."
             raise UsageError(f"{option} {value} is not known.", hint)
-    if epochs is not None and minutes is not None:
-        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
 
 
 def encoder_metadata(

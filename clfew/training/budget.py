@@ -1,37 +1,55 @@
 """Turns a budget in epochs or minutes into a plan with a number of steps."""
 
 import functools
+import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from clfew import console
 from clfew.errors import UsageError, UserError
+from clfew.runs.folders import read_config
 from clfew.training.batch import TrainingData
 from clfew.training.compilation import choose_compile
 from clfew.training.loop import seconds_per_step
 from clfew.training.optim import OptimizerChoice
-from clfew.training.plan import Plan
+from clfew.training.plan import Plan, warmup_steps
 
 _MOST_STEPS = 1e15
 """Years of training at a microsecond a step. Up to here, positions in the schedule are exact floats."""
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What a run records of its trainings, so that their steps can be taken again.
+
+    place: the run. plan: the first plan of each training. replanned: of each training, the plans that
+    replaced it. images: the number of images in an epoch.
+    """
+
+    place: str
+    plan: Plan
+    replanned: list[list[list[float]]]
+    images: int
+
+
+@dataclass(frozen=True)
 class Budget:
     """The length of a training.
 
-    It is given in epochs or in minutes. If neither is given, the training takes `default_epochs`, but no
-    longer than `default_minutes`.
+    It is given in epochs or in minutes, or as a training whose steps are taken again (`repeated`). If
+    nothing is given, the training takes `default_epochs`, but no longer than `default_minutes`.
     """
 
     epochs: float | None
     minutes: float | None
     default_epochs: float
     default_minutes: float
+    repeated: Recorded | None = None
 
 
 @dataclass(frozen=True)
@@ -60,14 +78,18 @@ def plan_within(
     """Returns a plan with a whole number of steps.
 
     The steps are those of the epochs of the budget. If it gives none, they are as many as fit into its
-    minutes, measured in a trial of a few steps. Prints on stderr what was chosen and why. Raises
-    UserError if the budget is not valid or compilation takes too much of it.
+    minutes, by a trial of a few steps, and the training is planned again where its speed changes (see
+    `schedule`). Prints on stderr what was chosen and why. Raises UserError if the budget is not valid or
+    compilation takes too much of it.
     """
+    started = time.monotonic()
     per_epoch = max(1, len(data) // options.batch)
     _check(budget, per_epoch)
     seconds = 60 * (budget.minutes or budget.default_minutes)
     longest = round(budget.default_epochs * per_epoch)
     planned = longest if budget.epochs is None else round(budget.epochs * per_epoch)
+    if budget.repeated is not None:
+        planned = _steps_again(budget.repeated, len(data), options.batch)
 
     @functools.cache
     def step_seconds(compile: bool) -> float:
@@ -76,8 +98,9 @@ def plan_within(
         trial = Plan(100, options.batch, optimizer, rate, decay, 1, seed, precision, compile)
         return seconds_per_step(objective, data, trial, device, seconds)
 
-    if budget.epochs is None:
-        steps, compile, why = _steps_in_time(budget, options, per_epoch, device, step_seconds)
+    has_time = budget.epochs is None and budget.repeated is None
+    if has_time:
+        steps, compile, why = _steps_in_time(budget, options, per_epoch, device, step_seconds, started)
     else:
         compile, why = choose_compile(options.compilation, device, planned, step_seconds)
         steps = planned
@@ -86,9 +109,74 @@ def plan_within(
     rate = options.lr or rate
     console.say(f"optimizer  {chosen}, learning rate {rate:.3g} ({why_optimizer})")
     console.say(f"compile    {'on' if compile else 'off'} ({why})")
-    warmup = max(1, min(10 * per_epoch, steps // 10))
-    seed, precision = options.seed, options.precision
-    return Plan(steps, options.batch, chosen, rate, decay, warmup, seed, precision, compile)
+    seed, precision, warmup = options.seed, options.precision, warmup_steps(steps, per_epoch)
+    plan = Plan(steps, options.batch, chosen, rate, decay, warmup, seed, precision, compile)
+    if budget.repeated is not None:
+        return replace(plan, replanned=budget.repeated.replanned[0])
+    if not has_time:
+        return plan
+    left = max(1e-3, seconds - (time.monotonic() - started))
+    return replace(plan, seconds=left, most_steps=None if budget.minutes else max(1, longest))
+
+
+def _steps_again(recorded: Recorded, images: int, batch: int) -> int:
+    """Returns the steps that the recorded training was first planned with. Raises UserError if this one
+    has other epochs."""
+    before = f"{recorded.images:,} images in batches of {recorded.plan.batch}"
+    now = f"{images:,} images in batches of {batch}"
+    if before != now:
+        plan = replace(recorded.plan, replanned=recorded.replanned[0])
+        epochs = plan.last_step() / plan.steps_per_epoch(recorded.images)
+        raise UserError(
+            f"The steps of {recorded.place} cannot be taken again here: an epoch was {before}, and now "
+            f"it is {now}.",
+            f"give a number of epochs; it had --epochs {epochs:.4g}.",
+        )
+    return recorded.plan.steps
+
+
+def budget_of(
+    epochs: float | str | Path | None,
+    minutes: float | None,
+    default_epochs: float,
+    default_minutes: float,
+    command: str,
+) -> Budget:
+    """Returns the budget of a command. epochs: as `--epochs` takes it, a number or a run of `command`.
+    Raises UserError if it is not such a run, and UsageError for a number that is no budget and for two
+    budgets."""
+    if epochs is not None and minutes is not None:
+        raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
+    if isinstance(epochs, (str, Path)):
+        again = recorded(str(epochs), command)
+        return Budget(None, None, default_epochs, default_minutes, again)
+    budget = Budget(epochs, minutes, default_epochs, default_minutes)
+    _check(budget, 1)
+    return budget
+
+
+def recorded(run: str, command: str) -> Recorded:
+    """Reads what a finished run of `command` records of its trainings. Raises UserError."""
+    path = Path(run)
+    if not path.exists():
+        raise UserError(
+            f"--epochs {run} is neither a number nor a run.",
+            "for example: --epochs 20, or --epochs runs/pretrain-1 for the steps of that run.",
+        )
+    folder = path if path.is_dir() else path.parent
+    config = read_config(folder)
+    if config.get("command") != command or "plan" not in config:
+        raise UserError(
+            f"--epochs {run} is not a finished run of clfew {command}.", "name one of these."
+        )
+    plan = Plan(**config["plan"])
+    if plan.seconds is not None and "replanned" not in config:
+        raise UserError(
+            f"{folder} has not finished, so its steps cannot be taken again.",
+            f"finish it: clfew {command} --resume {shlex.quote(str(folder))}",
+        )
+    images = config.get("viewed", config["images"])
+    return Recorded(str(folder), plan, config.get("replanned", [plan.replanned]), images)
 
 
 def _check(budget: Budget, per_epoch: int) -> None:
@@ -109,9 +197,10 @@ def _steps_in_time(
     per_epoch: int,
     device: torch.device,
     step_seconds: Callable[[bool], float],
+    started: float,
 ) -> tuple[int, bool, str]:
-    """Returns how many steps fit into the minutes, whether they are compiled, and why."""
-    started = time.monotonic()
+    """Returns how many steps fit into the minutes, which have begun at `started`, whether they are
+    compiled, and why."""
     seconds = 60 * (budget.minutes or budget.default_minutes)
     longest = round(budget.default_epochs * per_epoch)
 
@@ -123,8 +212,8 @@ def _steps_in_time(
     if options.compilation != "on":
         _, steps = steps_in(seconds * 0.95, False)
     compile, why = choose_compile(options.compilation, device, steps, step_seconds)
-    # A trial may take a twentieth of the budget; that of a compiled network takes more.
-    left = min(0.95 * seconds, seconds - (time.monotonic() - started))
+    step_seconds(compile)  # Takes a fiftieth of the budget; where the network is compiled, more.
+    left = seconds - (time.monotonic() - started)
     if compile and left < 0.5 * seconds:
         raise UserError(
             f"Compiling takes more than half of the {seconds / 60:g} minutes.",

@@ -1,6 +1,7 @@
 """Detects a loss or gradient that is not finite before the optimizer takes its step."""
 
 import contextlib
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from clfew.errors import UserError
 from clfew.training.batch import Batch
-from clfew.training.plan import Plan
+from clfew.training.schedule import Schedule
 from clfew.training.state import save_state
 
 
@@ -22,9 +23,8 @@ class NotFinite(Exception):
         self.loss, self.norm = loss, norm
 
 
-def require_finite(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Raises NotFinite if the loss or the norm of all gradients is not finite. Called before the
-    optimizer takes its step."""
+def finite(loss: Tensor, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
+    """Returns on the device whether the loss and the norm of all gradients are finite, and the norm."""
     gradients = [
         parameter.grad
         for group in optimizer.param_groups
@@ -32,28 +32,91 @@ def require_finite(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
         if parameter.grad is not None
     ]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if not bool(torch.isfinite(norm) & torch.isfinite(loss.detach())):
+    return torch.isfinite(norm) & torch.isfinite(loss.detach()), norm
+
+
+def require_finite(loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """Raises NotFinite if the loss or the norm of all gradients is not finite. Called before the
+    optimizer takes its step."""
+    is_finite, norm = finite(loss, optimizer)
+    if not bool(is_finite):
         raise NotFinite(loss.item(), norm.item())
 
 
-class Kept:
-    """Copies of a network's buffers from before a step. A forward pass changes running averages, and a
-    value that is not finite would stay in them."""
+class Guard:
+    """Sees to it that no step whose loss or gradient is not finite is kept.
 
-    def __init__(self, module: nn.Module) -> None:
-        saved = module.state_dict(keep_vars=True)
-        self._buffers = [b for name, b in module.named_buffers() if name in saved]
-        self._copies = [buffer.clone() for buffer in self._buffers]
+    Reading a number from a GPU waits until the GPU has done all its work, so there the result of the
+    check stays on the device and is read when a row is logged or a state saved. If a step since then was
+    not finite, the training goes back to where it was then and takes the same steps again, checking each
+    (`is_deferred` False): copies of weights, buffers and the optimizer's state are kept on the device.
+    Where these would take more than MOST_OF_MEMORY, and on a CPU, where reading costs nothing, each step
+    is checked before it is taken, and only buffers are copied: a forward pass changes running averages.
+    """
+
+    def __init__(
+        self, objective: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> None:
+        self._objective, self._optimizer = objective, optimizer
+        self.can_defer = self.is_deferred = _can_defer(objective, device)
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        saved = objective.state_dict(keep_vars=True)
+        buffers = [buffer for name, buffer in objective.named_buffers() if name in saved]
+        self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+        self._kept: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+
+    def start(self, step: int) -> None:
+        """Called before steps are taken from `step` on, and after each check that finds them finite."""
+        self.is_deferred = self.can_defer
+        if self.can_defer:
+            state, optimizer = self._objective.state_dict(), self._optimizer.state_dict()
+            self._kept = step, copy.deepcopy(state), copy.deepcopy(optimizer)
 
     @torch.no_grad()
-    def take(self) -> None:
-        for copy, buffer in zip(self._copies, self._buffers, strict=True):
-            copy.copy_(buffer)
+    def before(self) -> None:
+        """Called before each step."""
+        if not self.is_deferred:
+            for buffer, kept in self._buffers:
+                kept.copy_(buffer)
+
+    def note(self, loss: Tensor) -> None:
+        """Called before the optimizer takes its step, if checks are deferred."""
+        self._finite &= finite(loss, self._optimizer)[0]
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        for copy, buffer in zip(self._copies, self._buffers, strict=True):
-            buffer.copy_(copy)
+    def undo(self) -> None:
+        """Called after NotFinite: puts the buffers back as they were before the step."""
+        for buffer, kept in self._buffers:
+            buffer.copy_(kept)
+
+    def look(self) -> bool:
+        """Returns whether all steps since the last call of `start` were finite."""
+        return not self.is_deferred or bool(self._finite)
+
+    def go_back(self) -> int:
+        """Puts everything back as it was at the last call of `start`; returns the step. From there on,
+        each step is checked, until `start` is called again."""
+        assert self._kept is not None
+        step, state, optimizer = self._kept
+        self._objective.load_state_dict(state)
+        self._optimizer.load_state_dict(copy.deepcopy(optimizer))
+        self._finite.fill_(True)
+        self.is_deferred = False
+        return step
+
+
+MOST_OF_MEMORY = 0.05
+"""The fraction of a GPU's memory that the copies of a `Guard` may take."""
+
+
+def _can_defer(objective: nn.Module, device: torch.device) -> bool:
+    """Returns whether copies of the weights and of an optimizer's state, which is at most twice as
+    large, take no more than MOST_OF_MEMORY of the GPU."""
+    if device.type != "cuda":
+        return False
+    tensors = objective.state_dict().values()
+    copies = 3 * sum(each.numel() * each.element_size() for each in tensors)
+    return copies <= MOST_OF_MEMORY * torch.cuda.get_device_properties(device).total_memory
 
 
 def diverged(
@@ -61,7 +124,7 @@ def diverged(
     path: Path | None,
     objective: nn.Module,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    schedule: Schedule,
     batch: Batch,
     step: int,
 ) -> UserError:
@@ -74,13 +137,14 @@ def diverged(
         position: dict[str, Any] = {
             "step": step,
             "seconds": 0.0,
+            "replanned": schedule.replanned,
             "loss": str(wrong.loss),
             "gradient_norm": str(wrong.norm),
             "epoch": batch.random.epoch,
             "images": batch.random.indices.tolist(),
         }
         with contextlib.suppress(UserError):  # The disk may be full: the error to report is the loss.
-            save_state(path, objective, optimizer, plan, position)
+            save_state(path, objective, optimizer, schedule.plan, position)
             hint += f" The state before that step and its batch are in {path}."
     return UserError(
         f"The {what} is {value} at step {step + 1}: the training has diverged, and the step was not "

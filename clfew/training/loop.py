@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from clfew.training.batch import Batch, Batches, TrainingData
 from clfew.training.compilation import NothingCompiled, compiled
 from clfew.training.convolution import TrainingConvolutions
 from clfew.training.device import keep_freed_memory
-from clfew.training.guard import Kept, NotFinite, diverged, require_finite
-from clfew.training.optim import build_optimizer, learning_rate, parameter_groups
+from clfew.training.guard import Guard, NotFinite, diverged, require_finite
+from clfew.training.optim import build_optimizer, parameter_groups
 from clfew.training.plan import Plan
 from clfew.training.saving import DIVERGED, Saving
+from clfew.training.schedule import Schedule
 from clfew.training.signals import StopRequest
 from clfew.training.state import load_state, save_state
 
@@ -31,7 +32,7 @@ SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
 WORTH_KEEPING_SECONDS = 5.0
 """The final state of a shorter training is not saved: if the command is resumed, it trains again."""
-_TRIAL_FRACTION, _TRIAL_STEPS = 0.05, 12
+_TRIAL_FRACTION, _TRIAL_STEPS = 0.02, 12
 
 
 class Objective(Protocol):
@@ -49,20 +50,22 @@ def train(
     saving: Saving | None = None,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
     stop: StopRequest | None = None,
-) -> None:
-    """Trains `objective` in place for `plan.steps` steps.
+) -> Plan:
+    """Trains `objective` in place for `plan.steps` steps, or for `plan.seconds` seconds.
 
     `log` is called with a row (step, epoch, loss, lr, images_per_second, data_wait, seconds, and the
-    tensors that the objective logs) about once a second and at the end. If `saving` is given, training
-    resumes from a state that was saved there, and the state is saved every two minutes. SIGINT or
-    SIGTERM saves it and raises Stopped; so does a signal that `stop`, of a command that trains several
-    times, has recorded. `lr_scale` maps a parameter's name to a factor on its learning rate. Raises
-    UserError if the loss or the gradient is not finite, before that step is taken, and if the batch does
-    not fit into memory.
+    tensors that the objective logs) about once a second and at the end; where the training has a time,
+    also with each new plan, and with the steps that are planned as `steps`. If `saving` is given,
+    training resumes from a state that was saved there, and the state is saved every two minutes. SIGINT
+    or SIGTERM saves it and raises Stopped; so does a signal that `stop`, of a command that trains
+    several times, has recorded. `lr_scale` maps a parameter's name to a factor on its learning rate.
+    Raises UserError if the loss or the gradient is not finite, with the state before that step, and if
+    the batch does not fit into memory. Returns the plan by which the same steps can be taken again.
     """
+    schedule = Schedule(plan, len(data))
     try:
-        _train(objective, data, plan, device, log, saving, lr_scale, stop)
-        return
+        _train(objective, data, schedule, device, log, saving, lr_scale, stop)
+        return replace(plan, seconds=None, most_steps=None, replanned=schedule.replanned)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -73,7 +76,7 @@ def train(
 def _train(
     objective: nn.Module,
     data: TrainingData,
-    plan: Plan,
+    schedule: Schedule,
     device: torch.device,
     log: Callable[[dict[str, float]], None],
     saving: Saving | None,
@@ -81,45 +84,131 @@ def _train(
     outer_stop: StopRequest | None,
 ) -> None:
     _prepare(objective, device)
+    plan = schedule.plan
     groups = parameter_groups(objective, plan.weight_decay, lr_scale)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
-    done, seconds_before = 0, 0.0
+    done, seconds = 0, 0.0
     if saving is not None and saving.file.exists():
         position = load_state(saving.file, objective, optimizer, plan, data.digest())
-        done, seconds_before = int(position["step"]), position["seconds"]
-    meter = _Meter(plan, len(data), done)
-    kept = Kept(objective)
-    started = saved = time.monotonic()
+        done, seconds = int(position["step"]), position["seconds"]
+        schedule.restore(position.get("replanned", plan.replanned))
+    course = Course(schedule, Guard(objective, optimizer, device))
+    training = _Training(objective, optimizer, data, course, log, saving, done, seconds)
     with (
         contextlib.nullcontext(outer_stop) if outer_stop else StopRequest() as stop,
         compiled(objective, plan.compile),
-        Batches(data, plan, device, done) as batches,
     ):
-        for step in range(done, plan.steps):
-            batch = meter.next_batch(batches)
-            kept.take()
+        course.guard.start(done)
+        while training.step < schedule.last:  # Once, but again after a step that was not finite.
+            with Batches(data, plan, device, training.step) as batches:
+                training.take_steps(batches, stop)
+
+
+class Course(NamedTuple):
+    """What the steps of a training share."""
+
+    schedule: Schedule
+    guard: Guard
+
+
+class _Training:
+    """A training on its way. step: how many steps have been taken."""
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: TrainingData,
+        course: Course,
+        log: Callable[[dict[str, float]], None],
+        saving: Saving | None,
+        step: int,
+        seconds: float,
+    ) -> None:
+        self.step = step
+        self._objective, self._optimizer, self._data, self._course = objective, optimizer, data, course
+        self._log, self._saving = log, saving
+        self._meter = _Meter(course.schedule.plan, len(data), step)
+        self._saved = time.monotonic()
+        self._started = self._saved - seconds
+
+    def take_steps(self, batches: Iterator[Batch], stop: StopRequest) -> None:
+        """Takes steps until the training ends, or goes back to the last step that was known to be
+        finite."""
+        schedule, guard = self._course
+        while self.step < schedule.last:
+            batch = replace(self._meter.next_batch(batches), progress=schedule.progress(self.step))
+            guard.before()
             try:
-                loss, extras = _step(objective, optimizer, batch, plan, step)
+                loss, extras = _step(self._objective, self._optimizer, batch, self._course, self.step)
             except NotFinite as wrong:
-                kept.put_back()
-                path = saving.folder / DIVERGED if saving else None
-                raise diverged(wrong, path, objective, optimizer, plan, batch, step) from None
-            meter.count(len(batch.images))
-            is_last = step + 1 == plan.steps
-            seconds = seconds_before + time.monotonic() - started
-            if is_last or meter.is_due():
-                row = meter.row(step + 1, loss, extras, optimizer)
-                log(row | {"seconds": round(seconds, 2)})
-            if saving is None:
-                if stop.signal and not is_last:
-                    raise Stopped(stop.signal, "")
-            elif _must_save(is_last, stop.signal, time.monotonic() - saved, seconds):
-                position = {"step": step + 1, "seconds": seconds, "data": data.digest()}
-                # A training that has ended does not need its optimizer any more.
-                save_state(saving.file, objective, None if is_last else optimizer, plan, position)
-                saved = time.monotonic()
-                if stop.signal:
-                    raise Stopped(stop.signal, saving.resume_command)
+                guard.undo()
+                raise self._diverged(wrong, batch) from None
+            self._meter.count(len(batch.images))
+            self.step += 1
+            has_new_plan = self._follow(loss)
+            is_last, seconds = self.step >= schedule.last, time.monotonic() - self._started
+            is_due = self._meter.is_due() or is_last or has_new_plan
+            if is_due:
+                if not guard.look():
+                    self.step = guard.go_back()
+                    return
+                self._log(self._row(loss, extras, seconds))
+            must_save = self._must_save(is_last, stop.signal, seconds)
+            if must_save:
+                if not guard.look():
+                    self.step = guard.go_back()
+                    return
+                self._save(is_last, stop.signal, seconds)
+            elif stop.signal and not is_last:
+                raise Stopped(stop.signal, "")
+            if is_due or must_save:
+                guard.start(self.step)
+
+    def _must_save(self, is_last: bool, signal: int, seconds: float) -> bool:
+        if self._saving is None:
+            return False
+        # A training that has a time would not take the same steps again.
+        has_time = self._course.schedule.plan.seconds is not None
+        since_saved = time.monotonic() - self._saved
+        return _must_save(is_last, signal, since_saved, seconds) or (is_last and has_time)
+
+    def _follow(self, loss: Tensor) -> bool:
+        """Makes a new plan if the training would miss its time; returns whether it did."""
+        schedule = self._course.schedule
+        if not schedule.is_due(self.step, time.monotonic() - self._started):
+            return False
+        loss.item()  # Waits until the device has done its work.
+        return schedule.follow(self.step, time.monotonic() - self._started)
+
+    def _row(self, loss: Tensor, extras: dict[str, Tensor], seconds: float) -> dict[str, float]:
+        row = self._meter.row(self.step, loss, extras, self._optimizer)
+        schedule = self._course.schedule
+        planned = {} if schedule.plan.seconds is None else {"steps": schedule.last}
+        return row | planned | {"seconds": round(seconds, 2)}
+
+    def _save(self, is_last: bool, signal: int, seconds: float) -> None:
+        """Saves the state. After a signal raises Stopped."""
+        schedule, saving = self._course.schedule, self._saving
+        assert saving is not None
+        position = {
+            "step": self.step,
+            "seconds": seconds,
+            "replanned": schedule.replanned,
+            "data": self._data.digest(),
+        }
+        # A training that has ended does not need its optimizer any more.
+        optimizer = None if is_last else self._optimizer
+        save_state(saving.file, self._objective, optimizer, schedule.plan, position)
+        self._saved = time.monotonic()
+        if signal:
+            raise Stopped(signal, saving.resume_command)
+        schedule.pause(self.step, self._saved - self._started)
+
+    def _diverged(self, wrong: NotFinite, batch: Batch) -> UserError:
+        path = self._saving.folder / DIVERGED if self._saving else None
+        schedule = self._course.schedule
+        return diverged(wrong, path, self._objective, self._optimizer, schedule, batch, self.step)
 
 
 def _must_save(is_last: bool, signal: int, since_saved: float, seconds: float) -> bool:
@@ -157,7 +246,7 @@ def seconds_per_step(
 ) -> float:
     """Measures the seconds a step takes, in a few trial steps whose effect is undone.
 
-    The trial takes about a twentieth of `budget` seconds at most, but no fewer than three steps. Raises
+    The trial takes about a fiftieth of `budget` seconds at most, but no fewer than three steps. Raises
     UserError if the batch does not fit into memory.
     """
     try:
@@ -175,6 +264,7 @@ def _trial(
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     groups = parameter_groups(objective, plan.weight_decay)
     optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
+    course = Course(Schedule(plan, len(data)), Guard(objective, optimizer, device))
     times: list[float] = []
     # The first step is not counted: it allocates memory, selects kernels and compiles.
     try:
@@ -187,7 +277,7 @@ def _trial(
             ):
                 started = time.monotonic()
                 with contextlib.suppress(NotFinite):  # Only the time matters here.
-                    _step(objective, optimizer, next(batches), plan, 0)
+                    _step(objective, optimizer, next(batches), course, 0)
                 times.append(time.monotonic() - started)
                 if plan.compile and not is_called():
                     raise NothingCompiled
@@ -204,9 +294,10 @@ def _prepare(objective: nn.Module, device: torch.device) -> None:
 
 
 def _step(
-    objective: Any, optimizer: torch.optim.Optimizer, batch: Batch, plan: Plan, step: int
+    objective: Any, optimizer: torch.optim.Optimizer, batch: Batch, course: Course, step: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    rate = learning_rate(step, plan.steps, plan.warmup_steps, plan.learning_rate)
+    schedule, plan = course.schedule, course.schedule.plan
+    rate = schedule.learning_rate(step)
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
     # So that dropout and stochastic depth, in encoders that have them, also resume exactly.
@@ -217,10 +308,13 @@ def _step(
         loss, extras = objective.loss(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    require_finite(loss, optimizer)
+    if course.guard.is_deferred:
+        course.guard.note(loss)
+    else:
+        require_finite(loss, optimizer)
     optimizer.step()
     if hasattr(objective, "after_step"):
-        objective.after_step((step + 1) / plan.steps)
+        objective.after_step(schedule.progress(step, taken=1))
     return loss.detach(), extras
 
 

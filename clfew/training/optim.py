@@ -63,11 +63,11 @@ def gentle_pretraining(name: str = "auto") -> OptimizerChoice:
     )
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+def learning_rate(step: float, steps: float, warmup: int, peak: float) -> float:
     """Returns the learning rate of a step: a linear warm-up over `warmup` steps, then a cosine from
-    `peak` to 0 at `steps`."""
+    `peak` to 0 at `steps`. Under a new plan, a step may lie between two whole numbers."""
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * min(step + 1, warmup) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 

@@ -30,8 +30,8 @@ def save_state(
     position: dict[str, Any],
 ) -> None:
     """Writes a state file and, if needed, its folder. `position` holds the step, the seconds already
-    used and the digest of the data. `optimizer` is None at the end of a training. Raises UserError if
-    the file cannot be written."""
+    used, the new plans of the schedule and the digest of the data. `optimizer` is None at the end of a
+    training. Raises UserError if the file cannot be written."""
     tensors = {f"module.{name}": value.contiguous() for name, value in module.state_dict().items()}
     for index, values in (optimizer.state_dict()["state"] if optimizer else {}).items():
         for name, value in values.items():
@@ -62,17 +62,16 @@ def load_state(
         header = read_header(path)
         if not has_checksum(header):
             raise Damaged("it was written by another version of clfew")
-        before, position = json.loads(header["__metadata__"]["plan"]), _position(header)
-        if others := [name for name, value in asdict(plan).items() if before.get(name) != value]:
-            is_now = getattr(plan, others[0])
-            raise Damaged(f"it was saved with {others[0]} {before.get(others[0])}, not {is_now}")
+        before, position = Plan(**json.loads(header["__metadata__"]["plan"])), _position(header)
+        for name, value in asdict(plan).items():
+            if (had := getattr(before, name)) != value:
+                raise Damaged(f"it was saved with {name} {had}, not {value}")
         if position.get("data") != data:
             raise Damaged("it was saved by a training on other images or labels")
         check_data(path, header)
         tensors = safetensors.torch.load_file(path)
         module.load_state_dict(_below(tensors, "module."))
-        if position["step"] < plan.steps:
-            _load_optimizer(optimizer, _below(tensors, "optimizer."))
+        _load_optimizer(optimizer, _below(tensors, "optimizer."))
         return position
     # Damaged files raise many types of error. A state of another network fails in load_state_dict.
     except (OSError, Damaged, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:

@@ -19,9 +19,11 @@ from clfew.data.augment import Recipe
 from clfew.methods.base import METHODS
 from clfew.models.encoder import Encoder
 from clfew.training.batch import Batches, TrainingData
-from clfew.training.loop import _prepare, _step
+from clfew.training.guard import Guard
+from clfew.training.loop import Course, _prepare, _step
 from clfew.training.optim import build_optimizer, parameter_groups
 from clfew.training.plan import Plan
+from clfew.training.schedule import Schedule
 
 HERE = Path(__file__).parent / "results"
 STEPS = 6
@@ -42,14 +44,16 @@ class Side:
         _prepare(self.method, device)
         groups = parameter_groups(self.method, 1e-4)
         self.optimizer = build_optimizer("adamw", groups, 1e-3)
+        guard = Guard(self.method, self.optimizer, device)
+        self.course = Course(Schedule(self.plan, len(data)), guard)
         self.data, self.device = data, device
 
     def images_per_second(self, steps=STEPS):
         with Batches(self.data, self.plan, self.device, 0) as batches:
-            _step(self.method, self.optimizer, next(batches), self.plan, 0)[0].item()
+            _step(self.method, self.optimizer, next(batches), self.course, 0)[0].item()
             started = time.perf_counter()
             for step in range(1, steps + 1):
-                loss, _ = _step(self.method, self.optimizer, next(batches), self.plan, step)
+                loss, _ = _step(self.method, self.optimizer, next(batches), self.course, step)
             loss.item()  # Waits until the device has finished.
             return steps * self.plan.batch / (time.perf_counter() - started)
 

@@ -1,4 +1,5 @@
 import dataclasses
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,7 +118,7 @@ def test_a_student_starts_near_its_teacher_and_leaves_the_start_as_it_was(pixels
     with torch.no_grad():
         logits = objective.student.from_features(torch.from_numpy(setup.task.features))
     assert (logits.argmax(1).numpy() == targets.argmax(1)).mean() > 0.9
-    student = train_student(setup, objective, student_data(setup, labelled), PLAN)
+    student, _ = train_student(setup, objective, student_data(setup, labelled), PLAN)
     assert not student.training
     assert all(torch.equal(before[k], v) for k, v in setup.student.encoder.state_dict().items())
     moved = student.encoder.state_dict()
@@ -130,7 +131,7 @@ def test_with_cached_views_the_backbone_stays(pixels):
     teacher, _ = fit(setup.teacher, setup.task, labelled, "linear", 0)
     objective = build_student(setup, soft_targets(setup, teacher, labelled), 0)
     before = {k: v.clone() for k, v in objective.student.state_dict().items()}
-    student = train_student(setup, objective, student_data(setup, labelled), PLAN)
+    student, _ = train_student(setup, objective, student_data(setup, labelled), PLAN)
     changed = {k.split(".")[1] for k, v in student.state_dict().items() if not torch.equal(before[k], v)}
     assert changed == {"adapter", "weight", "bias"}
 
@@ -145,7 +146,8 @@ def test_cross_fitting_tests_every_label_once_and_never_on_a_model_trained_on_it
         return fit(start, task, half, mode, seed)
 
     monkeypatch.setattr("clfew.distillation.student.fit", spy)
-    result, logits = cross_fit(setup, labelled, PLAN, 0)
+    result, logits, plans = cross_fit(setup, labelled, [PLAN, replace(PLAN, steps=7)], 0)
+    assert [plan.last_step() for plan in plans] == [6, 7]
     hits = (logits.argmax(1) == setup.task.labels[labelled]).sum()
     assert hits == result.student_hits
     assert result.held_out == 12 and 0 <= result.teacher_hits <= 12 and 0 <= result.student_hits <= 12
@@ -162,7 +164,8 @@ def test_an_image_that_is_shown_often_is_shown_in_as_many_views(pixels):
 
 
 def test_one_label_in_a_class_leaves_nothing_to_hold_out(pixels):
-    result, logits = cross_fit(build_setup(pixels), np.arange(3), PLAN, 0)
+    result, logits, plans = cross_fit(build_setup(pixels), np.arange(3), [PLAN, PLAN], 0)
+    assert plans == []
     assert logits.shape == (0, 3)
     assert result == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not result.is_better
 

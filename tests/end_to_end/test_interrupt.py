@@ -120,15 +120,6 @@ def test_a_stop_while_waiting_for_names_is_quiet(clfew, project):
     assert process.returncode == 130 and "Traceback" not in stderr
 
 
-def test_minutes_can_be_repeated_as_epochs(clfew, images, tmp_path):
-    images(tmp_path / "unlabeled", classes=[""], each=40)
-    options = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16")
-    clfew.ok(*options, "--minutes", 0.02, cwd=tmp_path)
-    epochs = json.loads((tmp_path / "runs/pretrain-1/config.json").read_text())["epochs"]
-    clfew.ok(*options, "--epochs", repr(epochs), cwd=tmp_path)
-    assert_same(tmp_path / "runs/pretrain-1", tmp_path / "runs/pretrain-2")
-
-
 def test_the_seed_decides_and_nothing_else_does(clfew, images, tmp_path):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     options = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--epochs", "2")

@@ -191,11 +191,13 @@ def test_schedules(timed):
             assert plan.steps == max(1, round(epochs * per_epoch))
         else:
             available = 60 * (minutes or 10)
-            assert plan.steps == 1 or plan.steps * seconds <= 0.96 * available
+            assert plan.steps == 1 or plan.steps * seconds <= available * (1 + 1e-9)
+            assert plan.seconds == available
+            assert plan.most_steps == (None if minutes else max(1, 200 * per_epoch))
             if minutes is None:
                 assert plan.steps <= 200 * per_epoch
             else:
-                assert (plan.steps + 2) * seconds > 0.95 * available, "time is left"
+                assert (plan.steps + 1) * seconds > available * (1 - 1e-9), "time is left"
         check_rates(plan, fraction)
 
     fuzz(

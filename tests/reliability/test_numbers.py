@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 
 from clfew.errors import UserError
 from clfew.methods.collapse import collapse_summary
-from clfew.training import loop
+from clfew.training import guard, loop
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.loop import seconds_per_step, train
 from clfew.training.plan import Plan
@@ -59,8 +60,17 @@ def data():
 PLAN = Plan(10, 4, "sgd", 1e-30, 0.0, 1, 3, "fp32")
 
 
+@pytest.fixture(params=["at once", "deferred"])
+def checks(request, monkeypatch):
+    """Checks each step at once, as on a CPU, or looks only when a row is logged, as on a GPU."""
+    if request.param == "deferred":
+        monkeypatch.setattr(guard, "_can_defer", lambda *arguments: True)
+        monkeypatch.setattr(loop, "LOG_SECONDS", 1e9)
+    return request.param
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_the_state_before_a_bad_number_is_saved_and_reproduces_it(data, tmp_path, what):
+def test_the_state_before_a_bad_number_is_saved_and_reproduces_it(data, tmp_path, what, checks):
     objective, saving = GoesBad(what), Saving(tmp_path / "state", "")
     with pytest.raises(UserError) as error:
         train(objective, data, PLAN, CPU, saving=saving)
@@ -108,7 +118,7 @@ COLLAPSE = """
 import torch
 from clfew import console
 from clfew.methods import simclr
-from clfew.training import loop
+from clfew.training import guard, loop
 health, calls = simclr.health, [0]
 line = torch.linspace(-1, 1, 32)[:, None]
 def of_collapsed(z):
@@ -205,6 +215,59 @@ simclr.nt_xent = hungry
     assert result.rc == 1 and "Traceback" not in result.stderr
     assert "A batch of 16 images does not fit" in result.stderr and "--batch 8" in result.stderr
     clfew.ok(*TINY[:-1], "smaller", "--batch", "8", cwd=tmp_path, faults=faults)
+
+
+def test_deferred_checks_take_the_same_steps_and_look_only_at_rows_and_saves(
+    data, tmp_path, monkeypatch
+):
+    """For momentum, too: what is put back is all that a step changes."""
+    plan = Plan(30, 4, "adamw", 0.1, 0.0, 3, 3, "fp32")
+    at_once, looks, rows = GoesBad("none"), [], []
+    train(at_once, data, plan, CPU)
+    monkeypatch.setattr(guard, "_can_defer", lambda *arguments: True)
+    monkeypatch.setattr(loop, "LOG_SECONDS", 1e9)
+    look = guard.Guard.look
+    monkeypatch.setattr(guard.Guard, "look", lambda self: (looks.append(1), look(self))[1])
+    monkeypatch.setattr(loop, "require_finite", None)  # It reads the result in every step.
+    deferred = GoesBad("none")
+    train(deferred, data, plan, CPU, rows.append, Saving(tmp_path / "state", ""))
+    assert torch.equal(at_once.weight, deferred.weight)
+    assert torch.equal(at_once.average, deferred.average)
+    assert [row["step"] for row in rows] == [1, 30] and len(looks) == 2
+
+
+class GoesBadOnce(GoesBad):
+    """Has one loss that is not finite, as a fault of the hardware has, not when it is computed again."""
+
+    def loss(self, batch):
+        value, extras = super().loss(batch)
+        if batch.progress > 0.45 and not hasattr(self, "fault"):
+            self.fault = True
+            return value * math.nan, extras
+        return value, extras
+
+
+def test_a_bad_step_that_is_not_bad_again_leaves_no_trace(data, monkeypatch):
+    plan = Plan(30, 4, "adamw", 0.1, 0.0, 3, 3, "fp32")
+    sound, faulty, rows = GoesBad("none"), GoesBadOnce("none"), []
+    train(sound, data, plan, CPU)
+    monkeypatch.setattr(guard, "_can_defer", lambda *arguments: True)
+    train(faulty, data, plan, CPU, rows.append)
+    assert faulty.fault
+    assert torch.equal(sound.weight, faulty.weight) and torch.equal(sound.average, faulty.average)
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps))
+
+
+def test_copies_are_kept_only_where_they_take_little_of_a_gpu(monkeypatch):
+    memory = SimpleNamespace(total_memory=0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    network = nn.Linear(999, 1000, bias=True)  # A million numbers of four bytes, three times.
+    memory.total_memory = int(12e6 / guard.MOST_OF_MEMORY) + 1
+    assert guard._can_defer(network, torch.device("cuda"))
+    assert not guard._can_defer(network, torch.device("mps"))
+    memory.total_memory -= 100
+    assert not guard._can_defer(network, torch.device("cuda"))
 
 
 def test_the_check_is_made_in_every_step(data, monkeypatch):
