@@ -76,7 +76,7 @@ from clfew.training.signals import StopRequest
 from clfew.training.state import saved_step
 
 FEWEST_IMAGES = 16
-WORTH_SAYING = 1.25
+WORTH_SAYING = 1.5
 """A new plan is reported if the number of steps changes by this factor."""
 
 

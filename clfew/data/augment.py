@@ -44,6 +44,8 @@ class Recipe:
     """How random views are made.
 
     crop_area: smallest fraction of the image's area that a crop covers (the largest is 1).
+    crop_side: side of square crops that all have the same scale, as a fraction of the image's shorter
+        side; None for crops of random area and aspect ratio.
     flip: mirror half of the views.
     jitter: strength s of SimCLR's colour jitter: 0.8 s for brightness, contrast and saturation,
         0.2 s for hue, applied with probability 0.8 (SimCLR, appendix A). 0 turns it off.
@@ -54,6 +56,7 @@ class Recipe:
     """
 
     crop_area: float = 0.08
+    crop_side: float | None = None
     flip: bool = True
     jitter: float = 1.0
     saturation: float = 1.0
@@ -85,7 +88,12 @@ def random_views(
     random_BxK = to_device(uniform, device)
     crop, flip, blur_sigma, blurs, colour, solarises = random_BxK.split(_RANDOM_NUMBERS, dim=1)
 
-    box = crop_boxes(crop, aspects_N.repeat(views), recipe.crop_area) * side
+    aspects = aspects_N.repeat(views)
+    box = (
+        crop_boxes(crop, aspects, recipe.crop_area)
+        if recipe.crop_side is None
+        else square_boxes(crop, aspects, recipe.crop_side)
+    ) * side
     rows = resampling_matrix(box[:, 1], box[:, 3], side, size)
     columns = resampling_matrix(box[:, 0], box[:, 2], side, size)
     if recipe.flip:
@@ -150,6 +158,15 @@ def crop_boxes(u: Tensor, aspects_N: Tensor, smallest_area: float) -> Tensor:
     x = torch.where(any_fits, u[:, 2 * tries], 0.5) * (1 - width)
     y = torch.where(any_fits, u[:, 2 * tries + 1], 0.5) * (1 - height)
     return torch.stack([x, y, width, height], dim=1)
+
+
+def square_boxes(u: Tensor, aspects_N: Tensor, fraction: float) -> Tensor:
+    """Returns square crops at random places, as `crop_boxes` does. Their side is `fraction` of the
+    image's shorter side. This is torchvision's Resize(size / fraction), then RandomCrop(size), without
+    rounding to whole pixels. `u`: as for `crop_boxes`; only its last two numbers are used."""
+    height = fraction * aspects_N.clamp(max=1)
+    width = height / aspects_N
+    return torch.stack([u[:, -2] * (1 - width), u[:, -1] * (1 - height), width, height], dim=1)
 
 
 def resampling_matrix(start_N: Tensor, length_N: Tensor, side: int, size: int) -> Tensor:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from clfew.training.optim import learning_rate
 from clfew.training.plan import Plan, warmup_steps
 
-CHECKS = 200
-"""How often, in a training, the speed is measured and the end forecast."""
+CHECKS, FEW_STEPS = 200, 4
+"""How often, in a training, the speed is measured and the end forecast. It is measured over FEW_STEPS at
+least, as single ones vary, unless these take FEW_STEPS times as long."""
 
 MISS, MISS_OF_REST = 0.01, 0.2
 """There is a new plan if the end is forecast to miss its time by more than both: a fraction of the whole
@@ -84,7 +85,9 @@ class Schedule:
             return True
         if self._since is None:  # The first step is not counted: it compiles and allocates.
             self._since = step, seconds
-        return seconds - self._since[1] >= self.plan.seconds / CHECKS
+        taken, elapsed = step - self._since[0], seconds - self._since[1]
+        window = self.plan.seconds / CHECKS
+        return elapsed >= window and (taken >= FEW_STEPS or elapsed >= FEW_STEPS * window)
 
     def follow(self, step: int, seconds: float) -> bool:
         """Makes a new plan if the training would not end in time; returns whether it did."""

@@ -97,10 +97,12 @@ def test_compare_keeps_the_steps_of_a_run_that_was_killed_before_its_first_save(
     begin = (*COMPARE[:-4], "--encoder", "resnet8-w8", "--minutes", "0.02")
     run, config = folder / "compare-minutes", folder / "compare-minutes/pretrain-simclr-0/config.json"
     assert clfew(*begin, "--out", run.name, cwd=folder, faults=signal_at(2, signal.SIGKILL)).rc == -9
-    before = config.read_bytes()
+    before = json.loads(config.read_text())
     resumed = clfew("compare", "--resume", run.name, cwd=folder, faults=signal_at(1, signal.SIGTERM, 2))
     assert resumed.rc == 143 and "from its beginning" in resumed.stderr
-    assert config.read_bytes() == before
+    after = json.loads(config.read_text())
+    carried_out = ("epochs", "replanned")  # Which are known only now.
+    assert all(after[name] == value for name, value in before.items() if name not in carried_out)
 
 
 def test_a_signal_when_all_is_saved_changes_nothing(clfew, folder, whole):

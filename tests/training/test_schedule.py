@@ -212,7 +212,7 @@ def test_a_training_that_is_resumed_keeps_its_time_and_what_is_recorded_of_it(cl
 def test_progress_hardly_ever_goes_back_where_the_first_plan_was_right():
     run = simulated(planned(3000), changing((10, 5.0), (20, 1.0), (40, 2.0)))
     # What fast steps use up before their speed is known is given back.
-    assert min(np.diff(run.progress)) > -0.03 and sum(np.diff(run.progress) < 0) <= 5
+    assert min(np.diff(run.progress)) > -0.05 and sum(np.diff(run.progress) < 0) <= 5
     assert run.progress[-1] == pytest.approx(1.0, abs=2 * MISS)
 
 
