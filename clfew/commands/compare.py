@@ -121,6 +121,9 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
         }
     )
     _check(plan)
+    for method in plan.methods:
+        for number in range(plan.seeds):
+            budget_of(plan.epochs_of(method, number), plan.minutes, 1, 1, "pretrain")
     return plan
 
 
@@ -151,9 +154,6 @@ def _check(settings: ComparisonPlan) -> None:
         )
     if settings.mode not in MODES:
         raise UsageError(f"--mode {settings.mode} is not known.", f"choose {', '.join(MODES)}.")
-    for method in settings.methods:
-        for number in range(settings.seeds):
-            budget_of(settings.epochs_of(method, number), settings.minutes, 0, 0, "pretrain")
     for budget in settings.labels:
         if parse_labels(budget).file is not None:
             raise UsageError(f"--labels {budget} is a file.", "give budgets, such as 1%,5% or 2/class.")

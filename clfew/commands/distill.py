@@ -163,12 +163,14 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
 def create(run: Run, prepared: Prepared) -> None:
     """Writes what a new run needs to be resumed."""
     settings, source = prepared.settings, prepared.images.source
+    epochs = settings.epochs
     artifact = Path(settings.origin or "")
     resolved = replace(
         settings,
         source=None if settings.source is None else open_source(settings.source).spec,
         init=prepared.student.init,
         origin=str(artifact.resolve()),
+        epochs=str(Path(epochs).resolve()) if isinstance(epochs, (str, Path)) else epochs,
     )
     run.write_config(
         {
@@ -231,6 +233,7 @@ def _save(prepared: Prepared, run: Run, classifier: Classifier, verdict: Verdict
     training = {
         "command": read_config(run.folder).get("command_line", ""),
         "teacher": str(Path(settings.origin or "").resolve()),
+        "plan": asdict(plan),
         "epochs": plan.last_step() / plan.steps_per_epoch(read_config(run.folder)["viewed"]),
         "temperature": settings.temperature,
         "use_labels": settings.use_labels,

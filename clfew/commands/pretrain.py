@@ -73,7 +73,7 @@ from clfew.training.optim import ENCODER_RATE
 from clfew.training.plan import Plan
 from clfew.training.saving import Saving, stoppable
 from clfew.training.signals import StopRequest
-from clfew.training.state import saved_step
+from clfew.training.state import saved_position
 
 FEWEST_IMAGES = 16
 WORTH_SAYING = 1.5
@@ -105,7 +105,7 @@ class Prepared:
     """A run that is ready to train, new or resumed.
 
     start: the pretrained encoder that it starts from, None for random weights. data: the images, or for
-    an adapter the features of their views.
+    an adapter the features of their views. steps: those of the newest plan, of a run that is resumed.
     """
 
     config: dict[str, Any]
@@ -117,6 +117,7 @@ class Prepared:
     objective: Objective
     data: TrainingData
     plan: Plan
+    steps: int
 
     @property
     def precision(self) -> str:
@@ -181,10 +182,8 @@ def resolve(
     settings: PretrainSettings, split_seed: int | None = None, split_rule: int = SPLIT_RULE
 ) -> Resolved:
     """Chooses every default, opens and caches the images, and reports it. Raises UserError."""
-    check_new(settings.out)
-    budget = budget_of(settings.epochs, settings.minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES, "pretrain")
+    budget, options = _check(settings)
     set_threads(settings.threads)
-    options = _method_options(settings)
     device, why_device = choose_device(settings.device)
     check_compile(settings.compile, device)
     precision, why_precision = choose_precision(device, settings.precision)
@@ -240,11 +239,14 @@ def resolve(
     return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe, budget)
 
 
-def _method_options(settings: PretrainSettings) -> dict[str, Any]:
-    """Checks the settings and returns the options of the method."""
+def _check(settings: PretrainSettings) -> tuple[Budget, dict[str, Any]]:
+    """Checks the settings; returns the budget and the options of the method. Raises UserError."""
+    check_new(settings.out)
     check_settings(settings.method, settings.optimizer, settings.adapt)
     given = {name: getattr(settings, name) for name in settings.METHOD_OPTIONS}
-    return options_of(settings.method, given | (settings.options or {}))
+    options = options_of(settings.method, given | (settings.options or {}))
+    epochs, minutes = settings.epochs, settings.minutes
+    return budget_of(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES, "pretrain"), options
 
 
 def _require_images(settings: PretrainSettings, count: int) -> None:
@@ -323,9 +325,8 @@ def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
         "plan": asdict(plan),
         "epochs": plan.last_step() / plan.steps_per_epoch(len(data)),
     }
-    return Prepared(
-        config, resolved.source, cache, resolved.indices, device, start, objective, data, plan
-    )
+    indices, steps = resolved.indices, plan.last_step()
+    return Prepared(config, resolved.source, cache, indices, device, start, objective, data, plan, steps)
 
 
 def create(run: Run, prepared: Prepared) -> None:
@@ -352,10 +353,13 @@ def restore(folder: Path, config: dict[str, Any], device: str, threads: int | No
     start = None if config["init"] == SCRATCH else load_encoder(folder / START)[0]
     objective = build_objective(config, plan.seed, start)
     data, _ = training_data_of(objective, config, cache, indices, chosen, plan.precision)
-    done = saved_step(_saving(Run(folder)).file)
+    position = saved_position(_saving(Run(folder)).file)
+    done, newest = position["step"], replace(plan, replanned=position.get("replanned", plan.replanned))
     console.say(f"resumed    {folder} " + (f"after step {done:,}" if done else "from its beginning"))
     Run(folder).keep_metrics_until(done)
-    return Prepared(config, source, cache, indices, chosen, start, objective, data, plan)
+    steps = newest.last_step()
+    config = config | {"epochs": steps / plan.steps_per_epoch(len(data))}
+    return Prepared(config, source, cache, indices, chosen, start, objective, data, plan, steps)
 
 
 def _saving(run: Run) -> Saving:
@@ -367,8 +371,8 @@ class _Progress:
     """Writes the rows of the log to the run and to the terminal, and raises the alarm when a collapse
     begins. last: the last row, {} before the first."""
 
-    def __init__(self, run: Run, plan: Plan, update: Callable[..., None]) -> None:
-        self._run, self._steps, self._update = run, plan.last_step(), update
+    def __init__(self, run: Run, steps: int, update: Callable[..., None]) -> None:
+        self._run, self._steps, self._update = run, steps, update
         self.last: dict[str, float] = {}
 
     def __call__(self, row: dict[str, float]) -> None:
@@ -396,12 +400,12 @@ def train_steps(
     row of the log, {} if no step was left."""
     plan, objective = prepared.plan, prepared.objective
     console.say(
-        f"training   {prepared.config['epochs']:.4g} epochs, {plan.last_step():,} steps with "
+        f"training   {prepared.config['epochs']:.4g} epochs, {prepared.steps:,} steps with "
         f"{plan.optimizer} into {run.folder}"
     )
     rate = ENCODER_RATE if isinstance(objective, Method) and objective.gentle else 1.0
     with console.progress_bar("pretrain") as update:
-        progress = _Progress(run, plan, update)
+        progress = _Progress(run, prepared.steps, update)
         plan = train(
             objective,
             prepared.data,

@@ -44,8 +44,6 @@ class Recipe:
     """How random views are made.
 
     crop_area: smallest fraction of the image's area that a crop covers (the largest is 1).
-    crop_side: side of square crops that all have the same scale, as a fraction of the image's shorter
-        side; None for crops of random area and aspect ratio.
     flip: mirror half of the views.
     jitter: strength s of SimCLR's colour jitter: 0.8 s for brightness, contrast and saturation,
         0.2 s for hue, applied with probability 0.8 (SimCLR, appendix A). 0 turns it off.
@@ -53,16 +51,18 @@ class Recipe:
     grey: probability that a view is greyscale.
     blur: probability of a Gaussian blur with sigma in [0.1, 2] and a kernel of a tenth of the side.
     solarise: probability of inverting all values of 0.5 and more (BYOL, appendix B).
+    crop_side: side of square crops that all have the same scale, as a fraction of the image's shorter
+        side; None for crops of random area and aspect ratio.
     """
 
     crop_area: float = 0.08
-    crop_side: float | None = None
     flip: bool = True
     jitter: float = 1.0
     saturation: float = 1.0
     grey: float = 0.2
     blur: float = 0.5
     solarise: float = 0.0
+    crop_side: float | None = None
 
 
 def random_views(

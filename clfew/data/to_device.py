@@ -1,5 +1,8 @@
 """Copies NumPy arrays to the device that computes."""
 
+import functools
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,3 +14,10 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+@functools.cache
+def constant(values: tuple[Any, ...], device: torch.device) -> Tensor:
+    """Returns numbers, or tuples of them, as a float32 tensor on the device. They are copied once, as a
+    GPU finishes its work before such a copy."""
+    return torch.tensor(values).to(device)

@@ -137,8 +137,13 @@ def teach(
     decide = partial(_plan, settings, setup, objective, data, students)
     plan = Plan(**trainings.remember("plan", decide))
     # Empty, or what the trainings of another run record.
-    again = trainings.remember("replanned", partial(_replanned, settings))
-    plans = [replace(plan, replanned=each) for each in again] or [plan] * students
+    again = trainings.remember("replanned", partial(_replanned, settings, students))
+    # Of its share of the minutes, the first training has what the trial has left.
+    share = 60 * (settings.minutes or DEFAULT_MINUTES) / students
+    others = replace(plan, seconds=share if plan.seconds else None)
+    plans = [plan] + [others] * (students - 1)
+    if again:
+        plans = [replace(plan, replanned=each) for each in again]
     with console.progress_bar("distill") as update:
 
         def log(row: dict[str, float]) -> None:
@@ -156,10 +161,10 @@ def teach(
     return student, verdict, [carried_out, *of_halves]
 
 
-def _replanned(settings: DistillSettings) -> list[list[list[float]]]:
+def _replanned(settings: DistillSettings, students: int) -> list[list[list[float]]]:
     """Returns what the run named by `--epochs` records of its trainings, [] if it is a number."""
     again = budget_of_students(settings).repeated
-    return [] if again is None else again.replanned
+    return [] if again is None else [again.of_training(number) for number in range(students)]
 
 
 def budget_of_students(settings: DistillSettings, students: int = 1) -> Budget:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
 from clfew.data.colour import LUMA
+from clfew.data.to_device import constant
 from clfew.models.encoder import RGB, Encoder, freeze_statistics
 from clfew.training.batch import Batch
 
@@ -79,7 +80,7 @@ def crops_and_flips(recipe: Recipe, grey: float = 0.0) -> Recipe:
 
 def without_colour(images_NxCxHxW: Tensor) -> Tensor:
     """Returns the brightness of each pixel (ITU-R 601) in all three channels."""
-    weights = images_NxCxHxW.new_tensor(LUMA).view(1, 3, 1, 1)
+    weights = constant(LUMA, images_NxCxHxW.device).to(images_NxCxHxW.dtype).view(1, 3, 1, 1)
     return (images_NxCxHxW * weights).sum(1, keepdim=True).expand_as(images_NxCxHxW)
 
 

@@ -99,9 +99,9 @@ class ContextPrediction(Method):
         noise_NxCxSxS = torch.special.ndtri(uniform).view(9, *shape[2:]).repeat(shape[0], 1, 1, 1)
         inputs = self.one_colour(patches_Bx9xCxSxS.flatten(0, 1), random_N, noise_NxCxSxS)
         features_Bx9xD = self.encoder.backbone(inputs).flatten(1).view(shape[0], 9, -1)
-        around = [i for i in range(9) if i != CENTRE]
+        around_Bx8xD = torch.cat([features_Bx9xD[:, :CENTRE], features_Bx9xD[:, CENTRE + 1 :]], dim=1)
         centre_Bx8xD = features_Bx9xD[:, CENTRE : CENTRE + 1].expand(-1, DIRECTIONS, -1)
-        pairs = torch.cat([centre_Bx8xD, features_Bx9xD[:, around]], dim=2)
+        pairs = torch.cat([centre_Bx8xD, around_Bx8xD], dim=2)
         return self.head(pairs.flatten(0, 1))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:

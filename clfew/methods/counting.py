@@ -6,6 +6,8 @@ and 4, section 4).
 Shape suffixes: B images in the batch, T tiles, D features, K counts.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -106,10 +108,16 @@ def halved(images_NxCxSxS: Tensor, kind: str) -> Tensor:
     if kind == "area":
         return F.avg_pool2d(images_NxCxSxS, 2)
     if kind == "lanczos":
-        matrix = lanczos_matrix(2 * side, side).to(images_NxCxSxS)
+        matrix = _lanczos_on(side, images_NxCxSxS.device).to(images_NxCxSxS.dtype)
         with torch.autocast(matrix.device.type, enabled=False):
             return matrix @ images_NxCxSxS @ matrix.T
     return F.interpolate(images_NxCxSxS, (side, side), mode=kind, align_corners=False, antialias=True)
+
+
+@functools.cache
+def _lanczos_on(side: int, device: torch.device) -> Tensor:
+    """Returns the matrix that halves lines to `side` pixels, on a device; it is copied there once."""
+    return lanczos_matrix(2 * side, side).to(device)
 
 
 def lanczos_matrix(side: int, smaller: int, lobes: int = 3) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clfew.data.augment import Recipe
+from clfew.data.to_device import to_device
 from clfew.errors import UsageError
 from clfew.methods.base import Method, Pictures, crops_and_flips, decoder
 from clfew.models.encoder import Encoder
@@ -99,7 +100,8 @@ class Inpainting(Method):
             hidden = random_mask(self.encoder.size, batch.random.once(100, TRIES * CELLS**2))
             # The discriminator gets the whole painting, so all of it has to be like the image.
             weight = hidden if self.discriminator is None else torch.ones_like(hidden)
-        return view, hidden.to(view.device), weight.to(view.device)
+        device = view.device
+        return view, to_device(hidden.numpy(), device), to_device(weight.numpy(), device)
 
     def painted(self, view_BxCxSxS: Tensor, hidden_SxS: Tensor) -> Tensor:
         """Returns whole images painted from what is not hidden, in the encoder's normalised colours.

@@ -1,5 +1,6 @@
 """Turns a budget in epochs or minutes into a plan with a number of steps."""
 
+import contextlib
 import functools
 import shlex
 import time
@@ -28,13 +29,25 @@ class Recorded:
     """What a run records of its trainings, so that their steps can be taken again.
 
     place: the run. plan: the first plan of each training. replanned: of each training, the plans that
-    replaced it. images: the number of images in an epoch.
+    replaced it; empty if none of them had a time. images: the number of images in an epoch.
     """
 
     place: str
     plan: Plan
     replanned: list[list[list[float]]]
     images: int
+
+    def of_training(self, number: int) -> list[list[float]]:
+        """Returns the plans that replaced the first one in a training, counted from 0. Raises UserError
+        if there was no such training."""
+        if not self.replanned:
+            return []
+        if number >= len(self.replanned):
+            raise UserError(
+                f"{self.place} had {len(self.replanned)} trainings, and this run has more.",
+                "give a number of epochs.",
+            )
+        return self.replanned[number]
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,10 @@ def plan_within(
     if has_time:
         steps, compile, why = _steps_in_time(budget, options, per_epoch, device, step_seconds, started)
     else:
-        compile, why = choose_compile(options.compilation, device, planned, step_seconds)
+        compilation = options.compilation
+        if budget.repeated is not None and compilation == "auto":  # Which rounds differently.
+            compilation = "on" if budget.repeated.plan.compile else "off"
+        compile, why = choose_compile(compilation, device, planned, step_seconds)
         steps = planned
     steps = max(1, steps)
     chosen, rate, decay, why_optimizer = options.choose_optimizer(steps)
@@ -112,7 +128,7 @@ def plan_within(
     seed, precision, warmup = options.seed, options.precision, warmup_steps(steps, per_epoch)
     plan = Plan(steps, options.batch, chosen, rate, decay, warmup, seed, precision, compile)
     if budget.repeated is not None:
-        return replace(plan, replanned=budget.repeated.replanned[0])
+        return replace(plan, replanned=budget.repeated.of_training(0))
     if not has_time:
         return plan
     left = max(1e-3, seconds - (time.monotonic() - started))
@@ -125,7 +141,7 @@ def _steps_again(recorded: Recorded, images: int, batch: int) -> int:
     before = f"{recorded.images:,} images in batches of {recorded.plan.batch}"
     now = f"{images:,} images in batches of {batch}"
     if before != now:
-        plan = replace(recorded.plan, replanned=recorded.replanned[0])
+        plan = replace(recorded.plan, replanned=recorded.of_training(0))
         epochs = plan.last_step() / plan.steps_per_epoch(recorded.images)
         raise UserError(
             f"The steps of {recorded.place} cannot be taken again here: an epoch was {before}, and now "
@@ -147,6 +163,9 @@ def budget_of(
     budgets."""
     if epochs is not None and minutes is not None:
         raise UsageError("--epochs and --minutes are two budgets for one run.", "give one of them.")
+    if isinstance(epochs, str):  # As from a configuration file.
+        with contextlib.suppress(ValueError):
+            epochs = float(epochs)
     if isinstance(epochs, (str, Path)):
         again = recorded(str(epochs), command)
         return Budget(None, None, default_epochs, default_minutes, again)
@@ -156,27 +175,31 @@ def budget_of(
 
 
 def recorded(run: str, command: str) -> Recorded:
-    """Reads what a finished run of `command` records of its trainings. Raises UserError."""
+    """Reads what a run of `command` records of its trainings. Raises UserError if it records none, or
+    has not finished."""
     path = Path(run)
-    if not path.exists():
+    if not run or not path.exists():
         raise UserError(
             f"--epochs {run} is neither a number nor a run.",
             "for example: --epochs 20, or --epochs runs/pretrain-1 for the steps of that run.",
         )
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
-    if config.get("command") != command or "plan" not in config:
+    try:
+        plan, images = Plan(**config["plan"]), int(config.get("viewed") or config["images"])
+        is_one = config["command"] == command
+    except (KeyError, TypeError, ValueError):
+        is_one = False
+    if not is_one:
         raise UserError(
             f"--epochs {run} is not a finished run of clfew {command}.", "name one of these."
         )
-    plan = Plan(**config["plan"])
     if plan.seconds is not None and "replanned" not in config:
         raise UserError(
             f"{folder} has not finished, so its steps cannot be taken again.",
             f"finish it: clfew {command} --resume {shlex.quote(str(folder))}",
         )
-    images = config.get("viewed", config["images"])
-    return Recorded(str(folder), plan, config.get("replanned", [plan.replanned]), images)
+    return Recorded(str(folder), plan, config.get("replanned", []), images)
 
 
 def _check(budget: Budget, per_epoch: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clfew.errors import UserError
+from clfew.errors import UserError, is_out_of_memory
 from clfew.training.batch import Batch
 from clfew.training.schedule import Schedule
 from clfew.training.state import save_state
@@ -49,7 +49,8 @@ class Guard:
     Reading a number from a GPU waits until the GPU has done all its work, so there the result of the
     check stays on the device and is read when a row is logged or a state saved. If a step since then was
     not finite, the training goes back to where it was then and takes the same steps again, checking each
-    (`is_deferred` False): copies of weights, buffers and the optimizer's state are kept on the device.
+    at once (`is_deferred` False): copies of weights, buffers and the optimizer's state are kept on the
+    device.
     Where these would take more than MOST_OF_MEMORY, and on a CPU, where reading costs nothing, each step
     is checked before it is taken, and only buffers are copied: a forward pass changes running averages.
     """
@@ -64,13 +65,22 @@ class Guard:
         buffers = [buffer for name, buffer in objective.named_buffers() if name in saved]
         self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
         self._kept: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+        self._noticed = 0
 
-    def start(self, step: int) -> None:
-        """Called before steps are taken from `step` on, and after each check that finds them finite."""
-        self.is_deferred = self.can_defer
-        if self.can_defer:
+    def keep(self, step: int) -> None:
+        """Copies what a step changes, if checks are deferred. Called before steps are taken from `step`
+        on, and after each check that found all steps before it finite."""
+        if not self.can_defer or step < self._noticed:
+            return
+        self._kept = None  # Not twice the memory.
+        try:
             state, optimizer = self._objective.state_dict(), self._optimizer.state_dict()
             self._kept = step, copy.deepcopy(state), copy.deepcopy(optimizer)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.can_defer = False
+        self.is_deferred = self.can_defer
 
     @torch.no_grad()
     def before(self) -> None:
@@ -90,19 +100,19 @@ class Guard:
             buffer.copy_(kept)
 
     def look(self) -> bool:
-        """Returns whether all steps since the last call of `start` were finite."""
+        """Returns whether all steps since the last call of `keep` were finite."""
         return not self.is_deferred or bool(self._finite)
 
-    def go_back(self) -> int:
-        """Puts everything back as it was at the last call of `start`; returns the step. From there on,
-        each step is checked, until `start` is called again."""
+    def go_back(self, step: int) -> int:
+        """Puts everything back as it was at the last call of `keep`; returns the number of steps then.
+        Until `step` steps have been taken again, each is checked at once."""
         assert self._kept is not None
-        step, state, optimizer = self._kept
+        kept, state, optimizer = self._kept
         self._objective.load_state_dict(state)
         self._optimizer.load_state_dict(copy.deepcopy(optimizer))
         self._finite.fill_(True)
-        self.is_deferred = False
-        return step
+        self.is_deferred, self._noticed = False, step
+        return kept
 
 
 MOST_OF_MEMORY = 0.05

@@ -98,10 +98,11 @@ def _train(
         contextlib.nullcontext(outer_stop) if outer_stop else StopRequest() as stop,
         compiled(objective, plan.compile),
     ):
-        course.guard.start(done)
+        course.guard.keep(done)
         while training.step < schedule.last:  # Once, but again after a step that was not finite.
             with Batches(data, plan, device, training.step) as batches:
                 training.take_steps(batches, stop)
+            del batches  # Its images, which may be on the GPU, before those of the next ones.
 
 
 class Course(NamedTuple):
@@ -151,19 +152,20 @@ class _Training:
             is_due = self._meter.is_due() or is_last or has_new_plan
             if is_due:
                 if not guard.look():
-                    self.step = guard.go_back()
+                    self.step = guard.go_back(self.step)
                     return
                 self._log(self._row(loss, extras, seconds))
-            must_save = self._must_save(is_last, stop.signal, seconds)
+            signal = stop.signal  # It may come at any time.
+            must_save = self._must_save(is_last, signal, seconds)
             if must_save:
                 if not guard.look():
-                    self.step = guard.go_back()
+                    self.step = guard.go_back(self.step)
                     return
-                self._save(is_last, stop.signal, seconds)
-            elif stop.signal and not is_last:
-                raise Stopped(stop.signal, "")
+                self._save(is_last, signal, seconds)
+            elif signal and not is_last:
+                raise Stopped(signal, "")
             if is_due or must_save:
-                guard.start(self.step)
+                guard.keep(self.step)
 
     def _must_save(self, is_last: bool, signal: int, seconds: float) -> bool:
         if self._saving is None:
@@ -176,7 +178,7 @@ class _Training:
     def _follow(self, loss: Tensor) -> bool:
         """Makes a new plan if the training would miss its time; returns whether it did."""
         schedule = self._course.schedule
-        if not schedule.is_due(self.step, time.monotonic() - self._started):
+        if not schedule.must_follow(self.step, time.monotonic() - self._started):
             return False
         loss.item()  # Waits until the device has done its work.
         return schedule.follow(self.step, time.monotonic() - self._started)
@@ -277,7 +279,8 @@ def _trial(
             ):
                 started = time.monotonic()
                 with contextlib.suppress(NotFinite):  # Only the time matters here.
-                    _step(objective, optimizer, next(batches), course, 0)
+                    loss, _ = _step(objective, optimizer, next(batches), course, 0)
+                    loss.item()  # Waits until the device has done its work.
                 times.append(time.monotonic() - started)
                 if plan.compile and not is_called():
                     raise NothingCompiled

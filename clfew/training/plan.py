@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 class Plan:
     """The settings of a training.
 
-    compile: whether the encoder is compiled. Its results are rounded differently then. seconds: the
-    time that the training has, None if it takes `steps` steps however long they take; with a time,
-    `steps` is a first estimate. most_steps: a limit to the steps of a training that has a time.
-    replanned: the plans that replace this one on the way, in a training whose steps are taken again (see
-    `schedule.Stretch`).
+    steps: the number of steps; of a training that has a time, the first estimate. compile: whether the
+    encoder is compiled. Its results are rounded differently then. seconds: the time that the training
+    has, None if it takes as many steps as are planned, however long they take. most_steps: a limit to
+    the steps of a training that has a time. replanned: the plans that replace this one on the way, in a
+    training whose steps are taken again (see `schedule.Stretch`).
     """
 
     steps: int

@@ -77,8 +77,9 @@ class Schedule:
         warmup = warmup_steps(length, self._per_epoch) if first else self.plan.warmup_steps
         return progress * length + (step - first), length, warmup
 
-    def is_due(self, step: int, seconds: float) -> bool:
-        """Returns whether `follow` is to be called after `step` steps, which took `seconds`."""
+    def must_follow(self, step: int, seconds: float) -> bool:
+        """Called after each step; returns whether `follow` is to be called after `step` steps, which
+        took `seconds`."""
         if self.plan.seconds is None:
             return False
         if step >= self.last or seconds >= self.plan.seconds:

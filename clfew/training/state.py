@@ -41,14 +41,16 @@ def save_state(
     write_bytes(path, add_checksum(safetensors.torch.save(tensors, metadata)))
 
 
-def saved_step(path: Path) -> int:
-    """Returns the step of a state file, or 0 if there is no file. Raises UserError if it is damaged."""
+def saved_position(path: Path) -> dict[str, Any]:
+    """Returns the position of a state file, that of the beginning if there is no file. Raises UserError
+    if it is damaged."""
     if not path.exists():
-        return 0
+        return {"step": 0}
     try:
         header = read_header(path)
         check_data(path, header)
-        return int(_position(header)["step"])
+        position = _position(header)
+        return position | {"step": int(position["step"])}
     except (OSError, Damaged, ValueError, TypeError, KeyError) as error:
         raise _unusable(path, error) from None
 
@@ -74,7 +76,15 @@ def load_state(
         _load_optimizer(optimizer, _below(tensors, "optimizer."))
         return position
     # Damaged files raise many types of error. A state of another network fails in load_state_dict.
-    except (OSError, Damaged, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        Damaged,
+        safetensors.SafetensorError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:
         raise _unusable(path, error) from None
 
 

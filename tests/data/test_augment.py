@@ -21,6 +21,7 @@ from clfew.data.augment import (
     resampling_matrix,
     saturation_map,
     solarise,
+    square_boxes,
 )
 
 
@@ -260,6 +261,31 @@ def test_an_image_too_long_for_any_crop_gets_the_largest_centred_one(aspect, wid
     box = crop_boxes(torch.rand(20, 22), torch.full((20,), aspect), 0.5)
     expected = torch.tensor([(1 - width) / 2, (1 - height) / 2, width, height]).expand(20, 4)
     torch.testing.assert_close(box, expected)
+
+
+@pytest.mark.parametrize(("width", "height"), [(40, 40), (60, 40), (40, 80)])
+@pytest.mark.parametrize("fraction", [1.0, 0.875, 0.375])
+def test_crops_of_one_scale_are_torchvisions_resize_and_random_crop(width, height, fraction):
+    """Resize(size / fraction), then RandomCrop(size), on an image that is cached as a square."""
+    image = noise(1, max(height, width))[..., :height, :width]
+    aspect, side, size = width / height, round(40 * fraction), 20
+    u = torch.rand(30, 22, generator=torch.Generator().manual_seed(3))
+    x, y, w, h = square_boxes(u, torch.full((30,), aspect), fraction).T
+    torch.testing.assert_close(w * width, torch.full((30,), float(side)))
+    torch.testing.assert_close(h * height, torch.full((30,), float(side)))
+    assert (x >= 0).all() and (y >= 0).all()
+    assert (x + w <= 1 + 1e-6).all() and (y + h <= 1 + 1e-6).all()
+    if fraction < 1:
+        assert x.max() > 0.8 * (1 - w[0]) and x.min() < 0.2 * (1 - w[0])
+    left, top = (x * width).round(), (y * height).round()
+    rows = resampling_matrix(top, h * height, height, size)
+    columns = resampling_matrix(left, w * width, width, size)
+    theirs = [
+        tv.resized_crop(image[0], int(t), int(s), side, side, [size, size], antialias=True)
+        for t, s in zip(top, left, strict=True)
+    ]
+    ours = torch.stack([r @ image[0] @ c.T for r, c in zip(rows, columns, strict=True)])
+    torch.testing.assert_close(ours, torch.stack(theirs), atol=1e-5, rtol=0)
 
 
 def test_crops_lie_inside_the_image():

@@ -8,7 +8,7 @@ from faults import artifact, in_write, save_every, signal_at
 from marks import rest_is_slow
 from resuming import PRETRAIN
 
-from clfew.training.state import saved_step
+from clfew.training.state import saved_position
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_a_full_disk_in_the_middle_of_a_run_leaves_what_was_saved(clfew, images,
     result = clfew(*PRETRAIN, "--out", "run", cwd=tmp_path, faults=faults)
     assert (result.rc, "Traceback" in result.stderr) == (1, False)
     assert "state.safetensors" in result.stderr and "hint: " in result.stderr
-    assert saved_step(tmp_path / "run/state/state.safetensors") == 4
+    assert saved_position(tmp_path / "run/state/state.safetensors")["step"] == 4
     clfew.ok("pretrain", "--resume", "run", cwd=tmp_path)
     clfew.ok(*PRETRAIN, "--out", "whole", cwd=tmp_path)
     assert artifact(tmp_path / "run") == artifact(tmp_path / "whole")

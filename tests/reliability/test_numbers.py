@@ -118,7 +118,7 @@ COLLAPSE = """
 import torch
 from clfew import console
 from clfew.methods import simclr
-from clfew.training import guard, loop
+from clfew.training import loop
 health, calls = simclr.health, [0]
 line = torch.linspace(-1, 1, 32)[:, None]
 def of_collapsed(z):
@@ -257,6 +257,51 @@ def test_a_bad_step_that_is_not_bad_again_leaves_no_trace(data, monkeypatch):
     assert torch.equal(sound.weight, faulty.weight) and torch.equal(sound.average, faulty.average)
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_after_going_back_each_step_is_checked_until_the_bad_one_is_found(data, monkeypatch, seconds):
+    """It is found in one round, however often rows are logged meanwhile."""
+    rounds, go_back = [], guard.Guard.go_back
+    monkeypatch.setattr(guard, "_can_defer", lambda *arguments: True)
+    monkeypatch.setattr(guard.Guard, "go_back", lambda *a: (rounds.append(1), go_back(*a))[1])
+    monkeypatch.setattr(loop, "LOG_SECONDS", 1e9)
+    objective = GoesBad("loss")
+    step = loop._step
+
+    def logging(*arguments):
+        if rounds:
+            monkeypatch.setattr(loop, "LOG_SECONDS", seconds)
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "_step", logging)
+    with pytest.raises(UserError, match="at step 6:"):
+        train(objective, data, PLAN, CPU)
+    assert len(rounds) == 1
+
+
+def test_a_trial_waits_for_the_device_in_every_step(data, monkeypatch):
+    reads, item = [], torch.Tensor.item
+    monkeypatch.setattr(guard, "_can_defer", lambda *arguments: True)
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: (reads.append(1), item(self))[1])
+    taken, step = [], loop._step
+    monkeypatch.setattr(loop, "_step", lambda *a: (taken.append(1), step(*a))[1])
+    seconds_per_step(GoesBad("none"), data, PLAN, CPU, budget=1)
+    assert len(reads) >= len(taken) >= 3
+
+
+def test_copies_that_do_not_fit_are_done_without(data, monkeypatch):
+    def full(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(guard, "_can_defer", lambda *arguments: True)
+    monkeypatch.setattr(guard.copy, "deepcopy", full)
+    plan = Plan(10, 4, "adamw", 0.1, 0.0, 1, 3, "fp32")
+    objective, other = GoesBad("none"), GoesBad("none")
+    train(objective, data, plan, CPU)
+    monkeypatch.undo()
+    train(other, data, plan, CPU)
+    assert torch.equal(objective.weight, other.weight)
 
 
 def test_copies_are_kept_only_where_they_take_little_of_a_gpu(monkeypatch):

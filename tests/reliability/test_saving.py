@@ -20,7 +20,7 @@ from clfew.runs.files import append_line, make_folder, sweep, write_bytes
 from clfew.runs.folders import new_run
 from clfew.runs.locks import held
 from clfew.training.plan import Plan
-from clfew.training.state import load_state, save_state, saved_step
+from clfew.training.state import load_state, save_state, saved_position
 
 POINTS = [(call, after) for call in CALLS for after in (False, True)]
 DATA = "a digest of images and labels"
@@ -69,7 +69,7 @@ def killed_in_a_save(folder, before, call, after, has_arrived, fraction=0.5):
         os._exit(1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    assert saved_step(path) == before + has_arrived
+    assert saved_position(path)["step"] == before + has_arrived
     if before + has_arrived:
         assert saved(path) == before + has_arrived
     with held(folder):  # Every command that resumes the run starts with this.

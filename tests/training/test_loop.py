@@ -143,6 +143,24 @@ def test_without_saving_a_stop_during_the_last_step_finishes_the_run(data):
     assert rows[-1]["step"] == 12
 
 
+def test_a_signal_that_comes_after_the_decision_to_save_waits_for_the_next_step(data, tmp_path):
+    saving, rows = Saving(tmp_path / "state", "resume"), []
+
+    class Late:
+        """A signal that comes between two looks at it, in the third step."""
+
+        looks = 0
+
+        @property
+        def signal(self):
+            self.looks += 1
+            return signal.SIGTERM if self.looks > 2 else 0
+
+    with pytest.raises(Stopped) as stopped:
+        train(objective(), data, plan(), CPU, rows.append, saving, stop=Late())
+    assert stopped.value.resume == "resume" and saving.file.exists()
+
+
 def test_a_signal_before_a_training_of_a_command_stops_it_at_the_first_step(data, tmp_path):
     rows = []
     with StopRequest() as stop:

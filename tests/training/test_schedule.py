@@ -66,7 +66,7 @@ def simulated(plan, step_seconds):
         progress += [schedule.progress(step), schedule.progress(step, taken=1)]
         seconds += step_seconds(100.0 + seconds)
         step += 1
-        if schedule.is_due(step, seconds):
+        if schedule.must_follow(step, seconds):
             schedule.follow(step, seconds)
         rows.append({"step": step, "lr": rate, "seconds": seconds, "steps": schedule.last})
     carried_out = replace(plan, seconds=None, most_steps=None, replanned=schedule.replanned)

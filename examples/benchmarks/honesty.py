@@ -1,0 +1,290 @@
+"""How true the numbers are that clfew says about its classifiers.
+
+    python examples/benchmarks/honesty.py DATA [--runs FOLDER] [--only SET ...] [--table]
+
+DATA holds cifar10/ (of which 10,000 training and 2,000 test images are used), aerial/, sign-digits/ and
+fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/. Needs clfew[lite]. The pretraining runs are
+those of few_labels.py, made first where they are missing. Then, for 2, 5, 10 and 50 labels a class and
+the same ten label samples for every mode (three where the whole network is trained), it measures on the
+test split:
+
+- the expected calibration error (ECE) before and after calibration, less what a perfectly calibrated
+  classifier of the same accuracy shows on as many images by chance (simulated);
+- Brier score and log loss before and after calibration;
+- the accuracy in cross-validation on the labels less that on the test split;
+- how often the interval of `eval`, of 50 and of 100 test images, covers the accuracy on the others, and
+  how often that of `finetune --repeat 5` covers the accuracy of five other label samples on them.
+
+Nothing is chosen on the test split. Results go to results/honesty.json; what the file contains is not
+measured again.
+"""
+
+import argparse
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import Results
+from few_labels import SETS, Bench
+from scipy.special import softmax
+
+from clfew.data.image_cache import open_image_cache
+from clfew.data.labels import parse_labels, sample_labels
+from clfew.data.sources import open_source
+from clfew.data.splits import evenly_spaced
+from clfew.finetuning.calibration import fit_temperature, prior_temperature
+from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
+from clfew.finetuning.labelled_data import labelled_data
+from clfew.finetuning.metrics import (
+    accuracy_interval,
+    expected_calibration_error,
+    packed,
+    unpacked,
+    wilson_interval,
+)
+from clfew.finetuning.model_selection import Decision, decide, held_out_logits
+from clfew.finetuning.start import start_from_artifact
+from clfew.models.features import features_of
+from clfew.training.device import choose_precision
+
+HERE = Path(__file__).parent / "results"
+BUDGETS = (2, 5, 10, 50)
+PROBES = ("linear", "knn", "propagate")
+SAMPLES, FULL_SAMPLES = 10, 3
+MOST_POOL, MOST_TEST = 10_000, 2_000
+CPU = torch.device("cpu")
+NETWORK = FullSettings()
+
+
+class Cellar:
+    """The cells of one set and one start, whose features are computed once."""
+
+    def __init__(self, bench, kind, results):
+        self.bench, self.kind, self.results = bench, kind, results
+        self.name = f"{bench.name} {kind}"
+
+    @cached_property
+    def opened(self):
+        """Returns start, source, task with the pool's features, test images and their features."""
+        start = start_from_artifact(Path(self.bench.pretrained(self.kind)) / "encoder.safetensors", None)
+        source = open_source(self.bench.source)
+        cache = open_image_cache(source, start.metadata.side)
+        data = labelled_data(source, cache, None, 0)
+        pool, test = evenly_spaced(data.pool, MOST_POOL), evenly_spaced(data.test, MOST_TEST)
+        precision, _ = choose_precision(CPU, "auto")
+        arrays = (cache.pixels, cache.aspects)
+        pool_features, test_features = (
+            features_of(start.encoder, *arrays, rows, CPU, precision) for rows in (pool, test)
+        )
+        classes = len(source.classes)
+        task = Task(*arrays, pool, source.labels, classes, pool_features, CPU, precision)
+        return start, source, task, test, test_features
+
+    def has_small_network(self):
+        return self.kind == "simclr"
+
+    def samples_of(self, mode, budget):
+        """Returns the number of label samples: fewer where the whole network is trained."""
+        trains = mode == "full" or (mode == "auto" and budget >= 10)
+        return FULL_SAMPLES if trains and self.has_small_network() else SAMPLES
+
+    def modes(self, budget):
+        return (*PROBES, *(["full"] if self.has_small_network() and budget >= 10 else []), "auto")
+
+    def cell(self, mode, budget, sample):
+        """Returns what is measured with one label sample."""
+        key = f"{self.name} {budget} {mode} {sample}"
+        return self.results.get(key, lambda: self.measure(mode, budget, sample))
+
+    def measure(self, mode, budget, sample):
+        start, source, task, test, test_features = self.opened
+        labelled = sample_labels(source, task.pool, parse_labels(f"{budget}/class"), sample)
+        decision = Decision(mode, "")
+        if mode == "auto":
+            decision = decide("auto", start, task, labelled, sample, NETWORK)
+            measured = self.cell(decision.mode, budget, sample)
+            return measured | {"mode": decision.mode, "reason": decision.reason}
+        held_out = held_out_logits(decision, start, task, labelled, sample, NETWORK)
+        classifier, _ = fit(start, task, labelled, mode, sample, NETWORK)
+        if mode == "full":
+            logits = predict_cached(classifier, task, test)
+        else:
+            with torch.no_grad():
+                logits = classifier.from_features(torch.from_numpy(test_features)).numpy()
+        prior = prior_temperature(mode, classifier.head)
+        labels = task.labels[labelled]
+        temperature = fit_temperature(held_out, labels, prior)
+        truth = source.labels[test]
+        correct = logits.argmax(1) == truth
+        cross_validated = float((held_out.argmax(1) == labels).mean())
+        return {
+            "accuracy": float(correct.mean()),
+            "cross_validated": cross_validated,
+            "temperature": temperature,
+            "before": scores(logits, truth),
+            "after": scores(logits / temperature, truth),
+            "correct": packed(correct),
+            "images": len(test),
+        }
+
+
+def scores(logits, truth, simulations=200):
+    """Returns ECE, the ECE of a perfectly calibrated classifier of the same accuracy, Brier score, and
+    log loss."""
+    probabilities = softmax(logits.astype(np.float64), axis=1)
+    rows = np.arange(len(truth))
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == truth
+    # At the temperature at which the mean confidence is the accuracy, the confidences are taken as true.
+    low, high = np.log(1e-3), np.log(1e3)
+    for _ in range(60):
+        middle = (low + high) / 2
+        perfect = softmax(logits.astype(np.float64) / np.exp(middle), axis=1).max(1)
+        low, high = (middle, high) if perfect.mean() > correct.mean() else (low, middle)
+    random = np.random.default_rng(0)
+    by_chance = [
+        expected_calibration_error(perfect, random.random(len(truth)) < perfect)
+        for _ in range(simulations)
+    ]
+    return {
+        "ece": expected_calibration_error(confidence, correct),
+        "ece_by_chance": float(np.mean(by_chance)),
+        "brier": float(((probabilities - np.eye(probabilities.shape[1])[truth]) ** 2).sum(1).mean()),
+        "log_loss": float(-np.log(probabilities[rows, truth].clip(1e-12)).mean()),
+    }
+
+
+def coverage(rows, size, draws=200):
+    """Returns how often the 95 % interval of `size` test images covers the accuracy on the others."""
+    covered, random = [], np.random.default_rng(0)
+    for row in rows:
+        correct = unpacked(row["correct"], row["accuracy"], row["images"])
+        for _ in range(draws // len(rows)):
+            chosen = random.permutation(len(correct)) < size
+            low, high = wilson_interval(int(correct[chosen].sum()), size)
+            covered.append(low <= correct[~chosen].mean() <= high)
+    return float(np.mean(covered))
+
+
+def coverage_of_repeats(rows, size, draws=200):
+    """Returns how often the interval of five label samples, tested on `size` images, covers the accuracy
+    of the five others on the other images; NaN with fewer samples."""
+    if len(rows) < SAMPLES:
+        return np.nan
+    correct = np.array([unpacked(r["correct"], r["accuracy"], r["images"]) for r in rows])
+    covered, random = [], np.random.default_rng(0)
+    for _ in range(draws):
+        chosen, first = random.permutation(correct.shape[1]) < size, random.permutation(len(rows)) < 5
+        low, high = accuracy_interval(correct[first][:, chosen])
+        covered.append(low <= correct[~first][:, ~chosen].mean() <= high)
+    return float(np.mean(covered))
+
+
+def summary(rows):
+    """Returns one line of the table for some cells of a mode."""
+    gain = [row["before"]["log_loss"] - row["after"]["log_loss"] for row in rows]
+    excess = {
+        when: float(np.mean([row[when]["ece"] - row[when]["ece_by_chance"] for row in rows]))
+        for when in ("before", "after")
+    }
+    return {
+        "cells": len(rows),
+        "accuracy": float(np.mean([row["accuracy"] for row in rows])),
+        "cv - test": float(np.mean([row["cross_validated"] - row["accuracy"] for row in rows])),
+        "ECE before": excess["before"],
+        "ECE after": excess["after"],
+        "Brier before": float(np.mean([row["before"]["brier"] for row in rows])),
+        "Brier after": float(np.mean([row["after"]["brier"] for row in rows])),
+        "log loss before": float(np.mean([row["before"]["log_loss"] for row in rows])),
+        "log loss after": float(np.mean([row["after"]["log_loss"] for row in rows])),
+        "worse by > .02": float(np.mean([each < -0.02 for each in gain])),
+    }
+
+
+def table(cells):
+    """Prints a line for each mode and budget, and the coverage of the intervals.
+
+    cells: the rows by set, start, budget and mode.
+    """
+    grouped, intervals = defaultdict(list), defaultdict(list)
+    for (_, budget, mode), rows in cells.items():
+        for key in ((mode, f"{budget} a class"), (mode, "5 and more") if budget >= 5 else None):
+            if key:
+                grouped[key] += rows
+        for size in (50, 100):
+            intervals[f"eval, {size} images"].append(coverage(rows, size))
+            repeats = coverage_of_repeats(rows, size)
+            if not np.isnan(repeats):
+                intervals[f"--repeat 5, {size} images"].append(repeats)
+    names = list(summary(next(iter(grouped.values()))))
+    print("| mode | labels | " + " | ".join(names) + " |")
+    print("|---|---|" + "---|" * len(names))
+    for (mode, labels), rows in sorted(grouped.items(), key=lambda item: (item[0][0], item[0][1])):
+        values = [f"{v}" if isinstance(v, int) else f"{v:.3f}" for v in summary(rows).values()]
+        print(f"| {mode} | {labels} | " + " | ".join(values) + " |")
+    print("\n| interval | mean coverage | lowest of a set, start, budget and mode |\n|---|---|---|")
+    for name, found in intervals.items():
+        print(f"| {name} | {np.mean(found):.3f} | {min(found):.3f} |")
+
+
+def auto_against_modes(cells):
+    """Prints the mean difference of `auto` to each fixed mode on the same label samples, over all sets,
+    starts and budgets; and the cells where it is worse by more than its 95 % interval allows."""
+    from scipy import stats
+
+    print("\n| auto less | mean | pairs | cells where it is clearly worse |\n|---|---|---|---|")
+    for mode in (*PROBES, "full"):
+        differences, worse = [], []
+        for (name, budget, other), rows in cells.items():
+            autos = cells.get((name, budget, "auto"))
+            if other != mode or not autos:
+                continue
+            pairs = [a["accuracy"] - r["accuracy"] for a, r in zip(autos, rows, strict=False)]
+            differences += pairs
+            spread = np.std(pairs, ddof=1) if len(pairs) > 1 else 0.0
+            reach = stats.t.ppf(0.975, len(pairs) - 1) * spread / len(pairs) ** 0.5
+            if np.mean(pairs) + reach < 0:
+                worse.append(f"{name} {budget} ({np.mean(pairs):+.3f} ± {reach:.3f})")
+        if differences:
+            mean = np.mean(differences)
+            print(f"| {mode} | {mean:+.3f} | {len(differences)} | {'; '.join(worse) or 'none'} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs/few_labels"))
+    parser.add_argument("--only", nargs="*", default=list(SETS))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    results = Results(HERE / "honesty.json")
+    cellars = [
+        Cellar(Bench(name, arguments.data, arguments.runs, results), kind, results)
+        for name in arguments.only
+        for kind in ("simclr", "pretrained")
+    ]
+    if not arguments.table:
+        for cellar in cellars:  # What a run learns in a minute depends on what else the machine does.
+            cellar.bench.pretrained(cellar.kind)
+        for cellar in cellars:
+            for budget in BUDGETS:
+                for mode in cellar.modes(budget):
+                    rows = [cellar.cell(mode, budget, s) for s in range(cellar.samples_of(mode, budget))]
+                    mean = np.mean([row["accuracy"] for row in rows])
+                    print(f"{cellar.name} {budget} {mode}: {mean:.3f}", flush=True)
+    cells = {}
+    for cellar in cellars:
+        for budget in BUDGETS:
+            for mode in cellar.modes(budget):
+                keys = [
+                    f"{cellar.name} {budget} {mode} {s}" for s in range(cellar.samples_of(mode, budget))
+                ]
+                if all(key in results.done for key in keys):
+                    cells[cellar.name, budget, mode] = [results.done[key] for key in keys]
+    table(cells)
+    auto_against_modes(cells)
+
+
+if __name__ == "__main__":
+    main()
