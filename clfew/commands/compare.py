@@ -378,6 +378,7 @@ def _result(comparison: Comparison, failed: dict[str, str]) -> dict[str, Any]:
             images.label_samples,
             settings,
             len(images.test),
+            len(images.data.known),
         ),
         "failed": failed,
         "pretraining": pretraining,

@@ -23,7 +23,8 @@ from clfew.data.splits import require_testable
 from clfew.errors import UserError
 from clfew.finetuning.fit import Task, fit, fit_probe, predict_cached
 from clfew.finetuning.labelled_data import LabelledData, bounded, labelled_data, with_labels
-from clfew.finetuning.metrics import accuracy_interval, packed, unpacked
+from clfew.finetuning.metrics import accuracy_interval, deviation, packed, unpacked
+from clfew.finetuning.model_selection import is_clearly_better
 from clfew.finetuning.probes import few_label_correct, folds
 from clfew.finetuning.start import Start
 from clfew.methods.base import METHODS, Method
@@ -223,8 +224,8 @@ def accuracy_of(
     """Returns the test accuracy of a classifier and the stage whose features it uses, counted from 1.
 
     labelled: indices of the images whose labels the classifier is trained on. stages: features of pool
-    and test at each stage. The stage that is best in cross-validation on the labels is used, or the last
-    one if some class has one label only. mode: "full" trains the network of `start`.
+    and test at each stage. The last one is used, unless another one is clearly better in
+    cross-validation on the labels. mode: "full" trains the network of `start`.
     """
     labels = images.source.labels
     stage = 0 if mode == "full" else _best_stage(stages, images, labelled, seed)
@@ -259,7 +260,9 @@ def _best_stage(stages: list[np.ndarray], images: Images, labelled: np.ndarray, 
     if not splits or len(stages) == 1:
         return len(stages) - 1
     correct = [few_label_correct(f[: len(images.pool)], rows, labels, splits) for f in stages]
-    return max(range(len(stages)), key=lambda s: (correct[s], s))  # On a tie the later stage.
+    last = len(stages) - 1
+    better = [s for s in range(last) if is_clearly_better(correct[s], correct[last])]
+    return max([*better, last], key=lambda s: correct[s].sum())
 
 
 def rows_of(
@@ -268,8 +271,10 @@ def rows_of(
     label_samples: dict[str, list[np.ndarray]],
     settings: ComparisonPlan,
     tested: int,
+    labelled: int,
 ) -> list[dict[str, Any]]:
-    """Returns a row for each encoder and budget. tested: the number of test images.
+    """Returns a row for each encoder and budget. tested, labelled: the number of test images, and of
+    images that label samples are drawn from.
 
     It has the mean, the standard deviation over label samples and seeds, and the 95 % interval over
     label samples, seeds and test images (see `metrics.accuracy_interval`).
@@ -280,7 +285,6 @@ def rows_of(
             seeds = 1 if name == "raw-pixels" else settings.seeds
             results = cells.measured(name, budget, settings.draws, seeds)
             accuracies = [cell["accuracy"] for cell in results]
-            std = float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else 0.0
             # Every seed has the same label samples.
             correct = [unpacked(cell.get("correct"), cell["accuracy"], tested) for cell in results]
             by_seed = np.reshape(correct, (seeds, -1, tested))
@@ -291,8 +295,8 @@ def rows_of(
                     "budget": budget,
                     "labels": len(samples[0]),
                     "mean": float(np.mean(accuracies)),
-                    "std": std,
-                    "ci95": list(accuracy_interval(by_seed)),
+                    "std": deviation(np.reshape(accuracies, (seeds, -1))),
+                    "ci95": list(accuracy_interval(by_seed, len(samples[0]) / labelled)),
                     "stage": stages.most_common(1)[0][0] if stages else None,
                     "draws": accuracies,
                 }

@@ -150,8 +150,8 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     setup = build_setup(settings, teacher, images, base, student, learned, device, precision)
     if can_compare and not len(np.setdiff1d(setup.task.pool, images.labelled)):
         raise UserError(
-            f"All {len(setup.task.pool)} images of {images.source.spec} are labelled: a student has "
-            "nothing to learn from.",
+            f"All {len(setup.task.pool)} images of {images.source.spec} outside its test split are "
+            "labelled: a student has nothing to learn from.",
             "name unlabelled images: clfew distill ./unlabeled",
         )
     console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")

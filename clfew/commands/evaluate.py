@@ -178,12 +178,15 @@ def _tested(
     own = (source.splits == "test").any() or (source.splits == "val").any()
     held_out, learned = None, NONE
     if own or is_same:
-        split = "the data's own test split" if own else "20 % of each class, held out from training"
+        split = "20 % of each class, held out from training"
+        if own:
+            has_test = (source.splits == "test").any()
+            split = "the data's own test split" if has_test else "the data's own validation split"
         # In another source, copies of learned images are tested on and counted as seen.
         learned = np.flatnonzero(np.isin(cache.digests, seen)) if is_same else NONE
     else:
         held_out = np.arange(len(source))
-        split = "all labelled images of a source that was not trained on"
+        split = "all labelled images of another source than that of the labels"
     data = labelled_data(source, cache, held_out, seed, rule, learned)
     # If a label CSV held all labels of the source, none was held out for testing.
     nothing_kept = is_same and learned_from["test_images"] == 0

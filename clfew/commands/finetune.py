@@ -31,7 +31,7 @@ from clfew.finetuning.labelled_data import (
     readable,
     with_labels,
 )
-from clfew.finetuning.metrics import accuracy_interval, unpacked
+from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
 from clfew.finetuning.start import (
     Network,
     Start,
@@ -261,7 +261,8 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
             run,
         )
         rows, fitted = fit_label_samples(fitting, learned.label_samples, trainings)
-        result = _summary(rows, len(learned.test))
+        drawn = len(learned.label_samples[0]) / max(1, len(learned.known))
+        result = _summary(rows, len(learned.test), drawn)
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
@@ -343,9 +344,9 @@ def _say_next(folder: Path, result: dict[str, Any]) -> None:
     console.next_command(f"clfew predict IMAGE{option}")
 
 
-def _summary(samples: list[dict[str, Any]], tested: int) -> dict[str, Any]:
-    """Returns the mean, standard deviation and 95 % interval of the accuracy over the label samples (see
-    `metrics.accuracy_interval`)."""
+def _summary(samples: list[dict[str, Any]], tested: int, drawn: float) -> dict[str, Any]:
+    """Returns the mean, standard deviation and 95 % interval of the accuracy over the label samples, of
+    which each holds the fraction `drawn` of all labels (see `metrics.accuracy_interval`)."""
     correct = [
         unpacked(sample.pop("correct", None), sample["accuracy"], tested) for sample in samples if tested
     ]
@@ -355,6 +356,6 @@ def _summary(samples: list[dict[str, Any]], tested: int) -> dict[str, Any]:
     accuracies = [sample["accuracy"] for sample in samples]
     return summary | {
         "mean": float(np.mean(accuracies)),
-        "std": float(np.std(accuracies, ddof=1)) if len(samples) > 1 else 0.0,
-        "ci95": list(accuracy_interval(np.stack(correct))),
+        "std": deviation(np.array(accuracies)),
+        "ci95": list(accuracy_interval(np.stack(correct), drawn)),
     }

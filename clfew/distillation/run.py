@@ -100,6 +100,7 @@ def build_setup(
         settings.temperature,
         settings.use_labels,
         views,
+        teacher.settings,
     )
 
 

@@ -5,7 +5,7 @@ Shape suffixes: M images of the pool, L labelled images, C classes, D features.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from clfew.data.augment import Recipe
 from clfew.data.splits import evenly_spaced
 from clfew.distillation.loss import Distillation
-from clfew.finetuning.fit import Log, Task, fit, predict_cached
+from clfew.finetuning.fit import FullSettings, Log, Task, fit, predict_cached
 from clfew.finetuning.model_selection import CLEAR, win_by_chance
 from clfew.finetuning.probes import folds, standardised_logistic
 from clfew.finetuning.start import Start
@@ -46,7 +46,7 @@ class DistillationSetup:
     SimCLRv2's temperature. shows_labels: whether the targets of labelled images are their labels rather
     than the teacher's probabilities. views: float16 (M, 1 + V, D), the backbone's features of the
     evaluation view and of V random views of each image of the pool; then the backbone is not trained.
-    None where the whole network is trained.
+    None where the whole network is trained. settings: with which the teacher was fitted, in mode "full".
     """
 
     teacher: Start
@@ -60,6 +60,7 @@ class DistillationSetup:
     softness: float
     shows_labels: bool
     views: np.ndarray | None = None
+    settings: FullSettings = field(default_factory=FullSettings)
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Verdict:
     student_agreement: the fraction of pool images on which two teachers, or two students, that were
     fitted to different labels predict the same class. Two models that are both correct agree, and models
     that err at random do not (Jiang et al., Assessing Generalization of SGD via Disagreement, ICLR
-    2022). compared: the number of images on which agreement was measured. agree_more, agree_less: on how
-    many of them only the students agree, and only the teachers.
+    2022). It decides nothing: two pairs are no sample. compared: the number of images on which it was
+    measured.
     """
 
     held_out: int
@@ -83,23 +84,14 @@ class Verdict:
     teacher_agreement: float
     student_agreement: float
     compared: int
-    agree_more: int = 0
-    agree_less: int = 0
 
     @property
     def is_better(self) -> bool:
-        """Whether the students are better than their teachers.
-
-        They are if they predict clearly more of the held-out labels correctly, as in `model_selection`;
-        or if they predict at least as many correctly and agree clearly more.
-        """
-        if not self.held_out:
-            return False
+        """Whether the students predict clearly more of the held-out labels correctly than their
+        teachers, as in `model_selection`."""
         gain = self.student_hits - self.teacher_hits
         wins = (self.differing + gain) // 2
-        if win_by_chance(wins, self.differing - wins) < CLEAR:
-            return True
-        return gain >= 0 and win_by_chance(self.agree_more, self.agree_less) < CLEAR
+        return win_by_chance(wins, self.differing - wins) < CLEAR
 
 
 def soft_targets(setup: DistillationSetup, teacher: Classifier, labelled_L: np.ndarray) -> np.ndarray:
@@ -226,7 +218,7 @@ def cross_fit(
     for number, (fitted, held_out) in enumerate(splits):
         progress(number, len(splits))
         half, other = labelled_L[fitted], labelled_L[held_out]
-        teacher, _ = fit(setup.teacher, task, half, setup.mode, seed)
+        teacher, _ = fit(setup.teacher, task, half, setup.mode, seed, setup.settings, judged=labelled_L)
         teacher.temperature = setup.temperature
         targets = soft_targets(setup, teacher, half)
         objective = build_student(setup, targets, seed)
@@ -252,8 +244,6 @@ def cross_fit(
         float(agree["teacher"].mean()),
         float(agree["student"].mean()),
         len(compared),
-        int((agree["student"] & ~agree["teacher"]).sum()),
-        int((agree["teacher"] & ~agree["student"]).sum()),
     )
     return verdict, student_logits, carried_out
 

@@ -13,6 +13,7 @@ from clfew.data.labels import apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
+from clfew.finetuning.fit import FullSettings
 from clfew.finetuning.labelled_data import LabelledData, held_out_of, labelled_data, merged
 from clfew.finetuning.start import (
     Network,
@@ -45,6 +46,12 @@ class Teacher:
     metadata: ArtifactMetadata
     seen: dict[str, np.ndarray]
     run: Path
+
+    @property
+    def settings(self) -> FullSettings:
+        """What was asked for when the teacher was fitted, in mode "full"."""
+        typed = read_config(self.run).get("arguments", {})
+        return FullSettings(typed.get("epochs"), typed.get("batch"), typed.get("lr"))
 
     @property
     def can_be_refitted(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
 from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
-from clfew.finetuning.probes import knn_head, linear_head
+from clfew.finetuning.probes import knn_head, linear_head, smallest_class, voters
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier, build_neck, neck_width
 from clfew.models.encoder import freeze_statistics
@@ -107,16 +107,18 @@ def fit(
     seed: int,
     settings: FullSettings = FullSettings(),
     log: Log = lambda row: None,
+    judged: np.ndarray | None = None,
 ) -> tuple[Classifier, dict[str, Any]]:
     """Fits a classifier to the labels of a few images.
 
     labelled: indices of the labelled images, a subset of `task.pool`. mode: "full", "linear", "knn" or
-    "propagate". Returns the classifier, in eval mode, and the settings that were chosen. `start` is not
-    changed.
+    "propagate". judged: the labelled images of the classifier that this one, of a part of them, stands
+    for; what depends on the number of labels is then as it is there. Returns the classifier, in eval
+    mode, and the settings that were chosen. `start` is not changed.
     """
     if mode == "full":
-        return fit_full(start, task, labelled, seed, settings, log)
-    head, extra = fit_probe(mode, task, labelled, seed)
+        return fit_full(start, task, labelled, seed, settings, log, judged)
+    head, extra = fit_probe(mode, task, labelled, seed, judged)
     no_neck = build_neck(start.encoder.dim, 0)
     return Classifier(copy.deepcopy(start.encoder), no_neck, head).eval(), extra
 
@@ -129,33 +131,41 @@ def predict_cached(classifier: Classifier, task: Task, indices: np.ndarray) -> n
 
 
 def fit_probe(
-    mode: str, task: Task, labelled: np.ndarray, seed: int, k: int | None = None
+    mode: str, task: Task, labelled: np.ndarray, seed: int, judged: np.ndarray | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Fits a head on the features of the task, in mode "linear", "knn" or "propagate"; returns it and
-    the settings that were chosen. k: the number of neighbours, None for that of these labels."""
+    the settings that were chosen. judged: see `fit`."""
     assert task.features is not None
     rows = np.searchsorted(task.pool, labelled)
     labels = task.labels[labelled]
+    all_labels = labels if judged is None else task.labels[judged]
     if mode == "linear":
-        return linear_head(task.features, rows, labels, task.classes, seed)
+        fewest = smallest_class(all_labels)
+        return linear_head(task.features, rows, labels, task.classes, seed, fewest)
     if mode == "knn":
-        neighbours = knn_head(task.features, rows, labels, task.classes, k)
+        neighbours = knn_head(task.features, rows, labels, task.classes, voters(all_labels))
         return neighbours, {"k": neighbours.k}
     propagated = propagation_head(task.features, task.graph, rows, labels, task.classes)
     return propagated, {"images": len(task.features)}
 
 
 def fit_full(
-    start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings, log: Log
+    start: Start,
+    task: Task,
+    labelled: np.ndarray,
+    seed: int,
+    settings: FullSettings,
+    log: Log,
+    judged: np.ndarray | None = None,
 ) -> tuple[Classifier, dict[str, Any]]:
     """Trains the whole network with a new head; returns the classifier, in eval mode, and the settings
-    used."""
+    used. judged: see `fit`."""
     torch.manual_seed(seed)
     encoder, neck = copy.deepcopy(start.encoder), copy.deepcopy(start.neck)
     head = nn.Linear(neck_width(neck) or encoder.dim, task.classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    smallest = int(np.unique(task.labels[labelled], return_counts=True)[1].min())
+    smallest = smallest_class(task.labels[labelled if judged is None else judged])
     freeze = start.is_pretrained and smallest < FROZEN_STATISTICS_BELOW
     objective = FineTuning(Classifier(encoder, neck, head), start.flip, freeze)
     plan = _plan(len(labelled), start.is_pretrained, seed, task.precision, settings)
@@ -186,7 +196,7 @@ def fit_full(
 
 def _plan(images: int, is_pretrained: bool, seed: int, precision: str, settings: FullSettings) -> Plan:
     """Plans EPOCHS, but at least LEAST_STEPS, where nothing else is asked for."""
-    batch = settings.batch or min(64, images)
+    batch = min(settings.batch or 64, images)
     per_epoch = max(1, images // batch)
     epochs = settings.epochs or (EPOCHS if images < 5000 else EPOCHS / 2)
     steps = max(1, round(epochs * per_epoch))

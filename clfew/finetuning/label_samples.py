@@ -13,7 +13,13 @@ from clfew.finetuning.calibration import fit_temperature, prior_temperature
 from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
 from clfew.finetuning.label_propagation import propagated_probabilities
 from clfew.finetuning.metrics import packed
-from clfew.finetuning.model_selection import Decision, decide, held_out_logits, is_clearly_better
+from clfew.finetuning.model_selection import (
+    Decision,
+    decide,
+    held_out_logits,
+    is_clearly_better,
+    logits_to_compare,
+)
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier
 from clfew.models.drift import alarm
@@ -128,11 +134,11 @@ def _decide(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[St
     if len(decisions) == 1:
         return first
     before = decisions[1]
-    logits, logits_before = first[2].logits, before[2].logits
-    if logits is None or logits_before is None:
+    if first[2].logits is None or before[2].logits is None:
         drifted = first[0].metadata.training.get("pretrain", {}).get("drift")
         return before if drifted and alarm(drifted) else first
     labels = first[1].labels[labelled]
+    logits, logits_before = logits_to_compare(decisions, labelled, seed, fitting.settings)
     correct, correct_before = (each.argmax(1) == labels for each in (logits, logits_before))
     worse = is_clearly_better(correct_before, correct)
     chosen = before if worse else first

@@ -20,16 +20,38 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
+def deviation(accuracies: np.ndarray) -> float | None:
+    """Returns the standard deviation of accuracies between label samples, or of (seeds, label samples)
+    between all of these: the root of the sum of the variances that seeds, label samples and the rest
+    cause. None if there is one accuracy only."""
+    values = np.atleast_2d(np.asarray(accuracies, dtype=float))
+    seeds, samples = values.shape
+    if values.size == 1:
+        return None
+    if 1 in values.shape:
+        return float(values.std(ddof=1))
+    by_seed, by_sample = values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_sample + values.mean()
+    residual = (rest**2).sum() / ((seeds - 1) * (samples - 1))
+    of_seeds = max(0.0, by_seed.var(ddof=1) - residual / samples)
+    of_samples = max(0.0, by_sample.var(ddof=1) - residual / seeds)
+    return float(np.sqrt(of_seeds + of_samples + residual))
+
+
+def accuracy_interval(correct: np.ndarray, drawn: float = 0.0) -> tuple[float, float]:
     """Returns the 95 % interval of the mean accuracy of several classifiers tested on the same images.
 
-    correct: (…, N) of 0 and 1. The axes before the images are what the classifiers differ in, such as
-    label samples, or pretraining seeds and label samples. The interval is for other images, other label
-    samples and other seeds at once: the variance of the mean is the sum over the axes of the variance
-    that each axis causes, without what is counted more than once (crossed random effects; Owen, The
-    Pigeonhole Bootstrap, 2007). It is the Wilson interval of as many independent images as have this
-    variance, with the t quantile of Satterthwaite's degrees of freedom. An axis of length 1 shows no
-    variance, and none is counted for it.
+    correct: (…, N) of 0 and 1. The axes before the images are what the classifiers differ in: label
+    samples, or pretraining seeds and label samples. drawn: the fraction f of the labelled images that
+    each label sample holds. R samples of the same images overlap, so that what they differ in is only a
+    part, 1 - f, of the variance between samples of other images, and their mean has 1 + R f / (1 - f)
+    times the variance that they show. If they hold all images, they show none, and none is counted.
+
+    The interval is for other images, other label samples and other seeds at once: the variance of the
+    mean is the sum over the axes of the variance that each axis causes, without what is counted more
+    than once (crossed random effects; Owen, The Pigeonhole Bootstrap, 2007). It is the Wilson interval
+    of as many independent images as have this variance, with the t quantile of Satterthwaite's degrees
+    of freedom. An axis of length 1 shows no variance, and none is counted for it.
     """
     from scipy import stats
 
@@ -45,7 +67,9 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     for axis in axes:
         others = tuple(other for other in range(smoothed.ndim) if other != axis)
         length = smoothed.shape[axis]
-        variances.append(float(smoothed.mean(others).var(ddof=1)) / length)
+        shown = float(smoothed.mean(others).var(ddof=1)) / length
+        overlap = min(drawn, _MOST_DRAWN) if axis == smoothed.ndim - 2 else 0.0
+        variances.append(shown * (1 + length * overlap / (1 - overlap)))
         freedoms.append(length - 1)
         residual = residual - residual.mean(axis, keepdims=True)
     counted_again = (len(axes) - 1) * (residual**2).sum() / np.prod(freedoms) / smoothed.size
@@ -57,6 +81,10 @@ def accuracy_interval(correct: np.ndarray) -> tuple[float, float]:
     centre = (mean + z**2 / (2 * images)) / (1 + z**2 / images)
     reach = z * (mean * (1 - mean) / images + z**2 / (4 * images**2)) ** 0.5 / (1 + z**2 / images)
     return max(0.0, centre - reach), min(1.0, centre + reach)
+
+
+_MOST_DRAWN = 0.95
+"""Where samples overlap more, what they differ in is too little to estimate a variance from."""
 
 
 def packed(correct_N: np.ndarray) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from clfew.finetuning.fit import FullSettings, Task, fit_full, fit_probe, predict_cached
-from clfew.finetuning.probes import folds, voters
+from clfew.finetuning.probes import folds, smallest_class
 from clfew.finetuning.start import Start
 from clfew.training.optim import SMALL_NETWORK
 
@@ -38,19 +38,24 @@ class Decision:
     """The mode to fit, and the reason for it.
 
     logits: (L, C), the outputs for each labelled image of a classifier in this mode that was fitted
-    without its fold; None where modes were not compared. scores: the cross-validated accuracy of each
-    mode tried.
+    without its fold; None where modes were not compared. in_halves: the same of one that was fitted to
+    the other half, where mode "full" was tried. scores, scores_in_halves: the cross-validated accuracy
+    of each mode tried, fitted to the other folds and to the other half.
     """
 
     mode: str
     reason: str
     logits: np.ndarray | None = field(default=None, compare=False)
+    in_halves: np.ndarray | None = field(default=None, compare=False)
     scores: dict[str, float] = field(default_factory=dict)
+    scores_in_halves: dict[str, float] = field(default_factory=dict)
 
     def as_row(self) -> dict[str, Any]:
         """Returns the part of it that results and artifacts keep."""
         row: dict[str, Any] = {"mode": self.mode, "reason": self.reason}
-        return row | ({"cross_validation": self.scores} if self.scores else {})
+        row |= {"cross_validation": self.scores} if self.scores else {}
+        halves = self.scores_in_halves
+        return row | ({"cross_validation_in_halves": halves} if halves else {})
 
 
 def decide(
@@ -69,22 +74,22 @@ def decide(
         return Decision("full", "from scratch there are no features to probe")
     assert task.features is not None
     modes = ["propagate", "linear", "knn"] if len(task.features) > len(labelled) else ["linear", "knn"]
-    if _fewest(task, labelled) < 2:
+    if smallest_class(task.labels[labelled]) < 2:
         return Decision(modes[0], "one label in some class: nothing to compare modes on")
     labels = task.labels[labelled]
     logits = {m: _fold_by_fold(m, start, task, labelled, seed, settings, FOLDS) for m in modes}
     best, scores, reason = _best_of(logits, labels)
     reason = f"cross-validated: {reason}"
-    if _fewest(task, labelled) >= FINE_TUNE_FROM and _is_cheap(start, task):
+    if smallest_class(task.labels[labelled]) >= FINE_TUNE_FROM and _is_cheap(start, task):
         # On the same halves of the labels, so that the difference is not that of the numbers of labels.
         halves = {
             m: _fold_by_fold(m, start, task, labelled, seed, settings, HALVES) for m in (best, "full")
         }
-        best, of_halves, compared = _best_of(halves, labels)
-        scores |= {"full": of_halves["full"]}
+        best, in_halves, compared = _best_of(halves, labels)
         reason += f"; fitted to half of the labels: {compared}"
         logits["full"] = halves["full"]
-    return Decision(best, reason, logits[best], scores)
+        return Decision(best, reason, logits[best], halves[best], scores, in_halves)
+    return Decision(best, reason, logits[best], scores=scores)
 
 
 def _best_of(logits: dict[str, np.ndarray], labels_L: np.ndarray) -> tuple[str, dict[str, float], str]:
@@ -127,10 +132,28 @@ def held_out_logits(
 ) -> np.ndarray | None:
     """Returns `Decision.logits`, computed now where modes were not compared; None where some class has
     one label, so that none can be held out."""
-    if decision.logits is not None or _fewest(task, labelled) < 2:
+    if decision.logits is not None or smallest_class(task.labels[labelled]) < 2:
         return decision.logits
     parts = HALVES if decision.mode == "full" else FOLDS
     return _fold_by_fold(decision.mode, start, task, labelled, seed, settings, parts)
+
+
+def logits_to_compare(
+    decisions: list[tuple[Start, Task, Decision]],
+    labelled: np.ndarray,
+    seed: int,
+    settings: FullSettings,
+) -> list[np.ndarray]:
+    """Returns the logits by which decisions for several starts are compared: where one of them is mode
+    "full", of classifiers that were all fitted to half of the labels."""
+    if all(decision.mode != "full" for _, _, decision in decisions):
+        return [decision.logits for _, _, decision in decisions if decision.logits is not None]
+    return [
+        decision.in_halves
+        if decision.in_halves is not None
+        else _fold_by_fold(decision.mode, start, task, labelled, seed, settings, HALVES)
+        for start, task, decision in decisions
+    ]
 
 
 def _fold_by_fold(
@@ -151,11 +174,6 @@ def _fold_by_fold(
     return logits
 
 
-def _fewest(task: Task, labelled: np.ndarray) -> int:
-    """Returns the number of labels of the class that has the fewest."""
-    return int(np.unique(task.labels[labelled], return_counts=True)[1].min())
-
-
 def _is_cheap(start: Start, task: Task) -> bool:
     """Returns whether training the whole network several times takes no more than minutes."""
     parameters = sum(parameter.numel() for parameter in start.encoder.parameters())
@@ -172,12 +190,11 @@ def _fold_logits(
     settings: FullSettings,
 ) -> np.ndarray:
     """Returns the logits of the held-out images, of a classifier fitted to the others."""
-    if mode == "full":
-        classifier, _ = fit_full(start, task, fitted, seed, settings, lambda row: None)
-        return predict_cached(classifier, task, held_out)
     both = np.concatenate([fitted, held_out])
-    # As many neighbours vote as in the classifier of all labels.
-    head, _ = fit_probe(mode, task, fitted, seed, voters(task.labels[both]))
+    if mode == "full":
+        classifier, _ = fit_full(start, task, fitted, seed, settings, lambda row: None, both)
+        return predict_cached(classifier, task, held_out)
+    head, _ = fit_probe(mode, task, fitted, seed, both)
     assert task.features is not None
     with torch.no_grad():
         return head(torch.from_numpy(task.features[np.searchsorted(task.pool, held_out)])).numpy()

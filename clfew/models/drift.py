@@ -21,7 +21,8 @@ IMAGES = 1000
 
 NEIGHBOURS = 10
 FEWEST_KEPT = 0.15
-"""The alarm is raised if a smaller fraction of each image's ten nearest neighbours is unchanged."""
+"""The alarm is raised if a smaller fraction of each image's ten nearest neighbours is unchanged, beyond
+what two encoders that have nothing in common share on so few images."""
 
 LEAST_RANK = 0.05
 """The alarm is raised if the effective rank falls below this fraction of its value before training. The
@@ -32,7 +33,7 @@ def neighbours_kept(before_NxD: np.ndarray, after_NxD: np.ndarray) -> float:
     """Returns the mean fraction of each image's ten nearest neighbours (by cosine similarity) that are
     the same for both encoders.
 
-    It is 1 if nothing has changed, and 10 / N for two encoders that have nothing in common.
+    It is 1 if nothing has changed, and 10 / (N - 1) for two encoders that have nothing in common.
     """
     pairs = zip(_nearest(before_NxD), _nearest(after_NxD), strict=True)
     return float(np.mean([len(np.intersect1d(a, b)) / len(a) for a, b in pairs]))
@@ -47,9 +48,12 @@ def effective_rank(features_NxD: np.ndarray) -> float:
 
 
 def drift(before_NxD: np.ndarray, after_NxD: np.ndarray) -> dict[str, float]:
-    """Returns `neighbours_kept`, and the effective rank after training divided by that before."""
+    """Returns `neighbours_kept`, how large it is for two encoders that have nothing in common, and the
+    effective rank after training divided by that before."""
     ratio = effective_rank(after_NxD) / effective_rank(before_NxD)
+    others = max(1, len(before_NxD) - 1)
     return {
+        "kept_by_chance": round(min(NEIGHBOURS, others) / others, 4),
         "neighbours_kept": round(neighbours_kept(before_NxD, after_NxD), 4),
         "rank_ratio": round(ratio, 4),
     }
@@ -57,7 +61,8 @@ def drift(before_NxD: np.ndarray, after_NxD: np.ndarray) -> dict[str, float]:
 
 def alarm(found: dict[str, float]) -> str:
     """Returns what is wrong with a drift (as from `drift`), "" if nothing is."""
-    if found["neighbours_kept"] < FEWEST_KEPT:
+    chance = found.get("kept_by_chance", 0.0)
+    if found["neighbours_kept"] - chance < FEWEST_KEPT * (1 - chance):
         return f"only {found['neighbours_kept']:.0%} of the nearest neighbours are unchanged by training"
     if found["rank_ratio"] < LEAST_RANK:
         return f"the effective rank of the features is only {found['rank_ratio']:.0%} of what it was"

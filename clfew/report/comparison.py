@@ -95,11 +95,11 @@ def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
 def header(result: dict[str, Any]) -> list[str]:
     """Returns the header of the accuracy table: a title, then each label budget with its label count."""
     counts = {row["budget"]: row["labels"] for row in result["rows"]}
-    return ["accuracy, %", *(f"{budget} ({count})" for budget, count in counts.items())]
+    return ["accuracy, % (95 % interval)", *(f"{budget} ({count})" for budget, count in counts.items())]
 
 
 def lines(result: dict[str, Any]) -> list[list[str]]:
-    """Returns a line for each encoder: title, then each budget's mean ± half of the 95 % interval."""
+    """Returns a line for each encoder: title, then each budget's mean and its 95 % interval."""
     budgets = list(dict.fromkeys(row["budget"] for row in result["rows"]))
     cells = {(row["method"], row["budget"]): row for row in result["rows"]}
     names = list(dict.fromkeys(row["method"] for row in result["rows"]))
@@ -112,4 +112,5 @@ def lines(result: dict[str, Any]) -> list[list[str]]:
 def _cell(row: dict[str, Any]) -> str:
     if row["ci95"] is None:
         return f"{100 * row['mean']:.1f}"
-    return f"{100 * row['mean']:.1f} ± {50 * (row['ci95'][1] - row['ci95'][0]):.1f}"
+    low, high = row["ci95"]
+    return f"{100 * row['mean']:.1f} ({100 * low:.1f} to {100 * high:.1f})"

@@ -38,7 +38,7 @@ def draw_label_efficiency(
         axes.errorbar(
             [r["labels"] for r in rows_of],
             [100 * r["mean"] for r in rows_of],
-            yerr=[100 * r["std"] for r in rows_of],
+            yerr=[100 * (r["std"] or 0) for r in rows_of],
             label=title,
             color=colour,
             marker=marker,
@@ -51,7 +51,8 @@ def draw_label_efficiency(
     axes.set_xticks(budgets, [f"{n}" for n in budgets])
     axes.minorticks_off()
     axes.set_xlabel(labels)
-    axes.set_ylabel("accuracy on unseen images, %")
+    has_deviation = any(r["std"] for r in rows)
+    axes.set_ylabel("accuracy on unseen images, %" + (", ± standard deviation" if has_deviation else ""))
     axes.grid(axis="y", color="#e3e7ee")
     axes.spines[["top", "right"]].set_visible(False)
     handles, names = axes.get_legend_handles_labels()

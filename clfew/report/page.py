@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 
 from clfew.console import printable
+from clfew.finetuning.metrics import expected_calibration_error
 from clfew.methods.collapse import collapse_summary
 from clfew.report import figures, text
 from clfew.report.png import data_uri
@@ -90,7 +91,7 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
         commonest={"name": classes[count_C.argmax()], "fraction": count_C.max() / count_C.sum()},
         pictures={name: _figure(pair) for name, pair in drawn.items()},
         pairs=_pairs(report, details.labels, predicted_N, confidence_N, describe),
-        verdict=verdict(float(confidence_N.mean()), report["accuracy"], report["ece"], report["n"]),
+        verdict=verdict(confidence_N, predicted_N == details.labels),
         wrong=len(wrong),
         mistakes=[describe(index) for index in surest],
         samples=_samples(classes, details.labels, predicted_N, describe),
@@ -112,18 +113,34 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
     )
 
 
-def verdict(claimed: float, accuracy: float, ece: float, images: int) -> str:
-    """Summarises the reliability diagram in one sentence. claimed: the mean confidence."""
+def verdict(confidence_N: np.ndarray, correct_N: np.ndarray) -> str:
+    """Summarises the reliability diagram in one sentence, as far as so many images can tell.
+
+    What is called wrong is more than the confidences of a perfectly calibrated classifier, which is
+    right as often as it is confident, show by chance on as many images in 1 of 20 cases.
+    """
+    claimed, accuracy = float(confidence_N.mean()), float(correct_N.mean())
     means = f"its mean confidence is {percent(claimed, 0)} and its accuracy is {percent(accuracy, 0)}"
-    if images < 100:
-        return f"With so few images this is only a rough estimate: {means}."
-    if claimed - accuracy > 0.03:
-        return f"The classifier is over-confident: {means}."
-    if accuracy - claimed > 0.03:
-        return f"The classifier is under-confident: {means}."
-    if ece > 0.05:
+    chance = 1.96 * float(np.sqrt((confidence_N * (1 - confidence_N)).sum())) / len(confidence_N)
+    if abs(claimed - accuracy) > max(NOTICEABLE, chance):
+        return f"The classifier is {'over' if claimed > accuracy else 'under'}-confident: {means}."
+    random = np.random.default_rng(0)
+    eces = [
+        expected_calibration_error(confidence_N, random.random(len(confidence_N)) < confidence_N)
+        for _ in range(200)
+    ]
+    found = expected_calibration_error(confidence_N, correct_N)
+    if found > max(NOTICEABLE_ECE, float(np.quantile(eces, 0.95))):
         return f"The classifier's confidence is right on average, but not for every group: {means}."
+    if chance > NOTICEABLE:
+        images = f"{len(confidence_N):,} image" + ("s" if len(confidence_N) > 1 else "")
+        return f"On {images}, which is a rough estimate, no confidence is clearly wrong: {means}."
     return f"The classifier's confidence can be trusted: {means}."
+
+
+NOTICEABLE, NOTICEABLE_ECE = 0.03, 0.05
+"""Smaller differences between confidence and accuracy matter to nobody; the second is their mean over
+the bins of the diagram."""
 
 
 def _count(number: int) -> str:

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ from scipy import stats
 from clfew.finetuning.metrics import (
     accuracy_interval,
     classification_report,
+    deviation,
     expected_calibration_error,
     packed,
     unpacked,
@@ -171,9 +173,9 @@ def test_the_interval_covers_other_samples_seeds_and_images(seeds, samples, imag
     def draw(*shape):
         """How sure each of the seeds, label samples and images is to be predicted correctly."""
         logits = np.full(shape, offset)
-        for deviation, axes in zip(deviations, ({0}, {1}, {2}, {0, 1, 2}), strict=True):
+        for scale, axes in zip(deviations, ({0}, {1}, {2}, {0, 1, 2}), strict=True):
             size = [length if axis in axes else 1 for axis, length in enumerate(shape)]
-            logits = logits + deviation * random.normal(size=size)
+            logits = logits + scale * random.normal(size=size)
         return 1 / (1 + np.exp(-logits))
 
     truth = np.mean([draw(1, 1, 1) for _ in range(20_000)])
@@ -184,6 +186,37 @@ def test_the_interval_covers_other_samples_seeds_and_images(seeds, samples, imag
         covered += low <= truth <= high
     # Three seeds that differ much are the hardest: 92 % of 4,000 trials.
     assert covered / trials >= 0.9
+
+
+@pytest.mark.parametrize("drawn", [0.05, 0.5, 0.8])
+def test_the_interval_covers_other_label_samples_where_these_overlap(drawn):
+    """Each of 40 labelled images that a sample holds adds to how sure the classifier is. Label samples
+    of the same 40 images overlap, and the truth is over samples of others."""
+    random, trials, covered = np.random.default_rng(0), 300, 0
+    pool, size = 40, round(drawn * 40)
+    for _ in range(trials):
+        worth = random.normal(size=pool)
+        samples = [random.permutation(pool)[:size] for _ in range(5)]
+        sureness = np.array([worth[each].mean() * size**0.5 * 0.4 for each in samples])
+        chances = 1 / (1 + np.exp(-1 - sureness))
+        low, high = accuracy_interval(random.random((5, 2000)) < chances[:, None], size / pool)
+        covered += low <= truth_of_overlapping() <= high
+    assert covered / trials > 0.88
+
+
+@functools.cache
+def truth_of_overlapping():
+    return float((1 / (1 + np.exp(-1 - 0.4 * np.random.default_rng(1).normal(size=100_000)))).mean())
+
+
+def test_the_deviation_of_crossed_seeds_and_samples_is_that_of_all_their_values():
+    random, found = np.random.default_rng(0), []
+    for _ in range(4000):
+        by_seed, by_sample = 0.3 * random.normal(size=(3, 1)), 0.1 * random.normal(size=5)
+        found.append(deviation(by_seed + by_sample + 0.1 * random.normal(size=(3, 5))) ** 2)
+    assert np.mean(found) == pytest.approx(0.3**2 + 0.1**2 + 0.1**2, rel=0.05)
+    assert deviation(np.array([0.5])) is None
+    assert deviation(np.array([0.4, 0.6])) == pytest.approx(np.std([0.4, 0.6], ddof=1))
 
 
 def test_which_images_were_right_is_kept_as_text():

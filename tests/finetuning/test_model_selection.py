@@ -3,13 +3,15 @@ import pytest
 import torch
 from torch import nn
 
-from clfew.finetuning import model_selection
+from clfew.finetuning import fit as fit_module
+from clfew.finetuning import model_selection, probes
 from clfew.finetuning.fit import FullSettings, Task, fit
 from clfew.finetuning.model_selection import (
     Decision,
     decide,
     held_out_logits,
     is_clearly_better,
+    logits_to_compare,
     win_by_chance,
 )
 from clfew.finetuning.probes import folds
@@ -86,9 +88,7 @@ def test_what_is_scored_is_what_is_shipped(pixels, mode):
         Decision(mode, "as asked for"), start_of(), task, labelled, 0, FullSettings()
     )
     for fitted, held_out in folds(task.labels[labelled], 0, 5):
-        classifier, _ = fit(start_of(), task, labelled[fitted], mode, 0)
-        if mode == "knn":
-            classifier.head.neighbours.fill_(5)  # As many as vote once all labels are known.
+        classifier, _ = fit(start_of(), task, labelled[fitted], mode, 0, judged=labelled)
         with torch.no_grad():
             expected = classifier.from_features(torch.from_numpy(task.features[held_out])).numpy()
         np.testing.assert_allclose(logits[held_out], expected, atol=1e-6)
@@ -118,16 +118,15 @@ def test_from_scratch_the_network_is_trained_whole(pixels):
 def test_fine_tuning_is_tried_from_ten_labels_a_class(pixels, monkeypatch, labels, tried):
     monkeypatch.setattr(model_selection, "_fold_by_fold", lambda *arguments: np.ones((labels, 3)))
     decision = decide("auto", start_of(), task_of(pixels), np.arange(labels), 0, FullSettings())
-    assert ("full" in decision.scores) is tried
+    assert ("full" in decision.scores_in_halves) is tried
+    assert "full" not in decision.scores  # Fitted to fewer labels than these.
 
 
 def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeypatch):
     monkeypatch.setattr(model_selection, "_fold_by_fold", lambda *arguments: np.ones((30, 3)))
     monkeypatch.setattr(model_selection, "SMALL_NETWORK", 1000)
-    assert (
-        "full"
-        not in decide("auto", start_of(), task_of(pixels), np.arange(30), 0, FullSettings()).scores
-    )
+    decision = decide("auto", start_of(), task_of(pixels), np.arange(30), 0, FullSettings())
+    assert decision.scores_in_halves == {}
 
 
 @pytest.mark.parametrize(("linear", "is_taken"), [(10, False), (15, False), (16, True)])
@@ -205,3 +204,51 @@ def test_only_the_classifiers_head_is_trained_at_the_full_rate(pixels, monkeypat
         "classifier.head.bias",
     ]
     assert rates["classifier.encoder.backbone.head.weight"] == 0.1
+
+
+def test_starts_are_compared_on_as_many_labels(pixels):
+    """A network that was fitted to halves of the labels is not compared with a head of four fifths."""
+    task, labelled = task_of(pixels), np.arange(30)
+    halves, fifths = np.ones((30, 3)), np.zeros((30, 3))
+    full = Decision("full", "", halves, halves)
+    probe = Decision("linear", "", fifths)
+    arguments = (labelled, 0, FullSettings())
+    same = logits_to_compare([(start_of(), task, probe), (start_of(), task, probe)], *arguments)
+    assert all(logits is fifths for logits in same)
+    first, second = logits_to_compare([(start_of(), task, full), (start_of(), task, probe)], *arguments)
+    assert first is halves
+    expected = model_selection._fold_by_fold("linear", start_of(), task, labelled, 0, FullSettings(), 2)
+    np.testing.assert_allclose(second, expected)
+
+
+@pytest.mark.parametrize("labels", [30, 45, 57, 60])
+def test_the_network_that_is_judged_is_trained_as_the_one_that_is_kept(pixels, monkeypatch, labels):
+    """With ten labels a class, halves have five, below what BatchNorm's statistics need."""
+    frozen = []
+    monkeypatch.setattr(
+        fit_module, "train", lambda objective, *rest: frozen.append(objective) or rest[1]
+    )
+    start, task, labelled = start_of(), task_of(pixels), np.arange(labels)
+    monkeypatch.setattr(model_selection, "predict_cached", lambda c, t, rows: np.zeros((len(rows), 3)))
+    fit(start, task, labelled, "full", 0)
+    held_out_logits(Decision("full", ""), start, task, labelled, 0, FullSettings())
+    assert len(frozen) == 3 and len({each.freeze_statistics for each in frozen}) == 1
+
+
+@pytest.mark.parametrize("each", [2, 3, 4, 5])
+def test_the_regression_that_is_judged_is_chosen_as_the_one_that_is_kept(pixels, monkeypatch, each):
+    """With three labels a class, folds have two, too few to choose scaling and C from."""
+    chosen, task = [], task_of(pixels)
+    choose = probes._choose_strength
+
+    def spy(inputs, labels, seed, fewest):
+        chosen.append((choose(inputs, labels, seed, fewest), fewest))
+        return chosen[-1][0]
+
+    monkeypatch.setattr(probes, "_choose_strength", spy)
+    labelled = np.concatenate([np.flatnonzero(task.labels == c)[:each] for c in range(3)])
+    fit(start_of(), task, np.sort(labelled), "linear", 0)
+    held_out_logits(Decision("linear", ""), start_of(), task, np.sort(labelled), 0, FullSettings())
+    assert {fewest for _, fewest in chosen} == {each}
+    if each < 4:
+        assert {strength for strength, _ in chosen} == {probes.FEW_LABELS}

@@ -35,8 +35,14 @@ def test_effective_rank_is_the_number_of_independent_features():
     assert effective_rank(one) == pytest.approx(1, abs=0.01)
 
 
-def test_features_that_have_nothing_in_common_raise_the_alarm():
-    assert "neighbours" in alarm(drift(features(), features(seed=1)))
+@pytest.mark.parametrize("images", [16, 40, 60, 100, 500])
+def test_features_that_have_nothing_in_common_raise_the_alarm(images):
+    """Among few images, many neighbours are the same by chance."""
+    before, other = features(images), features(images, seed=1)
+    found = drift(before, other)
+    assert found["kept_by_chance"] == pytest.approx(found["neighbours_kept"], abs=0.08)
+    assert "neighbours" in alarm(found)
+    assert alarm(drift(before, before + 0.1 * other)) == ""
 
 
 def test_collapse_raises_the_alarm():

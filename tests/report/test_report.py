@@ -311,8 +311,27 @@ def test_settings_are_flattened() -> None:
 
 def test_percent_and_verdict() -> None:
     assert (percent(0.8035), percent(1.0, 0), percent(None)) == ("80.3\u202f%", "100\u202f%", "–")
-    assert "rough estimate" in verdict(0.9, 0.8, 0.1, 20)
-    assert "over-confident" in verdict(0.9, 0.8, 0.1, 1000)
-    assert "under-confident" in verdict(0.7, 0.8, 0.1, 1000)
-    assert "not for every group" in verdict(0.8, 0.8, 0.1, 1000)
-    assert "can be trusted" in verdict(0.8, 0.8, 0.01, 1000)
+
+
+def test_the_verdict_on_calibration_says_what_the_images_can_tell() -> None:
+    def of(confidence, accuracy, images):
+        return verdict(np.full(images, confidence), np.arange(images) < accuracy * images)
+
+    assert "over-confident" in of(0.9, 0.8, 1000) and "under-confident" in of(0.7, 0.8, 1000)
+    assert "over-confident" in of(0.95, 0.5, 20)
+    # 16 of 20 is what a confidence of .9 shows by chance.
+    assert "On 20 images, which is a rough estimate, no" in of(0.9, 0.8, 20)
+    assert "On 1 image, which" in of(0.6, 1, 1)
+    groups = np.repeat([0.7, 0.9], 1000)  # Each is wrong by .1, in other directions.
+    assert "not for every group" in verdict(groups, np.arange(2000) % 5 > 0)
+    assert "can be trusted" in of(0.8, 0.8, 2000)
+
+
+@pytest.mark.parametrize("images", [50, 200, 1000])
+def test_a_perfectly_calibrated_classifier_is_rarely_called_wrong(images) -> None:
+    random, wrong = np.random.default_rng(0), 0
+    for _ in range(60):
+        confidence = random.beta(4, 2, images).clip(0.1)
+        said = verdict(confidence, random.random(images) < confidence)
+        wrong += "confident:" in said or "not for every group" in said
+    assert wrong <= 9  # Of 60, a twentieth for each of the two claims at most, and chance.
