@@ -33,6 +33,7 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
     The code is 0 for success, 1 for an error that the user can fix, 2 for wrong usage, and 128 + the
     signal's number after a signal.
     """
+    console.is_command = True
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     _share_the_cores()
     try:

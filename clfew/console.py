@@ -19,6 +19,9 @@ from clfew.errors import UserError
 log_console = Console(stderr=True, highlight=False)
 out_console = Console(highlight=False)
 
+is_command = False
+"""Whether this process is the `clfew` command, and not a program that calls clfew."""
+
 _PLAIN_SECONDS = 10.0
 
 

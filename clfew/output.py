@@ -176,7 +176,9 @@ def print_report(report: dict[str, Any]) -> None:
     )
     for step in ("pretraining", "finetuning"):
         if report[f"seen_in_{step}"]:
-            console.write_out(f"{report[f'seen_in_{step}']:,} of these images were seen in {step}\n")
+            how = "without" if step == "pretraining" else "with"
+            count = report[f"seen_in_{step}"]
+            console.write_out(f"{count:,} of these images were learned from {how} their labels\n")
 
 
 def _uncalibrated(report: dict[str, Any]) -> str:

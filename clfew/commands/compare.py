@@ -53,7 +53,7 @@ from clfew.settings import (
 )
 from clfew.training.batch import TrainingData
 from clfew.training.budget import budget_of
-from clfew.training.device import set_threads
+from clfew.training.device import set_threads, without_traces
 from clfew.training.saving import stoppable
 from clfew.training.signals import StopRequest
 
@@ -97,7 +97,7 @@ def run(settings: CompareSettings) -> tuple[Path, dict[str, Any]]:
         return _run(new, plan, images, encoder_name)
 
 
-compare = function_of(CompareSettings, run)
+compare = function_of(CompareSettings, without_traces(run))
 
 
 def resolve(settings: CompareSettings) -> ComparisonPlan:

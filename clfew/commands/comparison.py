@@ -135,7 +135,7 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
         for budget in settings.labels
     }
     labelled = np.unique(np.concatenate([s for samples in label_samples.values() for s in samples]))
-    bounded_data = replace(data, pool=bounded(data.pool, labelled))
+    bounded_data = replace(data, pool=bounded(data.pool, labelled, "for the classifiers"))
     return Images(len(data.pool), bounded_data, label_samples, size, device, precision), name
 
 

@@ -53,7 +53,13 @@ from clfew.runs.folders import (
 )
 from clfew.runs.locks import held
 from clfew.settings import DistillSettings, arguments_of, function_of
-from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
+from clfew.training.device import (
+    choose_device,
+    choose_precision,
+    set_threads,
+    set_up_as_started,
+    without_traces,
+)
 from clfew.training.plan import Plan
 from clfew.training.saving import resumable, stoppable
 from clfew.version import __version__
@@ -90,7 +96,7 @@ def run(settings: DistillSettings) -> tuple[Path, dict[str, Any]]:
     return new.folder, result
 
 
-distill = function_of(DistillSettings, run)
+distill = function_of(DistillSettings, without_traces(run))
 
 
 def resume(

@@ -15,7 +15,7 @@ from clfew.models.features import apply_to_files
 from clfew.runs.files import write_bytes, write_csv
 from clfew.runs.folders import check_new, new_run
 from clfew.settings import EmbedSettings, function_of
-from clfew.training.device import choose_device, choose_precision, set_threads
+from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 
 def run(settings: EmbedSettings) -> tuple[Path, int, int]:
@@ -52,7 +52,7 @@ def run(settings: EmbedSettings) -> tuple[Path, int, int]:
     return run.folder, *features.shape
 
 
-embed = function_of(EmbedSettings, run)
+embed = function_of(EmbedSettings, without_traces(run))
 
 
 def _features_of(

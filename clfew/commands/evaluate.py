@@ -25,7 +25,7 @@ from clfew.report.page import ReportDetails, write_report
 from clfew.runs.files import write_json
 from clfew.runs.folders import Run, check_new, find_artifact, new_run, read_config
 from clfew.settings import EvaluateSettings, function_of
-from clfew.training.device import choose_device, choose_precision, set_threads
+from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(settings: EvaluateSettings) -> tuple[Path, dict[str, Any]]:
     return run.folder, report
 
 
-evaluate = function_of(EvaluateSettings, run)
+evaluate = function_of(EvaluateSettings, without_traces(run))
 
 
 def prepare(settings: EvaluateSettings) -> Prepared:

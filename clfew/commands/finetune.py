@@ -29,6 +29,7 @@ from clfew.finetuning.labelled_data import (
     other_sources,
     pool_features,
     readable,
+    uses_features,
     with_labels,
 )
 from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
@@ -61,7 +62,13 @@ from clfew.runs.folders import (
 )
 from clfew.runs.locks import held
 from clfew.settings import FinetuneSettings, arguments_of, function_of, labels_of
-from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
+from clfew.training.device import (
+    choose_device,
+    choose_precision,
+    set_threads,
+    set_up_as_started,
+    without_traces,
+)
 from clfew.training.saving import resumable, stoppable
 from clfew.version import __version__
 
@@ -89,7 +96,7 @@ def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
     return folder, result
 
 
-finetune = function_of(FinetuneSettings, run)
+finetune = function_of(FinetuneSettings, without_traces(run))
 
 
 def resume(
@@ -194,7 +201,7 @@ def _open_images(
     """Returns the images to learn from and to test on, and the label samples. listed: the images that a
     label CSV lists."""
     spec = parse_labels(labels_of(settings))
-    split_seed = start.metadata.data.get("pretrain", {}).get("split_seed", settings.seed)
+    split_seed = _split_seed(settings, start, opened)
     if listed is None:
         require_testable(opened)
     held_out = held_out_of(opened, split_seed, listed)
@@ -208,16 +215,30 @@ def _open_images(
         if listed is not None
         else [sample_labels(opened, data.known, spec, settings.seed + i) for i in range(settings.repeat)]
     )
+    always = np.concatenate(label_samples)
     console.say(
         f"source     {settings.source}: {len(opened.classes)} classes, {len(label_samples[0])} labels "
         f"used of {len(data.pool):,} images, {len(data.test):,} more held out for testing"
     )
+    # Mode "full" looks at no image without a label.
+    has_use = uses_features(start, settings.mode)
+    pool = bounded(data.pool, always, "for their features") if has_use else data.pool
     return replace(
         data,
-        pool=bounded(data.pool, np.concatenate(label_samples)),
+        pool=pool,
         label_samples=label_samples,
         others=find_others(start, opened, settings.mode, cache.digests[data.test]),
     )
+
+
+def _split_seed(settings: FinetuneSettings, start: Start, opened: Source) -> int:
+    """Returns the seed of the test split: that with which the start held images out, of this source with
+    labels or of any without, else the seed of the run."""
+    before = start.metadata.data
+    of_labels = before.get("finetune", {})
+    if "pretrain" not in before and of_labels.get("source") == opened.spec:
+        return int(of_labels["split_seed"])
+    return int(before.get("pretrain", {}).get("split_seed", settings.seed))
 
 
 def create(run: Run, prepared: Prepared, device: torch.device) -> None:
@@ -308,11 +329,14 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
     write_json(run.folder / "result.json", result)
     seen = start.seen
-    if learned.others and fitted.decided["mode"] == "propagate":
+    if fitted.decided["mode"] == "propagate":
         # Propagation uses these images even if the start was not trained on them.
-        seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
+        seen = np.union1d(seen, cache.digests[learned.pool])
+        if learned.others:
+            seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
     path = run.folder / ARTIFACTS["finetune"]
-    save_classifier(path, fitted.classifier, metadata, seen, cache.digests[fitted.labelled])
+    taught = np.union1d(start.taught, cache.digests[fitted.labelled])
+    save_classifier(path, fitted.classifier, metadata, seen, taught)
 
 
 def _metadata(

@@ -14,7 +14,7 @@ from clfew.models.features import apply_to_files
 from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import find_artifact
 from clfew.settings import PredictSettings, function_of
-from clfew.training.device import choose_device, choose_precision, set_threads
+from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def run(
     return _predictions(classifier, metadata, files, settings.top, device, precision)
 
 
-predict = function_of(PredictSettings, run)
+predict = function_of(PredictSettings, without_traces(run))
 
 
 def _predictions(

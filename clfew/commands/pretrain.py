@@ -34,7 +34,7 @@ from clfew.methods.setup import (
     pretraining_images,
     training_data_of,
 )
-from clfew.models.artifacts import load_encoder, save_encoder
+from clfew.models.artifacts import digests_of_trained, load_encoder, save_encoder
 from clfew.models.classifier import neck_width
 from clfew.models.defaults import (
     cached_side,
@@ -47,7 +47,7 @@ from clfew.models.defaults import (
 )
 from clfew.models.drift import report_drift
 from clfew.models.encoder import Encoder
-from clfew.models.init_weights import SCRATCH, InitWeights, load_init_weights
+from clfew.models.init_weights import SCRATCH, InitWeights, load_init_weights, seen_before
 from clfew.report.samples import write_samples
 from clfew.runs.files import sync
 from clfew.runs.folders import (
@@ -67,7 +67,13 @@ from clfew.settings import PretrainSettings, arguments_of, function_of, source_o
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget, PlanOptions, budget_of, plan_within
 from clfew.training.compilation import check_compile
-from clfew.training.device import choose_device, choose_precision, set_threads, set_up_as_started
+from clfew.training.device import (
+    choose_device,
+    choose_precision,
+    set_threads,
+    set_up_as_started,
+    without_traces,
+)
 from clfew.training.loop import train
 from clfew.training.optim import ENCODER_RATE
 from clfew.training.plan import Plan
@@ -106,6 +112,7 @@ class Prepared:
 
     start: the pretrained encoder that it starts from, None for random weights. data: the images, or for
     an adapter the features of their views. steps: those of the newest plan, of a run that is resumed.
+    seen: digests of the images that the start was trained on.
     """
 
     config: dict[str, Any]
@@ -118,6 +125,7 @@ class Prepared:
     data: TrainingData
     plan: Plan
     steps: int
+    seen: np.ndarray
 
     @property
     def precision(self) -> str:
@@ -134,7 +142,7 @@ def run(settings: PretrainSettings) -> Path:
     return folder
 
 
-pretrain = function_of(PretrainSettings, run)
+pretrain = function_of(PretrainSettings, without_traces(run))
 
 
 def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
@@ -325,16 +333,18 @@ def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
         "plan": asdict(plan),
         "epochs": plan.last_step() / plan.steps_per_epoch(len(data)),
     }
-    indices, steps = resolved.indices, plan.last_step()
-    return Prepared(config, resolved.source, cache, indices, device, start, objective, data, plan, steps)
+    init_weights, indices, steps = resolved.init_weights, resolved.indices, plan.last_step()
+    seen = cache.digests[:0] if init_weights is None else seen_before(init_weights)
+    return Prepared(
+        config, resolved.source, cache, indices, device, start, objective, data, plan, steps, seen
+    )
 
 
 def create(run: Run, prepared: Prepared) -> None:
     """Writes what a new run needs to be resumed."""
     if prepared.start is not None:  # To measure the drift, too.
         metadata = encoder_metadata(prepared.config, prepared.start, "", 0)
-        nothing_seen = prepared.cache.digests[:0]
-        save_encoder(run.folder / START, prepared.start, nn.Sequential(), metadata, nothing_seen)
+        save_encoder(run.folder / START, prepared.start, nn.Sequential(), metadata, prepared.seen)
     run.write_bad_images(prepared.cache.bad)
     run.write_config(prepared.config)  # Last, because a run with a config can be resumed.
 
@@ -359,7 +369,8 @@ def restore(folder: Path, config: dict[str, Any], device: str, threads: int | No
     Run(folder).keep_metrics_until(done)
     steps = newest.last_step()
     config = config | {"epochs": steps / plan.steps_per_epoch(len(data))}
-    return Prepared(config, source, cache, indices, chosen, start, objective, data, plan, steps)
+    seen = cache.digests[:0] if start is None else digests_of_trained(folder / START)
+    return Prepared(config, source, cache, indices, chosen, start, objective, data, plan, steps, seen)
 
 
 def _saving(run: Run) -> Saving:
@@ -455,7 +466,8 @@ def save(run: Run, prepared: Prepared, last_row: dict[str, float]) -> None:
     if not isinstance(objective, Method):
         seen = np.sort(learned_from(indices, config["split_seed"], config["viewed"]))
     sync(run.folder / "metrics.jsonl")  # The metrics must be on the disk before the artifact.
-    save_encoder(artifact, objective.encoder, objective.projector, metadata, cache.digests[seen])
+    digests = np.union1d(prepared.seen, cache.digests[seen])
+    save_encoder(artifact, objective.encoder, objective.projector, metadata, digests)
     _saving(run).discard()
     console.say(f"saved      {artifact}")
 

@@ -42,7 +42,8 @@ _BAND_PIXELS = 2**18
 
 # What Pillow warns about (odd metadata, large images) is either harmless or refused below, and
 # `warnings.catch_warnings` would not be safe in the threads that decode.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+# The user's own filters come first.
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 
 turns = Turns()

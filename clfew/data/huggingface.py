@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,10 @@ def open_dataset(spec: str) -> Source:
     is_local = path.exists()
     if not is_local and name.startswith((".", "/", "~")):
         raise UserError(f"There is no folder or file {name}.", "check the spelling of the path.")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
-    datasets.disable_progress_bars()
     try:
-        with _offline() if is_local else contextlib.nullcontext():
+        with _quiet(), _offline() if is_local else contextlib.nullcontext():
             loaded = _load_local(path) if is_local else datasets.load_dataset(name, config or None)
     except Exception as error:  # `datasets` raises whatever its readers and its network layer raise.
         cause = error.__cause__ or error
@@ -47,18 +44,39 @@ def open_dataset(spec: str) -> Source:
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside this context, `datasets` shows no progress bars, and nobody is told of what is loaded."""
+    import datasets
+    import huggingface_hub.constants
+
+    had_bars = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with _switched_on([(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY")]):
+            yield
+    finally:
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
 def _offline() -> Iterator[None]:
     """Inside this context, `datasets` uses no network. The environment, which decides this for the whole
     process and for other libraries, is left alone."""
     import datasets.config
     import huggingface_hub.constants
 
-    switches = [
-        (module, name)
-        for module in (datasets.config, huggingface_hub.constants)
-        for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-        if hasattr(module, name)
-    ]
+    modules, names = (
+        (datasets.config, huggingface_hub.constants),
+        ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"),
+    )
+    with _switched_on([(m, name) for m in modules for name in names if hasattr(m, name)]):
+        yield
+
+
+@contextlib.contextmanager
+def _switched_on(switches: list[tuple[Any, str]]) -> Iterator[None]:
+    """Inside this context, these attributes of modules are True."""
     before = [getattr(module, name) for module, name in switches]
     for module, name in switches:
         setattr(module, name, True)

@@ -158,7 +158,7 @@ def cached_images(source: Source, side: int) -> ImageCache:
             f"(the first is {console.printable(name)}: {reason}); the run's bad_images.csv lists them"
         )
     if source.ignored:
-        console.say(f"ignored    {source.ignored} files that are not images")
+        console.say(f"ignored    {source.ignored} files of types that clfew does not read")
     return cache
 
 

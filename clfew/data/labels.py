@@ -69,7 +69,8 @@ def sample_labels(source: Source, pool: np.ndarray, spec: LabelSpec, seed: int) 
     missing = [source.classes[c] for c in range(len(source.classes)) if c not in members]
     if missing:
         raise UserError(
-            f"The class '{missing[0]}' has no image outside the test split.",
+            f"The class '{missing[0]}' has no image outside the test split that is readable and no copy "
+            "of a test image.",
             "add training images of it, or remove it from the test images.",
         )
     counts = _counts_per_class(source, members, spec, seed)
@@ -91,7 +92,8 @@ def _counts_per_class(
         if spec.per_class > sizes[smallest]:
             raise UserError(
                 f"--labels {spec.per_class}/class is more than the class "
-                f"'{source.classes[smallest]}' has outside the test split ({sizes[smallest]}).",
+                f"'{source.classes[smallest]}' has outside the test split ({sizes[smallest]}, without "
+                "unreadable images and copies of test images).",
                 f"use --labels {sizes[smallest]}/class, or --labels all.",
             )
         return dict.fromkeys(sizes, spec.per_class)
@@ -109,7 +111,8 @@ def _distribute(source: Source, sizes: dict[int, int], total: int, seed: int) ->
             + (
                 f"{len(sizes)} classes."
                 if few
-                else f"{sum(sizes.values())} labelled images outside the test split."
+                else f"{sum(sizes.values())} labelled images outside the test split, without unreadable "
+                "ones and copies of test images."
             ),
             f"use --labels {len(sizes)} or more." if few else "use --labels all.",
         )

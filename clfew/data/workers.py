@@ -21,6 +21,7 @@ from itertools import islice
 from typing import IO, TypeVar
 
 import numpy as np
+from PIL import Image, ImageFile
 
 from clfew.data import decode
 from clfew.data.decode import BadImage, load_square
@@ -31,6 +32,8 @@ FEW = 128
 """Threads decode this many images before processes are started, as starting them takes as long as
 decoding so many small images."""
 MOST_DECODERS = 32
+_MOST_PIXELS = 1024 * 1024 * 1024 // 4 // 3
+"""Pillow's own limit, unless the process has changed it."""
 _HELD_BYTES = 16 * 2**20
 
 T = TypeVar("T")
@@ -48,6 +51,12 @@ class Decoded:
 def content_digest(content: bytes) -> int:
     """A 64-bit digest of a file's bytes, by which images are recognised across sources."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _decodes_as_elsewhere() -> bool:
+    """Returns whether Pillow's settings, which other processes do not know, are the usual ones."""
+    usual = Image.MAX_IMAGE_PIXELS == _MOST_PIXELS and not ImageFile.LOAD_TRUNCATED_IMAGES
+    return usual
 
 
 def decoders() -> int:
@@ -73,7 +82,7 @@ def decode_ahead(
     threads = ThreadPoolExecutor(workers)
     try:
         for number, chunk in enumerate(chunks):
-            if number == FEW // CHUNK and workers > 1:
+            if number == FEW // CHUNK and workers > 1 and _decodes_as_elsewhere():
                 processes = _Processes(side, workers)
             waiting.append((chunk, threads.submit(_decode_chunk, chunk, read, side, processes)))
             if len(waiting) >= ahead:

@@ -69,7 +69,7 @@ def build_setup(
     start, metadata, cache = student.start, student.metadata, learned.cache
     by_layer = start.is_published and settings.adapt == LAYER
     most = TAUGHT_BY_LAYER if by_layer else MAX_IMAGES
-    pool = bounded(learned.pool, images.labelled, most)
+    pool = bounded(learned.pool, images.labelled, "to teach the student with", most)
     features = None
     if teacher.metadata.mode != "full":
         arrays = (cache.pixels, cache.aspects, pool)
@@ -183,7 +183,7 @@ def _plan(
 ) -> dict[str, Any]:
     """Returns the plan of one of the trainings, which share the budget, as JSON keeps it."""
     task = setup.task
-    batch, _ = choose_batch(settings.batch, len(data), task.device, setup.views is not None)
+    batch, _ = choose_batch(settings.batch, len(task.pool), task.device, setup.views is not None)
     reason = "for a student that starts close to its teacher"
     options = PlanOptions(
         batch,

@@ -167,7 +167,7 @@ def find_others(start: Start, source: Source, mode: str, test_digests: np.ndarra
     """Returns the pretraining images from another source; None where there are none or the mode does not
     use their features."""
     spec = start.pretraining_source
-    if spec is None or spec == source.spec or not _uses_features(start, mode):
+    if spec is None or spec == source.spec or not uses_features(start, mode):
         return None
     try:
         others = open_source(spec)
@@ -190,7 +190,7 @@ def pool_features(
 ) -> np.ndarray | None:
     """Returns the features of the pool and then of the other images, None where the mode does not use
     them."""
-    if not _uses_features(start, mode):
+    if not uses_features(start, mode):
         return None
 
     def features_in(images: ImageCache, indices: np.ndarray) -> np.ndarray:
@@ -203,7 +203,7 @@ def pool_features(
     return np.concatenate([features, features_in(others.cache, others.indices)])
 
 
-def _uses_features(start: Start, mode: str) -> bool:
+def uses_features(start: Start, mode: str) -> bool:
     """Returns whether the mode, or one that "auto" may choose, uses features of the start's encoder."""
     return mode != "full" and (mode != "auto" or start.is_pretrained)
 
@@ -250,11 +250,14 @@ def merged(first: Source, second: Source, split_seed: int) -> tuple[Source, np.n
     return both, np.concatenate(held_out)
 
 
-def bounded(pool: np.ndarray, always: np.ndarray, most: int = MAX_IMAGES) -> np.ndarray:
-    """Returns at most `most` images of the pool, evenly spaced, and those of `always`, and says so: more
-    images change little and take more time."""
+def bounded(pool: np.ndarray, always: np.ndarray, purpose: str, most: int = MAX_IMAGES) -> np.ndarray:
+    """Returns at most `most` images of the pool, evenly spaced, and those of `always`, and says so with
+    the purpose: more images change little and take more time."""
     if len(pool) <= most:
         return pool
     used = np.union1d(evenly_spaced(pool, most), always)
-    console.say(f"used       {len(used):,} of these {len(pool):,} images: more would change little")
+    console.say(
+        f"used       {len(used):,} of the {len(pool):,} images outside the test split {purpose}: more "
+        "would change little"
+    )
     return used

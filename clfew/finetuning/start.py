@@ -14,7 +14,7 @@ from clfew.data.image_cache import ImageCache, open_image_cache, typical_side
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
 from clfew.errors import UsageError, UserError
-from clfew.models.artifacts import load_encoder
+from clfew.models.artifacts import digests_by_step, load_encoder
 from clfew.models.classifier import build_neck
 from clfew.models.defaults import (
     cached_side,
@@ -32,6 +32,7 @@ from clfew.models.init_weights import (
     find_init_weights,
     load_init_weights,
     own_artifact,
+    seen_before,
 )
 from clfew.models.metadata import ArtifactMetadata, read_metadata
 from clfew.runs.files import digest_of
@@ -51,8 +52,9 @@ class Start:
     encoder, neck: the network and the first layer of its projector. is_pretrained: whether its weights
     are trained rather than random. flip: whether mirror images mean the same. metadata: its artifact
     metadata. is_published: whether its weights derive from pretrained weights that others published,
-    which training should change only in small steps. seen: uint64, digests of the images that it was
-    pretrained on. artifact: the file it was loaded from, None for other weights.
+    which training should change only in small steps. seen, taught: uint64, digests of the images that it
+    was trained on without labels and with labels. artifact: the file it was loaded from, None for other
+    weights.
     """
 
     encoder: Encoder
@@ -63,6 +65,7 @@ class Start:
     is_published: bool = False
     seen: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.uint64))
     artifact: Path | None = None
+    taught: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.uint64))
 
     @property
     def pretraining_source(self) -> str | None:
@@ -206,10 +209,11 @@ def _open_starts(
 def start_from_artifact(artifact: Path, flip: bool | None) -> Start:
     """Loads a start from an artifact. Raises UserError if the file is no artifact of clfew."""
     encoder, neck, metadata, seen = load_encoder(artifact)
+    _, taught = digests_by_step(artifact)
     is_published = metadata.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
     is_published |= "init" in metadata.training
     flip = metadata.flip if flip is None else flip
-    return Start(encoder, neck, True, flip, metadata, is_published, seen, artifact)
+    return Start(encoder, neck, True, flip, metadata, is_published, seen, artifact, taught)
 
 
 def start_from_weights(
@@ -237,7 +241,8 @@ def start_from_weights(
         clfew_version=__version__,
         training={"init": {"what": init_weights.what, "source": init_weights.source}},
     )
-    return Start(encoder, build_neck(encoder.dim, 0), True, metadata.flip, metadata, is_published=True)
+    neck, seen = build_neck(encoder.dim, 0), seen_before(init_weights)
+    return Start(encoder, neck, True, metadata.flip, metadata, is_published=True, seen=seen)
 
 
 def start_from_scratch(

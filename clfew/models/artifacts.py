@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from clfew.errors import UserError
-from clfew.models.metadata import OTHER_VERSION, ArtifactMetadata, read_metadata
+from clfew.models.metadata import DISTILLED, OTHER_VERSION, ArtifactMetadata, read_metadata
 from clfew.runs.checksum import Damaged, add_checksum, check_data, read_header
 from clfew.runs.files import write_bytes
 
@@ -97,6 +97,23 @@ def load_classifier(path: Path) -> "tuple[Classifier, ArtifactMetadata, dict[str
     _load_strictly(path, classifier, _below(tensors, "classifier"))
     seen = {step: _seen(path, tensors, step) for step in ("pretraining", "finetuning")}
     return classifier.eval(), metadata, seen
+
+
+def digests_of_trained(path: Path) -> np.ndarray:
+    """Returns the digests of all images that the network of an artifact was trained on, sorted: without
+    labels, and with labels where these changed the network and not only a head on it. Raises UserError
+    if the file cannot be used."""
+    unlabelled, labelled = digests_by_step(path)
+    return np.union1d(unlabelled, labelled)
+
+
+def digests_by_step(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `digests_of_trained` does, without labels and with labels apart."""
+    metadata, _ = read_metadata(path)
+    tensors = _load_tensors(path)
+    changed = metadata.kind == "classifier" and metadata.mode in ("full", DISTILLED)
+    labelled = _seen(path, tensors, "finetuning") if changed else np.array([], dtype=np.uint64)
+    return _seen(path, tensors, "pretraining"), labelled
 
 
 def _save(path: Path, tensors: "dict[str, Tensor]", metadata: ArtifactMetadata) -> None:

@@ -8,12 +8,13 @@ machine. FILE is a checkpoint of any tool (see `clfew.models.checkpoints`). RUN 
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from clfew.errors import UserError
 from clfew.models import pretrained, timm_backbones
-from clfew.models.artifacts import load_encoder
+from clfew.models.artifacts import digests_of_trained, load_encoder
 from clfew.models.backbones import SMALL_IMAGE, TORCHVISION_PREFIX, build_backbone, is_torchvision
 from clfew.models.checkpoints import SUFFIXES, fitted_state, nearest_file, read_state, recognise
 from clfew.models.encoder import Encoder
@@ -78,6 +79,14 @@ def load_init_weights(init_weights: InitWeights, encoder: Encoder) -> None:
             "use another file.",
         )
     encoder.backbone.load_state_dict(state)
+
+
+def seen_before(init_weights: InitWeights) -> np.ndarray:
+    """Returns the digests of the images that weights of clfew's own were trained on, none for others."""
+    path = Path(init_weights.source)
+    if init_weights.source == IMAGENET or not is_artifact(path):
+        return np.array([], dtype=np.uint64)
+    return digests_of_trained(path)
 
 
 def _kind(device: torch.device) -> str:

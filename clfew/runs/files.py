@@ -140,7 +140,11 @@ def unguarded(cell: str) -> str:
 
 
 def _umask() -> int:
-    """Returns the process's umask. It can only be read by setting it, so it is restored at once."""
+    """Returns the process's umask. Linux tells it. Elsewhere it can only be read by setting it, so it is
+    restored at once; another thread might write a file meanwhile."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
     current = os.umask(0o077)
     os.umask(current)
     return current

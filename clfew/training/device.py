@@ -2,12 +2,17 @@
 
 import contextlib
 import ctypes
+import functools
 import os
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from clfew.errors import UsageError, UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:
@@ -75,18 +80,75 @@ def set_up_as_started(config: dict[str, Any], device: str, threads: int | None) 
         raise UserError(error.message, "to resume without it: --device cpu") from None
 
 
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """After this context, PyTorch's random numbers, its number of threads and the C library's handling
+    of freed memory are what they were: they belong to the program that calls clfew."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        _give_back_memory()
+
+
+def without_traces(run: Callable[P, R]) -> Callable[P, R]:
+    """Returns a function that does what `run` does inside `left_as_found`. If that returns an iterator,
+    each of its steps is inside too, with the number of threads that `run` has set."""
+
+    @functools.wraps(run)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with left_as_found():
+            result, threads = run(*args, **kwargs), torch.get_num_threads()
+        return _each_without_traces(result, threads) if isinstance(result, Iterator) else result
+
+    return wrapped
+
+
+def _each_without_traces(steps: Any, threads: int) -> Any:
+    while True:
+        with left_as_found():
+            torch.set_num_threads(threads)
+            try:
+                step = next(steps)
+            except StopIteration:
+                return
+        yield step
+
+
+_is_keeping = False
+
+
 def keep_freed_memory(device: torch.device) -> None:
-    """Makes the C library keep the memory of freed tensors for new ones until the process ends. It has
-    an effect only on a CPU and with glibc.
+    """Makes the C library keep the memory of freed tensors for new ones, until the command ends (see
+    `left_as_found`). It has an effect only on a CPU and with glibc.
 
     By default the kernel maps new memory for every tensor of 32 MB or more and fills its pages with
     zeros. That takes 5 to 10 % of the time of a training step on a CPU.
     """
+    global _is_keeping
     if device.type != "cpu":
         return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # M_TRIM_THRESHOLD and so on in malloc.h.
+    _is_keeping = True
+    _set_malloc(mmap_max=0, trim_threshold=2**31 - 1, top_pad=64 * 2**20)
+
+
+def _give_back_memory() -> None:
+    """Undoes `keep_freed_memory`, with glibc's defaults, and returns freed memory to the system."""
+    global _is_keeping
+    if _is_keeping:
+        _is_keeping = False
+        _set_malloc(mmap_max=65536, trim_threshold=128 * 2**10, top_pad=128 * 2**10)
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set_malloc(mmap_max: int, trim_threshold: int, top_pad: int) -> None:
     with contextlib.suppress(OSError, AttributeError):  # Other systems have other C libraries.
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
-        mallopt(top_pad, 64 * 2**20)
+        # M_TRIM_THRESHOLD and so on in malloc.h.
+        for name, value in ((-4, mmap_max), (-1, trim_threshold), (-2, top_pad)):
+            mallopt(name, value)

@@ -1,10 +1,13 @@
-"""Stops on request: the first SIGINT or SIGTERM is recorded, the second ends the process at once."""
+"""Stops on request: the first SIGINT or SIGTERM is recorded. The second ends a command at once; in a
+program that calls clfew it does what it would have done without clfew."""
 
 import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+from clfew import console
 
 
 class StopRequest:
@@ -23,14 +26,19 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         # Python lets only the main thread set signal handlers. Other threads leave them as they are.
         if threading.current_thread() is threading.main_thread():
-            self._before = {s: signal.signal(s, self._record) for s in self._HANDLED}
+            # A handler that was not set from Python cannot be put back.
+            known = [number for number in self._HANDLED if signal.getsignal(number) is not None]
+            self._before = {number: signal.signal(number, self._record) for number in known}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _record(self, number: int, _: FrameType | None) -> None:
-        if self.signal:
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        before = self._before.get(signal.Signals(number))
+        if self.signal and not console.is_command and callable(before):
+            before(number, frame)
+        elif self.signal:
             os._exit(128 + number)
         self.signal = number
