@@ -176,9 +176,9 @@ def print_report(report: dict[str, Any]) -> None:
     )
     for step in ("pretraining", "finetuning"):
         if report[f"seen_in_{step}"]:
-            how = "without" if step == "pretraining" else "with"
+            steps = f"{step}, propagation or distillation" if step == "pretraining" else step
             count = report[f"seen_in_{step}"]
-            console.write_out(f"{count:,} of these images were learned from {how} their labels\n")
+            console.write_out(f"{count:,} of these images were seen in {steps}\n")
 
 
 def _uncalibrated(report: dict[str, Any]) -> str:

@@ -210,6 +210,7 @@ def resolve(
     _require_images(settings, len(indices))
     network, why_encoder = _choose_network(settings, init_weights, size, cache, indices, device)
     recipe, why_recipe = choose_recipe(min(size, native), cache, indices, settings.flip)
+    recipe = replace(recipe, crop_side=METHODS[settings.method].crop_side)
     weights = "scratch" if init_weights is None else init_weights.what
     console.say(f"images     {len(indices):,} of {len(source):,} in {settings.source}")
     _report(
@@ -250,11 +251,15 @@ def resolve(
 def _check(settings: PretrainSettings) -> tuple[Budget, dict[str, Any]]:
     """Checks the settings; returns the budget and the options of the method. Raises UserError."""
     check_new(settings.out)
+    options, epochs, minutes = _method_options(settings), settings.epochs, settings.minutes
+    return budget_of(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES, "pretrain"), options
+
+
+def _method_options(settings: PretrainSettings) -> dict[str, Any]:
+    """Checks the settings and returns the options of the method."""
     check_settings(settings.method, settings.optimizer, settings.adapt)
     given = {name: getattr(settings, name) for name in settings.METHOD_OPTIONS}
-    options = options_of(settings.method, given | (settings.options or {}))
-    epochs, minutes = settings.epochs, settings.minutes
-    return budget_of(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES, "pretrain"), options
+    return options_of(settings.method, given | (settings.options or {}))
 
 
 def _require_images(settings: PretrainSettings, count: int) -> None:

@@ -31,6 +31,10 @@ class Method(nn.Module):
     learning_rate: float | None = None
     """The learning rate for AdamW, if the method needs another optimizer than the default; else None."""
 
+    crop_side: float | None = None
+    """The side of its crops as a fraction of the image's shorter side, if its paper crops at one scale
+    and that costs no accuracy here (examples/benchmarks/crops.py); None for crops of random area."""
+
     shows_whole_images = True
     """False if the encoder learns from pieces of images or from damaged images. BatchNorm's statistics
     are then estimated on whole images after training."""

@@ -97,6 +97,8 @@ class Colorization(Method):
 
     input = LIGHTNESS
 
+    crop_side = 176 / 256  # Crops of 176 pixels from images of 256, as in the authors' code.
+
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.bins: Tensor

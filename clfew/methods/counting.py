@@ -49,6 +49,8 @@ class Counting(Method):
     shows_whole_images = False
     learning_rate = 3e-4  # With larger steps all counts soon are zero, which costs only MARGIN.
 
+    crop_side = 224 / 256  # Crops of 224 pixels from images of 256.
+
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         # The encoder is trained on tiles only; they are as detailed as the images of its later use.

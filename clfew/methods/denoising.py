@@ -69,6 +69,8 @@ class Denoising(Method):
 
     shows_whole_images = False
 
+    crop_side = 1.0  # Whole images.
+
     def __init__(
         self,
         encoder: Encoder,

@@ -60,6 +60,8 @@ class Jigsaw(Method):
 
     shows_whole_images = False
 
+    crop_side = 255 / 256  # Crops of 255 pixels from images of 256.
+
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.grid = 2 if encoder.size < SMALL else 3

@@ -43,6 +43,9 @@ class SplitBrain(Method):
 
     input = LAB
 
+    # Crops of 227 pixels from images of 256, as AlexNet's are; the authors' training is not published.
+    crop_side = 227 / 256
+
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)
         self.bins: Tensor

@@ -26,6 +26,8 @@ def test_from_pretraining_to_predictions(clfew, many, method):
         "pretrain", "photos", "--method", method, "--save-samples", "--out", method, *SMALL, cwd=many
     )
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+    config = json.loads((run / "config.json").read_text())
+    assert config["recipe"]["crop_side"] == METHODS[method].crop_side
     metadata = json.loads(clfew.ok("info", method, "--format", "json", cwd=many).stdout)
     assert metadata["method"] == method and metadata["kind"] == "encoder"
     clfew.ok("embed", "photos", *made, "--out", f"{method}-features", cwd=many)

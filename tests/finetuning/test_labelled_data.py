@@ -8,7 +8,7 @@ def test_a_large_pool_is_bounded_and_its_number_said(capfd):
     used = bounded(pool, always, "to try", 1_000)
     assert set(always) <= set(used) and 1_000 <= len(used) <= 1_002
     assert np.isin(used, pool).all() and (np.diff(used) > 0).all()
-    assert "1,002 of these 5,000 images" in capfd.readouterr().err
+    assert "1,002 of the 5,000 images outside the test split to try" in capfd.readouterr().err
 
 
 def test_a_small_pool_is_used_whole_without_a_word(capfd):

@@ -209,3 +209,15 @@ def test_the_examples_method_trains_as_clfews_own_do(make_images):
     assert losses[-1] < losses[0]
     data = TrainingData(images, np.ones(48, np.float32), np.arange(48))
     assert len(samples_of(objective, data, 0, CPU, images=3)) == 4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_crops_of_one_scale_are_what_the_paper_has(name):
+    sides = {
+        "jigsaw": 255 / 256,
+        "denoising": 1.0,
+        "colorization": 176 / 256,
+        "split-brain": 227 / 256,
+        "counting": 224 / 256,
+    }
+    assert METHODS[name].crop_side == sides.get(name)
