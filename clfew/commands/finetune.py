@@ -331,7 +331,8 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     seen = start.seen
     if fitted.decided["mode"] == "propagate":
         # Propagation uses these images even if the start was not trained on them.
-        seen = np.union1d(seen, cache.digests[learned.pool])
+        unlabelled = np.setdiff1d(learned.pool, fitted.labelled)
+        seen = np.union1d(seen, cache.digests[unlabelled])
         if learned.others:
             seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
     path = run.folder / ARTIFACTS["finetune"]
