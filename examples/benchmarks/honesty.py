@@ -1,6 +1,7 @@
 """How true the numbers are that clfew says about its classifiers.
 
-    python examples/benchmarks/honesty.py DATA [--runs FOLDER] [--only SET ...] [--table]
+    python examples/benchmarks/honesty.py DATA [--runs FOLDER] [--only SET ...]
+        [--starts simclr pretrained] [--table]
 
 DATA holds cifar10/ (of which 10,000 training and 2,000 test images are used), aerial/, sign-digits/ and
 fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/. Needs clfew[lite]. The pretraining runs are
@@ -256,13 +257,14 @@ def main():
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/few_labels"))
     parser.add_argument("--only", nargs="*", default=list(SETS))
+    parser.add_argument("--starts", nargs="*", default=["simclr", "pretrained"])
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     results = Results(HERE / "honesty.json")
     cellars = [
         Cellar(Bench(name, arguments.data, arguments.runs, results), kind, results)
         for name in arguments.only
-        for kind in ("simclr", "pretrained")
+        for kind in arguments.starts
     ]
     if not arguments.table:
         for cellar in cellars:  # What a run learns in a minute depends on what else the machine does.
