@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import nn
@@ -15,8 +16,8 @@ from clfew import console
 from clfew.errors import UsageError, UserError
 from clfew.runs.folders import read_config
 from clfew.training.batch import TrainingData
-from clfew.training.compilation import choose_compile
-from clfew.training.loop import seconds_per_step
+from clfew.training.compilation import FEWEST_TIMES, SHORTEST_RUN, choose_compile
+from clfew.training.loop import trial_times
 from clfew.training.optim import OptimizerChoice
 from clfew.training.plan import Plan, warmup_steps
 
@@ -104,21 +105,24 @@ def plan_within(
     if budget.repeated is not None:
         planned = _steps_again(budget.repeated, len(data), options.batch)
 
+    may_be_long = budget.epochs is not None or seconds >= SHORTEST_RUN
+
     @functools.cache
-    def step_seconds(compile: bool) -> float:
+    def step_times(compile: bool) -> tuple[float, ...]:
         optimizer, rate, decay, _ = options.choose_optimizer(planned)
         seed, precision = options.seed, options.precision
         trial = Plan(100, options.batch, optimizer, rate, decay, 1, seed, precision, compile)
-        return seconds_per_step(objective, data, trial, device, seconds)
+        least = FEWEST_TIMES if may_be_long else 2
+        return tuple(trial_times(objective, data, trial, device, seconds, least))
 
     has_time = budget.epochs is None and budget.repeated is None
     if has_time:
-        steps, compile, why = _steps_in_time(budget, options, per_epoch, device, step_seconds, started)
+        steps, compile, why = _steps_in_time(budget, options, per_epoch, device, step_times, started)
     else:
         compilation = options.compilation
         if budget.repeated is not None and compilation == "auto":  # Which rounds differently.
             compilation = "on" if budget.repeated.plan.compile else "off"
-        compile, why = choose_compile(compilation, device, planned, step_seconds)
+        compile, why = choose_compile(compilation, device, planned, step_times)
         steps = planned
     steps = max(1, steps)
     chosen, rate, decay, why_optimizer = options.choose_optimizer(steps)
@@ -219,7 +223,7 @@ def _steps_in_time(
     options: PlanOptions,
     per_epoch: int,
     device: torch.device,
-    step_seconds: Callable[[bool], float],
+    step_times: Callable[[bool], tuple[float, ...]],
     started: float,
 ) -> tuple[int, bool, str]:
     """Returns how many steps fit into the minutes, which have begun at `started`, whether they are
@@ -228,14 +232,14 @@ def _steps_in_time(
     longest = round(budget.default_epochs * per_epoch)
 
     def steps_in(available: float, compile: bool) -> tuple[int, int]:
-        fitting = max(1, int(available / step_seconds(compile)))
+        fitting = max(1, int(available / median(step_times(compile))))
         return fitting, fitting if budget.minutes else min(longest, fitting)
 
     steps = longest
     if options.compilation != "on":
         _, steps = steps_in(seconds * 0.95, False)
-    compile, why = choose_compile(options.compilation, device, steps, step_seconds)
-    step_seconds(compile)  # Takes a fiftieth of the budget; where the network is compiled, more.
+    compile, why = choose_compile(options.compilation, device, steps, step_times)
+    step_times(compile)  # Takes a fiftieth of the budget; where the network is compiled, more.
     left = seconds - (time.monotonic() - started)
     if compile and left < 0.5 * seconds:
         raise UserError(

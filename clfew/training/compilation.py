@@ -4,7 +4,8 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,7 +17,12 @@ FEWEST_STEPS = 200
 SHORTEST_RUN = 20 * 60
 """Seconds. A trial takes about a minute, mostly to compile. A shorter run would not save that much."""
 SMALLEST_GAIN = 1.1
-"""Two short trials differ by up to this factor by chance, so smaller gains are ignored."""
+"""Smaller gains are not worth other rounding."""
+
+FEWEST_TIMES, CHANCE = 5, 0.005
+"""How many steps of each kind are timed at least, and how probable it may be that compiled ones are as
+much faster by chance (the rank test of Mann and Whitney): with five, each has to be faster than every
+other one."""
 
 
 class NothingCompiled(Exception):
@@ -68,18 +74,19 @@ def check_compile(name: str, device: torch.device) -> None:
 
 
 def choose_compile(
-    name: str, device: torch.device, steps: int, step_seconds: Callable[[bool], float]
+    name: str, device: torch.device, steps: int, step_times: Callable[[bool], Sequence[float]]
 ) -> tuple[bool, str]:
     """Returns whether to compile the network in a run of `steps` steps, and why.
 
-    name: "auto", "on" or "off". "auto" compiles if that makes the run faster. step_seconds(compiled):
-    measures the time of a step. Raises UserError if `name` is "on" and the network cannot be compiled.
+    name: "auto", "on" or "off". "auto" compiles if that makes the run faster. step_times(compiled):
+    measures the times of some steps. Raises UserError if `name` is "on" and the network cannot be
+    compiled.
     """
     if name == "off":
         return False, "as asked for"
     if name == "on":
         try:
-            step_seconds(True)
+            step_times(True)
         except UserError:  # The batch does not fit into memory: that is not the compiler's fault.
             raise
         except NothingCompiled:
@@ -95,21 +102,27 @@ def choose_compile(
                 "train without compilation: --compile off",
             ) from None
         return True, "as asked for"
+    from scipy.stats import mannwhitneyu
+
     missing = _missing_compiler(device)
     if missing:
         return False, f"needs {missing}"
-    if steps < FEWEST_STEPS or (plain := step_seconds(False)) * steps < SHORTEST_RUN:
+    if steps < FEWEST_STEPS or median(plain := step_times(False)) * steps < SHORTEST_RUN:
         return False, "the run is too short for compilation to pay off"
     started = time.monotonic()
     try:
-        fast = step_seconds(True)
+        fast = step_times(True)
     except NothingCompiled:
         return False, "this method takes the network apart, so that nothing could be compiled"
     except Exception as error:
         return False, f"the trial failed: {type(error).__name__}"
     cost = time.monotonic() - started
-    speed = f"{plain / fast:.2f} times as fast in a trial that took {cost:.0f} s"
-    return plain > SMALLEST_GAIN * fast, speed
+    gain = median(plain) / max(median(fast), 1e-9)
+    speed = f"{gain:.2f} times as fast in a trial that took {cost:.0f} s"
+    if gain <= SMALLEST_GAIN:
+        return False, speed
+    is_clear = mannwhitneyu(fast, plain, alternative="less", method="exact").pvalue < CHANCE
+    return bool(is_clear), speed if is_clear else f"{speed}, which may be chance"
 
 
 def _missing_compiler(device: torch.device) -> str | None:

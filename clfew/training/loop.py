@@ -246,13 +246,25 @@ def _does_not_fit(
 def seconds_per_step(
     objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device, budget: float
 ) -> float:
-    """Measures the seconds a step takes, in a few trial steps whose effect is undone.
+    """Returns the median of `trial_times`."""
+    return float(np.median(trial_times(objective, data, plan, device, budget)))
 
-    The trial takes about a fiftieth of `budget` seconds at most, but no fewer than three steps. Raises
-    UserError if the batch does not fit into memory.
+
+def trial_times(
+    objective: nn.Module,
+    data: TrainingData,
+    plan: Plan,
+    device: torch.device,
+    budget: float,
+    least: int = 2,
+) -> list[float]:
+    """Measures the seconds that steps take, in a trial of a few whose effect is undone.
+
+    The trial takes about a fiftieth of `budget` seconds at most, but measures no fewer than `least`
+    steps, after a first one that is not counted. Raises UserError if the batch does not fit into memory.
     """
     try:
-        return _trial(objective, data, plan, device, budget)
+        return _trial(objective, data, plan, device, budget, least)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -260,8 +272,13 @@ def seconds_per_step(
 
 
 def _trial(
-    objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device, budget: float
-) -> float:
+    objective: nn.Module,
+    data: TrainingData,
+    plan: Plan,
+    device: torch.device,
+    budget: float,
+    least: int = 2,
+) -> list[float]:
     _prepare(objective, device)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     groups = parameter_groups(objective, plan.weight_decay)
@@ -274,7 +291,7 @@ def _trial(
             compiled(objective, plan.compile) as is_called,
             Batches(data, plan, device, 0) as batches,
         ):
-            while len(times) < 3 or (
+            while len(times) < 1 + least or (
                 len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_FRACTION * budget
             ):
                 started = time.monotonic()
@@ -288,7 +305,7 @@ def _trial(
         objective.load_state_dict(before)
         for parameter in objective.parameters():
             parameter.grad = None
-    return float(np.median(times[1:]))
+    return times[1:]
 
 
 def _prepare(objective: nn.Module, device: torch.device) -> None:

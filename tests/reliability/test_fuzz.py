@@ -154,7 +154,7 @@ def test_label_specs(tmp_path, monkeypatch):
 def timed(monkeypatch):
     """Replaces the trial of a step: it takes `seconds` of the returned object, on a stopped clock."""
     trial = SimpleNamespace(seconds=1.0)
-    monkeypatch.setattr(budget, "seconds_per_step", lambda *arguments: trial.seconds)
+    monkeypatch.setattr(budget, "trial_times", lambda *arguments: [trial.seconds])
     monkeypatch.setattr(budget, "choose_compile", lambda *arguments: (False, "not here"))
     monkeypatch.setattr(budget.console, "say", lambda line: None)
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: 0.0))
