@@ -59,7 +59,7 @@ CPU = torch.device("cpu")
 NETWORK = FullSettings()
 
 
-class Cellar:
+class Cells:
     """The cells of one set and one start, whose features are computed once."""
 
     def __init__(self, bench, kind, results):
@@ -261,29 +261,29 @@ def main():
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     results = Results(HERE / "honesty.json")
-    cellars = [
-        Cellar(Bench(name, arguments.data, arguments.runs, results), kind, results)
+    groups = [
+        Cells(Bench(name, arguments.data, arguments.runs, results), kind, results)
         for name in arguments.only
         for kind in arguments.starts
     ]
     if not arguments.table:
-        for cellar in cellars:  # What a run learns in a minute depends on what else the machine does.
-            cellar.bench.pretrained(cellar.kind)
-        for cellar in cellars:
+        for group in groups:  # What a run learns in a minute depends on what else the machine does.
+            group.bench.pretrained(group.kind)
+        for group in groups:
             for budget in BUDGETS:
-                for mode in cellar.modes(budget):
-                    rows = [cellar.cell(mode, budget, s) for s in range(cellar.samples_of(mode, budget))]
+                for mode in group.modes(budget):
+                    rows = [group.cell(mode, budget, s) for s in range(group.samples_of(mode, budget))]
                     mean = np.mean([row["accuracy"] for row in rows])
-                    print(f"{cellar.name} {budget} {mode}: {mean:.3f}", flush=True)
+                    print(f"{group.name} {budget} {mode}: {mean:.3f}", flush=True)
     cells = {}
-    for cellar in cellars:
+    for group in groups:
         for budget in BUDGETS:
-            for mode in cellar.modes(budget):
+            for mode in group.modes(budget):
                 keys = [
-                    f"{cellar.name} {budget} {mode} {s}" for s in range(cellar.samples_of(mode, budget))
+                    f"{group.name} {budget} {mode} {s}" for s in range(group.samples_of(mode, budget))
                 ]
                 if all(key in results.done for key in keys):
-                    cells[cellar.name, budget, mode] = [results.done[key] for key in keys]
+                    cells[group.name, budget, mode] = [results.done[key] for key in keys]
     table(cells)
     auto_against_modes(cells)
 
