@@ -31,7 +31,8 @@ class Batch:
     images: uint8, (B, S, S, 3), or whatever the data holds in their place (for an adapter, the features
     of views). aspects: float32, (B,), width / height of the original images.
     random: the random numbers of these images in this epoch. labels: int64, (B,), if the objective
-    learns from labels. progress: the fraction of the training that is done, in [0, 1].
+    learns from labels. progress: the fraction of the training that is done, in [0, 1], which the loop
+    sets: a new plan changes it while batches are loaded ahead.
     """
 
     images: Tensor
@@ -137,4 +138,4 @@ class Batches:
         labels = None if data.labels is None else to_device(data.labels[chosen], self._device)
         aspects = to_device(data.aspects[rows], self._device)
         random = ImageRandom(plan.seed, epoch, data.keys[chosen])
-        return Batch(images, aspects, random, labels, step / plan.steps)
+        return Batch(images, aspects, random, labels)

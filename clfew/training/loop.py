@@ -21,6 +21,7 @@ from clfew.training.compilation import NothingCompiled, compiled
 from clfew.training.convolution import TrainingConvolutions
 from clfew.training.device import keep_freed_memory
 from clfew.training.guard import Guard, NotFinite, diverged, require_finite
+from clfew.training.meter import Meter
 from clfew.training.optim import build_optimizer, parameter_groups
 from clfew.training.plan import Plan
 from clfew.training.saving import DIVERGED, Saving
@@ -32,7 +33,7 @@ SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
 WORTH_KEEPING_SECONDS = 5.0
 """The final state of a shorter training is not saved: if the command is resumed, it trains again."""
-_TRIAL_FRACTION, _TRIAL_STEPS = 0.02, 12
+_TRIAL_FRACTION, _TRIAL_STEPS = 0.02, 11
 
 
 class Objective(Protocol):
@@ -129,7 +130,7 @@ class _Training:
         self.step = step
         self._objective, self._optimizer, self._data, self._course = objective, optimizer, data, course
         self._log, self._saving = log, saving
-        self._meter = _Meter(course.schedule.plan, len(data), step)
+        self._meter = Meter(course.schedule.plan, len(data), step)
         self._saved = time.monotonic()
         self._started = self._saved - seconds
 
@@ -149,7 +150,7 @@ class _Training:
             self.step += 1
             has_new_plan = self._follow(loss)
             is_last, seconds = self.step >= schedule.last, time.monotonic() - self._started
-            is_due = self._meter.is_due() or is_last or has_new_plan
+            is_due = self._meter.is_due(LOG_SECONDS) or is_last or has_new_plan
             if is_due:
                 if not guard.look():
                     self.step = guard.go_back(self.step)
@@ -229,7 +230,7 @@ def _does_not_fit(
         if device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            _trial(objective, data, replace(plan, batch=batch), device, budget=0)
+            _trial(objective, data, replace(plan, batch=batch), device, lambda times: len(times) >= 2)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -263,8 +264,14 @@ def trial_times(
     The trial takes about a fiftieth of `budget` seconds at most, but measures no fewer than `least`
     steps, after a first one that is not counted. Raises UserError if the batch does not fit into memory.
     """
+
+    def is_enough(times: list[float]) -> bool:
+        return len(times) >= least and (
+            len(times) >= _TRIAL_STEPS or sum(times) >= _TRIAL_FRACTION * budget
+        )
+
     try:
-        return _trial(objective, data, plan, device, budget, least)
+        return _trial(objective, data, plan, device, is_enough)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -276,8 +283,7 @@ def _trial(
     data: TrainingData,
     plan: Plan,
     device: torch.device,
-    budget: float,
-    least: int = 2,
+    is_enough: Callable[[list[float]], bool],
 ) -> list[float]:
     _prepare(objective, device)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
@@ -291,9 +297,7 @@ def _trial(
             compiled(objective, plan.compile) as is_called,
             Batches(data, plan, device, 0) as batches,
         ):
-            while len(times) < 1 + least or (
-                len(times) < _TRIAL_STEPS and sum(times[1:]) < _TRIAL_FRACTION * budget
-            ):
+            while not is_enough(times[1:]):
                 started = time.monotonic()
                 with contextlib.suppress(NotFinite):  # Only the time matters here.
                     loss, _ = _step(objective, optimizer, next(batches), course, 0)
@@ -336,44 +340,3 @@ def _step(
     if hasattr(objective, "after_step"):
         objective.after_step(schedule.progress(step, taken=1))
     return loss.detach(), extras
-
-
-class _Meter:
-    """Measures the images a second and the time spent waiting for data between two rows of the log."""
-
-    def __init__(self, plan: Plan, images: int, done: int) -> None:
-        self._per_epoch = plan.steps_per_epoch(images)
-        self._first = done == 0
-        self._restart()
-
-    def _restart(self) -> None:
-        self._since, self._images, self._waited = time.monotonic(), 0, 0.0
-
-    def next_batch(self, batches: Iterator[Batch]) -> Batch:
-        started = time.monotonic()
-        batch = next(batches)
-        self._waited += time.monotonic() - started
-        return batch
-
-    def count(self, images: int) -> None:
-        self._images += images
-
-    def is_due(self) -> bool:
-        first, self._first = self._first, False
-        return first or time.monotonic() - self._since >= LOG_SECONDS
-
-    def row(
-        self, step: int, loss: Tensor, extras: dict[str, Tensor], optimizer: torch.optim.Optimizer
-    ) -> dict[str, float]:
-        elapsed = max(time.monotonic() - self._since, 1e-9)
-        row = {
-            "step": step,
-            "epoch": round(step / self._per_epoch, 3),
-            "loss": loss.item(),
-            "lr": max(group["lr"] for group in optimizer.param_groups),
-            "images_per_second": round(self._images / elapsed, 1),
-            "data_wait": round(self._waited / elapsed, 4),
-        }
-        row.update({name: extra.item() for name, extra in extras.items()})
-        self._restart()
-        return row

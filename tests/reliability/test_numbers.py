@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_the_state_before_a_bad_number_is_saved_and_reproduces_it(data, tmp_path
     again = GoesBad(what)
     again.load_state_dict(kept)
     with Batches(data, PLAN, CPU, step) as batches:
-        batch = next(batches)
+        batch = replace(next(batches), progress=step / PLAN.steps)
     assert batch.random.indices.tolist() == position["images"]
     loss, _ = again.loss(batch)
     loss.backward()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clfew.errors import Stopped
-from clfew.training import loop
+from clfew.training import loop, meter
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.plan import Plan
@@ -48,7 +48,8 @@ class Timed(nn.Module):
 @pytest.fixture
 def clock(monkeypatch):
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    for module in (loop, meter):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
