@@ -52,7 +52,7 @@ def draw_label_efficiency(
     axes.minorticks_off()
     axes.set_xlabel(labels)
     has_deviation = any(r["std"] for r in rows)
-    axes.set_ylabel("accuracy on unseen images, %" + (", ± standard deviation" if has_deviation else ""))
+    axes.set_ylabel("accuracy on unseen images, %" + (" (± std)" if has_deviation else ""))
     axes.grid(axis="y", color="#e3e7ee")
     axes.spines[["top", "right"]].set_visible(False)
     handles, names = axes.get_legend_handles_labels()
