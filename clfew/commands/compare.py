@@ -123,7 +123,14 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
     _check(plan)
     for method in plan.methods:
         for number in range(plan.seeds):
-            budget_of(plan.epochs_of(method, number), plan.minutes, 1, 1, "pretrain")
+            again = plan.epochs_of(method, number)
+            if isinstance(again, str) and not Path(again).exists():
+                raise UserError(
+                    f"--epochs {settings.epochs} is neither a number nor a comparison with a training "
+                    f"of {method}, seed {number}.",
+                    "for example: --epochs 20, or --epochs runs/compare-1 for the steps of that one.",
+                )
+            budget_of(again, plan.minutes, 1, 1, "pretrain")
     return plan
 
 

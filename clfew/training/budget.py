@@ -185,7 +185,7 @@ def recorded(run: str, command: str) -> Recorded:
     if not run or not path.exists():
         raise UserError(
             f"--epochs {run} is neither a number nor a run.",
-            "for example: --epochs 20, or --epochs runs/pretrain-1 for the steps of that run.",
+            f"for example: --epochs 20, or --epochs runs/{command}-1 for the steps of that run.",
         )
     folder = path if path.is_dir() else path.parent
     config = read_config(folder)
@@ -196,7 +196,8 @@ def recorded(run: str, command: str) -> Recorded:
         is_one = False
     if not is_one:
         raise UserError(
-            f"--epochs {run} is not a finished run of clfew {command}.", "name one of these."
+            f"--epochs {run} is not a finished run of clfew {command}.",
+            f"for example: --epochs 20, or --epochs runs/{command}-1.",
         )
     if plan.seconds is not None and "replanned" not in config:
         raise UserError(

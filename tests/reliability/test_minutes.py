@@ -116,4 +116,7 @@ def test_a_comparison_of_some_minutes_can_be_repeated(clfew, images, tmp_path):
     rows = [json.loads((tmp_path / run / "result.json").read_text())["rows"] for run in ("one", "again")]
     assert [row["draws"] for row in rows[0]] == [row["draws"] for row in rows[1]]
     assert "the epochs of" in (tmp_path / "again/compare.html").read_text()
-    assert "neither a number nor a run" in clfew.refused(*options, "--epochs", "two", cwd=tmp_path)
+    message = clfew.refused(*options, "--epochs", "two", cwd=tmp_path)
+    assert "--epochs two is neither a number nor a comparison" in message and "compare-1" in message
+    others = ("compare", "photos", "--methods", "jigsaw", "--epochs", "one")
+    assert "a training of jigsaw, seed 0" in clfew.refused(*others, cwd=tmp_path)
