@@ -53,6 +53,15 @@ Out = Annotated[Path | None, _option("Folder to write to; it must not exist yet.
 From = Annotated[
     str | None, _option("Run or artifact to use (default: the newest).", "--from", metavar="RUN|FILE")
 ]
+Froms = Annotated[
+    list[str] | None,
+    _option(
+        "Run or artifact to use (default: the newest). Given several times, all are compared, each "
+        "alone and their features side by side.",
+        "--from",
+        metavar="RUN|FILE",
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of every random choice.")]
 Device = Annotated[str, _option("Device to compute on: auto, cpu, cuda, cuda:1, …")]
 Precision = Annotated[str, _option("Precision to compute in: auto, bf16 or fp32.")]
@@ -72,6 +81,16 @@ Init = Annotated[
     _option(
         "Weights to start from: auto (pretrained weights found on this machine), imagenet, scratch, "
         "a run, or a file.",
+        metavar="WEIGHTS",
+    ),
+]
+PretrainInit = Annotated[
+    str,
+    _option(
+        "Weights to start from: auto (pretrained weights found on this machine), imagenet, scratch, "
+        "a run, a file, or both (two encoders, from pretrained weights and from scratch; finetune "
+        "chooses).",
+        "--init",
         metavar="WEIGHTS",
     ),
 ]

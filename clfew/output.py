@@ -126,8 +126,12 @@ def print_settings(settings: dict[str, Any]) -> None:
 def print_finetuning(result: dict[str, Any]) -> None:
     """Prints the table of the label samples, and a line with their mean accuracy and its interval."""
     samples = result["draws"]
-    rows = [(f"seed {s['seed']}", s["labels"], s["mode"], percent(s["accuracy"])) for s in samples]
-    console.print_table(("label sample", "labels", "mode", "accuracy"), rows)
+    start = ["start"] * any("start" in s for s in samples)  # Where there were several to choose from.
+    rows = [
+        (f"seed {s['seed']}", s["labels"], s["mode"], *(s[n] for n in start), percent(s["accuracy"]))
+        for s in samples
+    ]
+    console.print_table(("label sample", "labels", "mode", *start, "accuracy"), rows)
     if "mean" not in result:
         console.write_out("no labelled images were left to test on\n")
         return

@@ -27,7 +27,7 @@ class PretrainSettings:
     _: KW_ONLY
     method: opt.Method = "simclr"
     encoder: opt.Encoder = "auto"
-    init: opt.Init = "auto"
+    init: opt.PretrainInit = "auto"
     size: opt.Size = None
     epochs: opt.EpochsOrRun = None
     minutes: opt.Minutes = None
@@ -63,7 +63,7 @@ class FinetuneSettings:
     source: opt.Labelled = None
     _: KW_ONLY
     labels: opt.Labels = None
-    origin: opt.From = None
+    origin: opt.Froms = None
     init: opt.Init = "auto"
     mode: opt.Mode = "auto"
     stage: opt.Stage = 0
@@ -297,6 +297,9 @@ def _is_same(value: Any, before: Any) -> bool:
     A run keeps the full path of a file, and an artifact may be named by its run folder.
     """
     value = str(value) if isinstance(value, Path) else value
+    if isinstance(value, list):
+        before = before if isinstance(before, list) else [before]
+        return len(value) == len(before) and all(map(_is_same, value, before))
     if value == before or not (isinstance(value, str) and isinstance(before, str)):
         return bool(value == before)
     return Path(value).resolve() in (Path(before).resolve(), Path(before).resolve().parent)

@@ -13,7 +13,7 @@ import typer
 import clfew
 from clfew import settings
 from clfew.cli import app
-from clfew.commands.pretrain import _method_options
+from clfew.commands.pretraining import _method_options
 from clfew.errors import UsageError
 from clfew.methods.base import METHODS
 from clfew.methods.simclr import SimCLR

@@ -25,7 +25,7 @@ from clfew.commands.comparison import (
     rows_of,
     seconds_of,
 )
-from clfew.commands.pretrain import pretrain_in, resume_in
+from clfew.commands.pretraining import pretrain_in, resume_in
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.labels import parse_labels
 from clfew.errors import Stopped, UsageError, UserError

@@ -115,7 +115,7 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     """Returns the images with their label samples, and the name of the encoder for all methods."""
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
-    source, _ = with_labels(open_source(settings.source), LabelSpec(), None)
+    source, _ = with_labels(open_source(settings.source), LabelSpec(), [])
     require_testable(source)
     native = typical_side(source)
     size, _ = choose_size(settings.size, native, device, many=True)

@@ -16,7 +16,7 @@ from clfew import console
 from clfew.commands.evaluate import evaluate
 from clfew.commands.finetune import finetune_in
 from clfew.commands.predict import predict
-from clfew.commands.pretrain import pretrain_in
+from clfew.commands.pretraining import pretrain_in
 from clfew.data.held_out import split_source
 from clfew.data.image_cache import open_image_cache
 from clfew.data.labels import parse_labels, sample_labels
@@ -85,13 +85,13 @@ def _compare(
         arguments: dict[str, Any] = {"labels": budget, "repeat": LABEL_SAMPLES, **common}
         scratch_settings = FinetuneSettings(
             str(images),
-            origin="scratch",
+            origin=["scratch"],
             encoder=metadata.encoder,
             out=folder / f"scratch-{name}",
             **arguments,
         )
         few_settings = FinetuneSettings(
-            str(images), origin=str(pretrained), out=folder / f"finetune-{name}", **arguments
+            str(images), origin=[str(pretrained)], out=folder / f"finetune-{name}", **arguments
         )
         (_, scratch), (_, few) = finetune_in(scratch_settings), finetune_in(few_settings)
         accuracies = {

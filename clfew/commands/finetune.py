@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import require_testable
-from clfew.errors import UsageError
+from clfew.errors import UsageError, UserError
 from clfew.finetuning.fit import FullSettings, Task
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
 from clfew.finetuning.labelled_data import (
@@ -27,6 +28,7 @@ from clfew.finetuning.labelled_data import (
     held_out_of,
     labelled_data,
     other_sources,
+    own_features_of_pool,
     pool_features,
     readable,
     uses_features,
@@ -36,15 +38,15 @@ from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
 from clfew.finetuning.start import (
     Network,
     Start,
-    find_start,
-    is_from_scratch,
-    open_start,
+    find_starts,
+    open_starts,
     restored_start,
+    side_by_side,
     start_row,
 )
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
-from clfew.models.init_weights import InitWeights
+from clfew.models.init_weights import SCRATCH, InitWeights
 from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
@@ -75,11 +77,11 @@ from clfew.version import __version__
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to fit, new or resumed. found: where the start is (see
-    `find_start`). candidates: the starts to choose from, with their tasks."""
+    """A run that is ready to fit, new or resumed. found: where the starts are (see
+    `find_starts`). candidates: the starts to choose from, with their tasks."""
 
     settings: FinetuneSettings
-    found: Path | InitWeights | None
+    found: list[Path | InitWeights | None]
     learned: LabelledData
     candidates: list[tuple[Start, Task]]
 
@@ -112,7 +114,9 @@ def resume(
         if config["label_digest"]:
             labels = Path(labels_of(settings))
             check_same_file(labels, config["label_digest"], "the run's label file")
-        prepared = prepare(settings, restored_start(config["start"], chosen), chosen, folder)
+        starts = config["start"] if isinstance(config["start"], list) else [config["start"]]
+        found = [restored_start(row, chosen) for row in starts]
+        prepared = prepare(settings, found, chosen, folder)
         result = fit_and_save(prepared, Run(folder), is_new=False)
     _say_next(folder, result)
     return folder, result
@@ -130,7 +134,7 @@ def finetune_in(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
 
 def resolve(
     settings: FinetuneSettings,
-) -> tuple[FinetuneSettings, Path | InitWeights | None, torch.device]:
+) -> tuple[FinetuneSettings, list[Path | InitWeights | None], torch.device]:
     """Checks the settings, and finds where to start and the labelled images. Raises UserError."""
     check_new(settings.out)
     spec = parse_labels(labels_of(settings))
@@ -138,14 +142,18 @@ def resolve(
         raise UsageError(f"--mode {settings.mode} is not known.", f"choose auto, {', '.join(MODES)}.")
     set_threads(settings.threads)
     device, _ = choose_device(settings.device)
-    found = find_start(settings.origin, settings.init, settings.encoder, device)
-    metadata = read_metadata(found)[0] if isinstance(found, Path) else None
+    found = find_starts(origins_of(settings), settings.init, settings.encoder, device)
+    if len(found) > 1 and settings.stage:
+        raise UsageError(
+            "--stage reads the features of one network, and several were named.", "name one with --from."
+        )
+    metadata = read_metadata(found[0])[0] if isinstance(found[0], Path) else None
     return replace(settings, source=find_source(settings.source, metadata, spec)), found, device
 
 
 def prepare(
     settings: FinetuneSettings,
-    found: Path | InitWeights | None,
+    found: list[Path | InitWeights | None],
     device: torch.device,
     resumed: Path | None = None,
 ) -> Prepared:
@@ -154,9 +162,10 @@ def prepare(
     spec = parse_labels(labels_of(settings))
     split_rule = read_config(resumed).get("split_rule", 1) if resumed else SPLIT_RULE
     precision, _ = choose_precision(device, settings.precision)
-    from_scratch = is_from_scratch(settings.origin, settings.init)
-    metadata = read_metadata(found)[0] if isinstance(found, Path) and not from_scratch else None
-    opened, listed = with_labels(open_source(settings.source or ""), spec, metadata)
+    from_scratch = SCRATCH in (*origins_of(settings), settings.init)
+    files = [each for each in found if isinstance(each, Path) and not from_scratch]
+    before = [read_metadata(file)[0] for file in files]
+    opened, listed = with_labels(open_source(settings.source or ""), spec, before)
     if resumed is not None:
         check_unchanged(resumed, read_config(resumed), opened.digest())
     network = Network(
@@ -168,10 +177,14 @@ def prepare(
         split_rule=split_rule,
         from_scratch=from_scratch,
     )
-    starts = open_start(found, opened, network, device, compare=settings.mode == "auto")
+    starts = open_starts(found, opened, network, device, compare=settings.mode == "auto")
     if resumed is not None:
         check_other_sources(resumed, starts, opened)
-    learned = _open_images(settings, starts[0], opened, listed, split_rule)
+    learned = _open_images(settings, starts, opened, listed, split_rule)
+    if len(found) > 1 and settings.mode != "full":
+        # In mode "full" it is one network that is trained.
+        own = partial(own_features_of_pool, learned=learned, device=device, precision=precision)
+        starts = [side_by_side(starts, own), *starts]
     candidates = []
     for each in starts:
         features = pool_features(
@@ -186,6 +199,7 @@ def prepare(
             features,
             device,
             precision,
+            is_scaled=bool(each.metadata.parts),
         )
         candidates.append((each, task))
     return Prepared(settings, found, learned, candidates)
@@ -193,19 +207,20 @@ def prepare(
 
 def _open_images(
     settings: FinetuneSettings,
-    start: Start,
+    starts: list[Start],
     opened: Source,
     listed: np.ndarray | None,
     split_rule: int,
 ) -> LabelledData:
     """Returns the images to learn from and to test on, and the label samples. listed: the images that a
-    label CSV lists."""
+    label CSV lists. Raises UserError if the starts hold out different images."""
     spec = parse_labels(labels_of(settings))
-    split_seed = _split_seed(settings, start, opened)
+    split_seed = _common_split_seed(settings, starts, opened, listed)
+    start = starts[0]
     if listed is None:
         require_testable(opened)
     held_out = held_out_of(opened, split_seed, listed)
-    cache = cached_images(opened, start.metadata.side)
+    cache = cached_images(opened, max(each.metadata.side for each in starts))
     if listed is not None:
         listed = readable(opened, listed, np.setdiff1d(cache.good, held_out), spec)
     learned = NONE if listed is None else listed
@@ -231,6 +246,23 @@ def _open_images(
     )
 
 
+def _common_split_seed(
+    settings: FinetuneSettings, starts: list[Start], opened: Source, listed: np.ndarray | None
+) -> int:
+    """Returns the seed of the test split of all starts. Raises UserError if they hold out different
+    images: then each has learned from test images of another."""
+    seeds = [_split_seed(settings, start, opened) for start in starts]
+    held_out = [held_out_of(opened, seed, listed) for seed in seeds]
+    for start, other in zip(starts, held_out, strict=True):
+        if not np.array_equal(other, held_out[0]):
+            raise UserError(
+                f"{starts[0].words} and {start.words} hold out different images of {opened.spec} for "
+                "testing: each has learned from test images of the other.",
+                "pretrain both with the same --seed, or name a source with a test split of its own.",
+            )
+    return seeds[0]
+
+
 def _split_seed(settings: FinetuneSettings, start: Start, opened: Source) -> int:
     """Returns the seed of the test split: that with which the start held images out, of this source with
     labels or of any without, else the seed of the run."""
@@ -246,6 +278,7 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
     settings, opened = prepared.settings, prepared.learned.source
     file = parse_labels(labels_of(settings)).file
     labels = str(file.resolve()) if file else settings.labels
+    origins = origins_of(settings)
     run.write_config(
         {
             "command": "finetune",
@@ -254,12 +287,14 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
             "labels": settings.labels,
             "split_rule": prepared.learned.split_rule,
             "digest": opened.digest(),
-            "start": start_row(prepared.found),
+            "start": [start_row(each) for each in prepared.found],
             "pretrained_on": other_sources([start for start, _ in prepared.candidates], opened),
             "device": str(device),
             "threads": torch.get_num_threads(),
             "label_digest": digest_of(file) if file else None,
-            "arguments": arguments_of(replace(settings, source=opened.spec, labels=labels)),
+            "arguments": arguments_of(
+                replace(settings, source=opened.spec, labels=labels, origin=origins or None)
+            ),
         }
     )
 
@@ -291,6 +326,12 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
     return result
 
 
+def origins_of(settings: FinetuneSettings) -> list[str]:
+    """Returns what `--from` names: from Python it may be one name, too."""
+    origin = settings.origin or []
+    return [str(origin)] if isinstance(origin, (str, Path)) else [str(each) for each in origin]
+
+
 def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) -> None:
     """Writes the settings as they were resolved, the label sample, the result and the classifier."""
     settings, learned, start = prepared.settings, prepared.learned, fitted.start
@@ -313,6 +354,7 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     task = prepared.candidates[0][1]
     resolved = {
         "from": start.words,
+        "chosen_from": [each.words for each, _ in prepared.candidates],
         "mode": settings.mode,
         "seed": settings.seed,
         "repeat": len(learned.label_samples),

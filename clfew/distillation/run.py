@@ -21,7 +21,7 @@ from clfew.distillation.student import (
     train_student,
 )
 from clfew.distillation.teacher import Images, Teacher
-from clfew.finetuning.calibration import fit_temperature, prior_temperature
+from clfew.finetuning.calibration import fit_temperature, prior_of
 from clfew.finetuning.fit import Task, predict_cached
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.labelled_data import LabelledData, bounded
@@ -83,6 +83,7 @@ def build_setup(
         features,
         device,
         precision,
+        is_scaled=bool(base.metadata.parts),
     )
     strong, _ = choose_recipe(min(metadata.size, cache.side), cache, pool, metadata.flip)
     views = None
@@ -157,8 +158,8 @@ def teach(
         return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), [carried_out]
     with console.progress_bar("compare") as update:
         verdict, logits, of_halves = cross_fit(setup, labelled, plans[1:], seed, update)
-    prior = prior_temperature(DISTILLED, student.head)
-    student.temperature = fit_temperature(logits, task.labels[labelled], prior)
+    prior = prior_of(DISTILLED, fewest_labels(images))
+    student.temperature = fit_temperature(logits, task.labels[labelled], prior, 1 / 2)
     return student, verdict, [carried_out, *of_halves]
 
 

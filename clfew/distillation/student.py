@@ -17,7 +17,7 @@ from clfew.data.splits import evenly_spaced
 from clfew.distillation.loss import Distillation
 from clfew.finetuning.fit import FullSettings, Log, Task, fit, predict_cached
 from clfew.finetuning.model_selection import CLEAR, win_by_chance
-from clfew.finetuning.probes import folds, standardised_logistic
+from clfew.finetuning.probes import folds, mean_and_std, standardised_logistic
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import freeze_first
@@ -130,7 +130,7 @@ def build_student(setup: DistillationSetup, targets_MxC: np.ndarray, seed: int) 
     head: nn.Module = nn.Linear(encoder.dim, task.classes)
     if start.is_pretrained:
         features = _student_features(setup)
-        mean, std = features.mean(0), features.std(0) + 1e-6
+        mean, std = mean_and_std(features, bool(start.metadata.parts))
         head = standardised_logistic(
             (features - mean) / std,
             targets_MxC.argmax(1),

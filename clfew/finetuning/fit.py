@@ -43,6 +43,8 @@ class Task:
     number of classes. features: float32, one row for each image of `pool` and then one for each further
     unlabelled image; None where the mode does not use features. trainings: where trainings on these
     images save their states; None where none is saved. stop: of the command, if it trains several times.
+    is_scaled: whether the scale of the features means something, as that of encoders side by side:
+    otherwise each is standardised.
     """
 
     pixels: np.ndarray
@@ -55,6 +57,7 @@ class Task:
     precision: str
     trainings: Trainings | None = None
     stop: StopRequest | None = None
+    is_scaled: bool = False
 
     def next_saving(self) -> Saving | None:
         """Returns where the training that starts now saves its state."""
@@ -64,7 +67,7 @@ class Task:
     def graph(self) -> Any:
         """The graph of nearest neighbours among all images with features (see `neighbour_graph`)."""
         assert self.features is not None
-        return neighbour_graph(self.features)
+        return neighbour_graph(self.features, self.is_scaled)
 
 
 @dataclass(frozen=True)
@@ -141,11 +144,11 @@ def fit_probe(
     all_labels = labels if judged is None else task.labels[judged]
     if mode == "linear":
         fewest = smallest_class(all_labels)
-        return linear_head(task.features, rows, labels, task.classes, seed, fewest)
+        return linear_head(task.features, rows, labels, task.classes, seed, fewest, task.is_scaled)
     if mode == "knn":
         neighbours = knn_head(task.features, rows, labels, task.classes, voters(all_labels))
         return neighbours, {"k": neighbours.k}
-    propagated = propagation_head(task.features, task.graph, rows, labels, task.classes)
+    propagated = propagation_head(task.features, task.graph, rows, labels, task.classes, task.is_scaled)
     return propagated, {"images": len(task.features)}
 
 

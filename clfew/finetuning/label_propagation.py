@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from clfew.finetuning.probes import standardised_logistic
+from clfew.finetuning.probes import mean_and_std, standardised_logistic
 
 MAX_IMAGES = 20_000
 """The graph is built over at most this many images; more of them change little."""
@@ -31,12 +31,17 @@ _STRENGTH = 0.03
 
 
 def propagation_head(
-    features_NxD: np.ndarray, graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
+    features_NxD: np.ndarray,
+    graph: Any,
+    labelled_L: np.ndarray,
+    labels_L: np.ndarray,
+    classes: int,
+    is_scaled: bool = False,
 ) -> nn.Linear:
     """Fits a linear head to the labels that the graph propagates from rows `labelled_L` to those of the
-    N images that they reach."""
+    N images that they reach. is_scaled: see `mean_and_std`."""
     probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
-    mean, std = features_NxD.mean(0), features_NxD.std(0) + 1e-6
+    mean, std = mean_and_std(features_NxD, is_scaled)
     reached = probabilities_NxC.any(1)
     return standardised_logistic(
         (features_NxD[reached] - mean) / std,
@@ -69,16 +74,32 @@ def propagated_probabilities(
     return probabilities_NxC
 
 
-def neighbour_graph(features_NxD: np.ndarray) -> Any:
+def confidence(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int) -> float:
+    """Returns how decidedly labels spread to the images without one: the mean probability of their
+    likeliest class, 0 where there are none.
+
+    It tells, without a label to test on, on which of several features images of a class lie together. On
+    held-out parts of four training splits, with SimCLR from scratch, from pretrained weights and both
+    side by side, the features with the largest confidence were within a point of the best ones, with 1,
+    2 and 5 labels per class; the features themselves differed by 3 to 35 points.
+    """
+    probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
+    others = np.setdiff1d(np.arange(len(probabilities_NxC)), labelled_L)
+    return float(probabilities_NxC[others].max(1).mean()) if len(others) else 0.0
+
+
+def neighbour_graph(features_NxD: np.ndarray, is_scaled: bool = False) -> Any:
     """Returns the symmetric, normalised adjacency matrix D^-1/2 W D^-1/2 of the K nearest neighbours.
 
     It is a SciPy sparse matrix (N, N). Neighbours are those with the largest cosine similarity of
-    standardised features; the weight of an edge is exp((cosine - 1) / 0.1).
+    standardised features (is_scaled: see `mean_and_std`); the weight of an edge is
+    exp((cosine - 1) / 0.1).
     """
     from scipy import sparse
 
     count = len(features_NxD)
-    inputs_NxD = (features_NxD - features_NxD.mean(0)) / (features_NxD.std(0) + 1e-6)
+    mean, std = mean_and_std(features_NxD, is_scaled)
+    inputs_NxD = (features_NxD - mean) / std
     neighbours = min(NEIGHBOURS, count - 1)
     unit = (inputs_NxD / np.linalg.norm(inputs_NxD, axis=1, keepdims=True).clip(1e-12)).astype(
         np.float32

@@ -9,24 +9,28 @@ import torch
 
 from clfew import console
 from clfew.data.source import Source
-from clfew.finetuning.calibration import fit_temperature, prior_temperature
+from clfew.finetuning.calibration import fit_temperature, prior_of
 from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
-from clfew.finetuning.label_propagation import propagated_probabilities
+from clfew.finetuning.label_propagation import confidence, propagated_probabilities
 from clfew.finetuning.metrics import packed
 from clfew.finetuning.model_selection import (
     Decision,
+    best_of,
     decide,
+    fitted_fraction,
     held_out_logits,
-    is_clearly_better,
     logits_to_compare,
 )
+from clfew.finetuning.probes import smallest_class
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier
 from clfew.models.drift import alarm
 from clfew.models.features import features_of
 from clfew.runs.files import write_csv
-from clfew.runs.folders import Run
+from clfew.runs.folders import START, Run, from_here
 from clfew.training.saving import Trainings
+
+BEFORE = "the weights that pretraining started from"
 
 
 @dataclass(frozen=True)
@@ -122,33 +126,68 @@ def _tested(
 def _decide(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Start, Task, Decision]:
     """Chooses the mode for a label sample, and the start.
 
-    The start is the pretrained encoder, unless the weights that its pretraining started from are clearly
-    better in cross-validation. Where cross-validation is not possible, it is the pretrained encoder,
-    unless its drift raised the alarm.
+    The start is the first candidate, unless another one is clearly better in cross-validation. The first
+    is the pretrained encoder rather than the weights that its pretraining started from. Of several
+    starts that were named, it is the one on whose features labels spread most decidedly.
     """
+    names = names_of([start for start, _ in fitting.candidates])
+    candidates, words = dict(zip(names, fitting.candidates, strict=True)), ""
+    is_named = len(names) > 1 and BEFORE not in names
+    if is_named:
+        candidates, words = _most_decided_first(candidates, labelled)
     decisions = [
         (start, task, decide(fitting.mode, start, task, labelled, seed, fitting.settings))
-        for start, task in fitting.candidates
+        for start, task in candidates.values()
     ]
-    first = decisions[0]
     if len(decisions) == 1:
-        return first
-    before = decisions[1]
-    if first[2].logits is None or before[2].logits is None:
-        drifted = first[0].metadata.training.get("pretrain", {}).get("drift")
-        return before if drifted and alarm(drifted) else first
-    labels = first[1].labels[labelled]
-    logits, logits_before = logits_to_compare(decisions, labelled, seed, fitting.settings)
-    correct, correct_before = (each.argmax(1) == labels for each in (logits, logits_before))
-    worse = is_clearly_better(correct_before, correct)
-    chosen = before if worse else first
-    accuracies = [
-        float(h.mean()) for h in ((correct_before, correct) if worse else (correct, correct_before))
+        return decisions[0]
+    start, task, _ = decisions[0]
+    best = next(iter(candidates))
+    compared = logits_to_compare(decisions, labelled, seed, fitting.settings)
+    if compared is not None:
+        logits, fraction = compared
+        by_name = dict(zip(candidates, logits, strict=True))
+        best, _, accuracies = best_of(by_name, task.labels[labelled], fraction)
+        words += f"cross-validated: {accuracies}" if words else accuracies
+    elif not is_named:
+        drifted = start.metadata.training.get("pretrain", {}).get("drift")
+        if drifted and alarm(drifted):
+            best, words = BEFORE, f"{BEFORE}, as it has changed the features too much"
+    start, task, decision = decisions[list(candidates).index(best)]
+    if words:
+        decision = replace(decision, reason=f"{decision.reason}; {words.removesuffix('; ')}")
+    return start, task, replace(decision, start=best) if is_named else decision
+
+
+Candidates = dict[str, tuple[Start, Task]]
+
+
+def _most_decided_first(candidates: Candidates, labelled: np.ndarray) -> tuple[Candidates, str]:
+    """Returns the candidates in the order of the confidence of labels that spread on their features, and
+    these in words; as they are where there are no features, or nothing that labels could spread to."""
+    found = {}
+    for name, (_, task) in candidates.items():
+        if task.features is None or len(task.features) <= len(labelled):
+            return candidates, ""
+        rows = np.searchsorted(task.pool, labelled)
+        found[name] = confidence(task.graph, rows, task.labels[labelled], task.classes)
+    order = sorted(found, key=lambda name: -found[name])
+    words = ", ".join(f"{name} {found[name]:.2f}" for name in order)
+    return {name: candidates[name] for name in order}, f"labels spread with a confidence of: {words}; "
+
+
+def names_of(starts: list[Start]) -> list[str]:
+    """Returns a name for each of several starts to choose from."""
+    files = [start.artifact for start in starts]
+    if len(files) == 2 and files[1] is not None and files[1].name == START:
+        return ["the pretrained encoder", BEFORE]
+    folders = [None if file is None else file.parent for file in files]
+    return [
+        "side by side"
+        if file is None
+        else str(from_here(file if folders.count(file.parent) > 1 else file.parent))
+        for file in files
     ]
-    name = "the weights that pretraining started from" if worse else "the pretrained encoder"
-    unclear = " (no clear difference)" if accuracies[1] > accuracies[0] else ""
-    reason = f"{chosen[2].reason}; {name}: {accuracies[0]:.2f} against {accuracies[1]:.2f}{unclear}"
-    return chosen[0], chosen[1], replace(chosen[2], reason=reason)
 
 
 def _test_logits(
@@ -174,12 +213,14 @@ def _calibrate(
 ) -> float:
     """Sets the temperature by the logits of labels that were held out in turn, and returns it. Where
     some class has one label, none can be held out, and it is the usual one of the mode."""
-    prior = prior_temperature(decision.mode, classifier.head)
+    labels = task.labels[labelled]
+    prior = prior_of(decision.mode, smallest_class(labels))
     logits = held_out_logits(decision, start, task, labelled, fitting.seed, fitting.settings)
     if logits is None:
-        classifier.temperature = prior
+        classifier.temperature = prior.temperature
     else:
-        classifier.temperature = fit_temperature(logits, task.labels[labelled], prior)
+        fraction = fitted_fraction(decision.mode, labels)
+        classifier.temperature = fit_temperature(logits, labels, prior, fraction)
     return classifier.temperature
 
 

@@ -18,6 +18,7 @@ from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.start import Start, other_images
 from clfew.models.features import features_of
 from clfew.models.metadata import ArtifactMetadata
+from clfew.models.side_by_side import SideBySide
 from clfew.runs.folders import read_config
 
 
@@ -49,11 +50,11 @@ def find_source(
 
 
 def with_labels(
-    source: Source, spec: LabelSpec, metadata: ArtifactMetadata | None
+    source: Source, spec: LabelSpec, before: list[ArtifactMetadata]
 ) -> tuple[Source, np.ndarray | None]:
     """Returns the source with its labels, and the indices of the images that a label CSV lists, None
-    without one. Raises UserError if there are no labels, fewer than two classes, or other classes than
-    those of the classifier to start from."""
+    without one. before: of the artifacts to start from. Raises UserError if there are no labels, fewer
+    than two classes, or other classes than those of a classifier to start from."""
     listed = None
     if spec.file is not None:
         source, listed = apply_label_csv(source, spec.file)
@@ -72,12 +73,14 @@ def with_labels(
             f"{spec.file} lists images of one class only, '{source.classes[used[0]]}'.",
             "a classifier needs two: list images of another class too.",
         )
-    if metadata is not None and metadata.kind == "classifier" and metadata.classes != source.classes:
-        differ = sorted(set(metadata.classes) ^ set(source.classes))
-        raise UserError(
-            f"The classes differ from those of the classifier to start from ({', '.join(differ[:4])}).",
-            "start from the encoder instead, such as --from runs/pretrain-1.",
-        )
+    for metadata in before:
+        if metadata.kind == "classifier" and metadata.classes != source.classes:
+            differ = sorted(set(metadata.classes) ^ set(source.classes))
+            raise UserError(
+                "The classes differ from those of the classifier to start from "
+                f"({', '.join(differ[:4])}).",
+                "start from the encoder instead, such as --from runs/pretrain-1.",
+            )
     return source, listed
 
 
@@ -201,6 +204,15 @@ def pool_features(
     if others is None or not len(others.indices):
         return features
     return np.concatenate([features, features_in(others.cache, others.indices)])
+
+
+def own_features_of_pool(
+    encoder: SideBySide, learned: LabelledData, device: torch.device, precision: str
+) -> np.ndarray:
+    """Returns the own features of encoders that are used side by side, of the images of the pool."""
+    cache = learned.cache
+    arrays = (cache.pixels, cache.aspects, learned.pool)
+    return features_of(encoder, *arrays, device, precision, standardised=False)
 
 
 def uses_features(start: Start, mode: str) -> bool:

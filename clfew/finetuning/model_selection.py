@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from clfew.finetuning.fit import FullSettings, Task, fit_full, fit_probe, predict_cached
+from clfew.finetuning.metrics import expected_accuracy
 from clfew.finetuning.probes import folds, smallest_class
 from clfew.finetuning.start import Start
 from clfew.training.optim import SMALL_NETWORK
@@ -39,8 +40,9 @@ class Decision:
 
     logits: (L, C), the outputs for each labelled image of a classifier in this mode that was fitted
     without its fold; None where modes were not compared. in_halves: the same of one that was fitted to
-    the other half, where mode "full" was tried. scores, scores_in_halves: the cross-validated accuracy
-    of each mode tried, fitted to the other folds and to the other half.
+    the other half, where mode "full" was tried. scores, scores_in_halves: the accuracy to expect
+    of each mode tried, by cross-validation in folds and in halves. start: the name of the start
+    that was chosen among several that were named, else "".
     """
 
     mode: str
@@ -49,13 +51,15 @@ class Decision:
     in_halves: np.ndarray | None = field(default=None, compare=False)
     scores: dict[str, float] = field(default_factory=dict)
     scores_in_halves: dict[str, float] = field(default_factory=dict)
+    start: str = ""
 
     def as_row(self) -> dict[str, Any]:
         """Returns the part of it that results and artifacts keep."""
         row: dict[str, Any] = {"mode": self.mode, "reason": self.reason}
         row |= {"cross_validation": self.scores} if self.scores else {}
         halves = self.scores_in_halves
-        return row | ({"cross_validation_in_halves": halves} if halves else {})
+        row |= {"cross_validation_in_halves": halves} if halves else {}
+        return row | ({"start": self.start} if self.start else {})
 
 
 def decide(
@@ -77,30 +81,40 @@ def decide(
     if smallest_class(task.labels[labelled]) < 2:
         return Decision(modes[0], "one label in some class: nothing to compare modes on")
     labels = task.labels[labelled]
-    logits = {m: _fold_by_fold(m, start, task, labelled, seed, settings, FOLDS) for m in modes}
-    best, scores, reason = _best_of(logits, labels)
+    logits = {m: fold_by_fold(m, start, task, labelled, seed, settings, FOLDS) for m in modes}
+    best, scores, reason = best_of(logits, labels, fitted_fraction(modes[0], labels))
     reason = f"cross-validated: {reason}"
     if smallest_class(task.labels[labelled]) >= FINE_TUNE_FROM and _is_cheap(start, task):
         # On the same halves of the labels, so that the difference is not that of the numbers of labels.
         halves = {
-            m: _fold_by_fold(m, start, task, labelled, seed, settings, HALVES) for m in (best, "full")
+            m: fold_by_fold(m, start, task, labelled, seed, settings, HALVES) for m in (best, "full")
         }
-        best, in_halves, compared = _best_of(halves, labels)
+        best, in_halves, compared = best_of(halves, labels, fitted_fraction("full", labels))
         reason += f"; fitted to half of the labels: {compared}"
         logits["full"] = halves["full"]
         return Decision(best, reason, logits[best], halves[best], scores, in_halves)
     return Decision(best, reason, logits[best], scores=scores)
 
 
-def _best_of(logits: dict[str, np.ndarray], labels_L: np.ndarray) -> tuple[str, dict[str, float], str]:
-    """Returns the first mode, or the best of those that are clearly better; the accuracy of each; and
-    these in words."""
-    correct = {mode: each.argmax(1) == labels_L for mode, each in logits.items()}
-    scores = {mode: round(float(each.mean()), 4) for mode, each in correct.items()}
+def fitted_fraction(mode: str, labels_L: np.ndarray) -> float:
+    """Returns the fraction of the labels to which classifiers are fitted in cross-validation."""
+    return 1 - 1 / min(HALVES if mode == "full" else FOLDS, smallest_class(labels_L))
+
+
+def best_of(
+    logits: dict[str, np.ndarray], labels_L: np.ndarray, fraction: float
+) -> tuple[str, dict[str, float], str]:
+    """Returns the first choice, or the best of those that are clearly better; the accuracy to expect of
+    each; and these in words. logits: for each choice, by its name, the outputs (L, C) for held-out
+    labels, of classifiers fitted to a fraction of all labels."""
+    correct = {name: each.argmax(1) == labels_L for name, each in logits.items()}
+    scores = {
+        name: round(expected_accuracy(float(each.mean()), fraction), 4) for name, each in correct.items()
+    }
     first = next(iter(logits))
-    better = [m for m in logits if m == first or is_clearly_better(correct[m], correct[first])]
-    best = max(better, key=lambda mode: scores[mode])
-    words = ", ".join(f"{mode} {score:.2f}" for mode, score in scores.items())
+    better = [n for n in logits if n == first or is_clearly_better(correct[n], correct[first])]
+    best = max(better, key=lambda name: scores[name])
+    words = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
     unclear = f" (no clear win over {best})" if scores[best] < max(scores.values()) else ""
     return best, scores, words + unclear
 
@@ -135,7 +149,7 @@ def held_out_logits(
     if decision.logits is not None or smallest_class(task.labels[labelled]) < 2:
         return decision.logits
     parts = HALVES if decision.mode == "full" else FOLDS
-    return _fold_by_fold(decision.mode, start, task, labelled, seed, settings, parts)
+    return fold_by_fold(decision.mode, start, task, labelled, seed, settings, parts)
 
 
 def logits_to_compare(
@@ -143,20 +157,24 @@ def logits_to_compare(
     labelled: np.ndarray,
     seed: int,
     settings: FullSettings,
-) -> list[np.ndarray]:
-    """Returns the logits by which decisions for several starts are compared: where one of them is mode
-    "full", of classifiers that were all fitted to half of the labels."""
-    if all(decision.mode != "full" for _, _, decision in decisions):
-        return [decision.logits for _, _, decision in decisions if decision.logits is not None]
-    return [
-        decision.in_halves
-        if decision.in_halves is not None
-        else _fold_by_fold(decision.mode, start, task, labelled, seed, settings, HALVES)
-        for start, task, decision in decisions
-    ]
+) -> tuple[list[np.ndarray], float] | None:
+    """Returns the logits by which decisions for several starts are compared, and the fraction of the
+    labels to which their classifiers were fitted: half for all, where one of them is mode "full". None
+    where some class has one label."""
+    labels = decisions[0][1].labels[labelled]
+    if smallest_class(labels) < 2:
+        return None
+    parts = HALVES if any(decision.mode == "full" for _, _, decision in decisions) else FOLDS
+    logits = []
+    for start, task, decision in decisions:
+        known = decision.logits if parts == FOLDS else decision.in_halves
+        if known is None:
+            known = fold_by_fold(decision.mode, start, task, labelled, seed, settings, parts)
+        logits.append(known)
+    return logits, fitted_fraction("full" if parts == HALVES else "", labels)
 
 
-def _fold_by_fold(
+def fold_by_fold(
     mode: str,
     start: Start,
     task: Task,

@@ -1,6 +1,8 @@
 """Finds and loads the network that fine-tuning starts from: an artifact, other weights or scratch."""
 
-from dataclasses import dataclass, field, replace
+import copy
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,10 @@ from clfew.models.init_weights import (
     own_artifact,
     seen_before,
 )
-from clfew.models.metadata import ArtifactMetadata, read_metadata
+from clfew.models.metadata import MOST_PARTS, ArtifactMetadata, read_metadata
+from clfew.models.side_by_side import SideBySide
 from clfew.runs.files import digest_of
-from clfew.runs.folders import START, check_same_file, find_artifact, newest
+from clfew.runs.folders import START, check_same_file, find_artifact, newest, with_beside
 from clfew.version import __version__
 
 _PRETRAIN_FIRST = (
@@ -75,6 +78,8 @@ class Start:
     @property
     def words(self) -> str:
         """The artifact it was loaded from, else its weights in words."""
+        if self.metadata.parts:
+            return f"{self.metadata.encoder}, side by side"
         if self.artifact is not None:
             return str(self.artifact.resolve())
         return self.metadata.training.get("init", {}).get("what", SCRATCH)
@@ -105,6 +110,37 @@ def find_start(
     if init != IMAGENET and (path := own_artifact(Path(init))):
         return path
     return find_init_weights(init, encoder, device)[0]
+
+
+def find_starts(
+    origins: list[str], init: str, encoder: str, device: torch.device
+) -> list[Path | InitWeights | None]:
+    """Returns what `find_start` does, once for each `--from`; and without one, where the newest run was
+    made beside another to choose from, both. Raises UserError, and UsageError for several starts that
+    cannot be compared."""
+    if len(origins) < 2:
+        found = find_start(origins[0] if origins else None, init, encoder, device)
+        by_itself = not origins and init == AUTO
+        return [*with_beside(found)] if by_itself and isinstance(found, Path) else [found]
+    if init != AUTO or SCRATCH in origins:
+        raise UsageError(
+            "Several --from are encoders to choose from, and "
+            + (f"--init {init} is not." if init != AUTO else "scratch has no features to compare."),
+            "name runs or artifacts only: --from runs/pretrain-1 --from runs/pretrain-2.",
+        )
+    artifacts = {
+        path.resolve(): path
+        for path in (find_artifact(each, "pretrain", _PRETRAIN_FIRST) for each in origins)
+    }
+    if len(artifacts) > MOST_PARTS:
+        raise UsageError(f"{len(artifacts)} starts were named.", f"name {MOST_PARTS} at most.")
+    for path in artifacts.values():
+        if len(artifacts) > 1 and read_metadata(path)[0].parts:
+            raise UserError(
+                f"{path} holds several networks side by side already.",
+                "name the pretraining runs that it was made from.",
+            )
+    return [*artifacts.values()]
 
 
 def _found_by_itself(encoder: str, device: torch.device) -> Path | InitWeights:
@@ -166,6 +202,19 @@ class Network:
     from_scratch: bool = False
 
 
+def open_starts(
+    found: list[Path | InitWeights | None],
+    source: Source,
+    network: Network,
+    device: torch.device,
+    compare: bool,
+) -> list[Start]:
+    """Loads the starts that `find_starts` found: several, or what `open_start` loads of one."""
+    if len(found) == 1:
+        return open_start(found[0], source, network, device, compare)
+    return [start for each in found for start in open_start(each, source, network, device, False)]
+
+
 def open_start(
     found: Path | InitWeights | None,
     source: Source,
@@ -214,6 +263,46 @@ def start_from_artifact(artifact: Path, flip: bool | None) -> Start:
     is_published |= "init" in metadata.training
     flip = metadata.flip if flip is None else flip
     return Start(encoder, neck, True, flip, metadata, is_published, seen, artifact, taught)
+
+
+def side_by_side(starts: list[Start], features_of_each: Callable[[SideBySide], np.ndarray]) -> Start:
+    """Returns a start whose features are those of several starts (see `SideBySide`). features_of_each:
+    returns the own features of each, (N, D), by which they are standardised."""
+    encoder = SideBySide([copy.deepcopy(start.encoder) for start in starts])
+    encoder.standardise_by(features_of_each(encoder))
+    each = [start.metadata for start in starts]
+    parts = [replace(m, kind="encoder", neck=0, classes=[], mode="", temperature=1.0) for m in each]
+    # Where its training and its images are told, they are those of one of the starts.
+    first = max(starts, key=lambda start: ("pretrain" in start.metadata.data, start.is_published))
+    metadata = replace(
+        first.metadata,
+        kind="encoder",
+        encoder=encoder.name,
+        size=encoder.size,
+        side=max(m.side for m in each),
+        dim=encoder.dim,
+        method=" + ".join(dict.fromkeys(m.method for m in each if m.method)),
+        flip=all(start.flip for start in starts),
+        neck=0,
+        classes=[],
+        mode="",
+        temperature=1.0,
+        adapter=0,
+        sees="rgb",
+        stage=0,
+        parts=[asdict(part) for part in parts],
+    )
+    return Start(
+        encoder,
+        build_neck(encoder.dim, 0),
+        True,
+        metadata.flip,
+        metadata,
+        any(start.is_published for start in starts),
+        np.unique(np.concatenate([start.seen for start in starts])),
+        None,
+        np.unique(np.concatenate([start.taught for start in starts])),
+    )
 
 
 def start_from_weights(

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from clfew.models.encoder import Encoder
 from clfew.models.metadata import ArtifactMetadata
+from clfew.models.side_by_side import SideBySide
+
+OLD_FLOOR = 1e-4
 
 
 class NeighbourHead(nn.Module):
@@ -16,19 +19,31 @@ class NeighbourHead(nn.Module):
 
     This is the usual protocol for self-supervised features (Wu et al., Unsupervised Feature Learning via
     Non-Parametric Instance Discrimination, CVPR 2018, section 3.4), with k at most the number of
-    labelled images.
+    labelled images. floor: what each class has beside its fraction of the votes, so that few neighbours
+    that agree do not make the other classes impossible.
     """
 
     features: Tensor
     labels: Tensor
     neighbours: Tensor
+    floor: Tensor
 
-    def __init__(self, features_LxD: Tensor, labels_L: Tensor, classes: int, k: int = 20) -> None:
+    def __init__(
+        self,
+        features_LxD: Tensor,
+        labels_L: Tensor,
+        classes: int,
+        k: int = 20,
+        floor: float | None = None,
+    ) -> None:
         super().__init__()
         self.register_buffer("features", F.normalize(features_LxD, dim=1))
         self.register_buffer("labels", labels_L)
         # Saved with the weights, because k depends on the number of labels of the smallest class.
         self.register_buffer("neighbours", torch.tensor(k))
+        # Not saved where it is what heads had before it was saved.
+        floor_1 = torch.tensor(OLD_FLOOR if floor is None else floor)
+        self.register_buffer("floor", floor_1, persistent=floor is not None)
         self.classes = classes
 
     @property
@@ -41,9 +56,8 @@ class NeighbourHead(nn.Module):
         top_NxK, index_NxK = similarity_NxL.topk(self.k, dim=1)
         votes_NxC = torch.zeros(len(features_NxD), self.classes, device=top_NxK.device)
         votes_NxC.scatter_add_(1, self.labels[index_NxK], ((top_NxK - 1) / 0.07).exp())
-        # Logs of each class's fraction of the votes, so that softmax returns these fractions; 1e-4 keeps
-        # every probability above zero.
-        return (votes_NxC / votes_NxC.sum(1, keepdim=True) + 1e-4).log()
+        # Logs of each class's fraction of the votes, so that softmax returns nearly these fractions.
+        return (votes_NxC / votes_NxC.sum(1, keepdim=True) + self.floor).log()
 
 
 class UnitHead(nn.Linear):
@@ -76,6 +90,8 @@ def neck_width(neck: nn.Sequential) -> int:
 
 def encoder_of(metadata: ArtifactMetadata) -> Encoder:
     """Builds the encoder that an artifact's metadata describes; its weights are not loaded yet."""
+    if metadata.parts:
+        return SideBySide([encoder_of(ArtifactMetadata(**part)) for part in metadata.parts])
     return Encoder(
         metadata.encoder,
         metadata.size,
@@ -124,7 +140,8 @@ class Classifier(nn.Module):
         elif metadata.mode == "knn":
             bank = shapes.get("classifier.head.features", (0,))[0]
             labels = torch.zeros(bank, dtype=torch.int64)
-            head = NeighbourHead(torch.zeros(bank, width), labels, classes)
+            floor = 0.0 if "classifier.head.floor" in shapes else None
+            head = NeighbourHead(torch.zeros(bank, width), labels, classes, floor=floor)
         classifier = cls(encoder, build_neck(encoder.dim, metadata.neck), head)
         classifier.temperature = metadata.temperature
         return classifier

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clfew.data.augment import evaluation_view
 from clfew.data.decode import BadImage
@@ -15,12 +15,13 @@ from clfew.data.image_cache import RowReader
 from clfew.data.to_device import to_device
 from clfew.data.workers import decode_ahead, decoders
 from clfew.models.encoder import Encoder
+from clfew.models.side_by_side import SideBySide, WithinLarger
 from clfew.training.device import keep_freed_memory
 
 T = TypeVar("T")
 
 _RECENT: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
-_MOST_RECENT = 4
+_MOST_RECENT = 8
 
 _ADAPTED_AT_ONCE = 4096
 
@@ -97,22 +98,39 @@ def features_of(
     indices: np.ndarray,
     device: torch.device,
     precision: str,
+    standardised: bool = True,
 ) -> np.ndarray:
     """Returns an encoder's features of cached images, float32 (N, D). The features before the adapter
-    are reused (see `remembered`), also by encoders that differ only in their adapter."""
-    backbone, arrays = encoder.without_adapter(), (pixels, aspects)
-    settings = (encoder.size, encoder.input, encoder.stage)
+    are reused (see `remembered`), also by encoders that differ only in their adapter, and where encoders
+    are used side by side. standardised: of such, whether their features are standardised, or each one's
+    own."""
+    parts = []
+    for each in encoder.encoders if isinstance(encoder, SideBySide) else [encoder]:
+        plain = each.without_adapter()
+        backbone = plain if each.size == encoder.size else WithinLarger(plain)
 
-    def compute(rows: np.ndarray) -> np.ndarray:
-        return apply_to_cache(backbone, encoder.size, *arrays, rows, device, precision)
+        def compute(rows: np.ndarray, backbone: nn.Module = backbone) -> np.ndarray:
+            return apply_to_cache(backbone, encoder.size, pixels, aspects, rows, device, precision)
 
-    features = remembered(backbone, pixels, indices, compute, *settings, device, precision)
-    if encoder.adapter is None:
-        return features
+        settings = (encoder.size, each.size, each.input, each.stage, device, precision)
+        features = remembered(backbone, pixels, indices, compute, *settings)
+        if each.adapter is not None:
+            features = _in_parts(each.adapt, each, features, device)
+        parts.append(features)
+    features = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    if isinstance(encoder, SideBySide) and standardised:
+        return _in_parts(encoder.joined, encoder, features, device)
+    return features
+
+
+def _in_parts(
+    function: Callable[[Tensor], Tensor], encoder: Encoder, features: np.ndarray, device: torch.device
+) -> np.ndarray:
+    """Applies a function of an encoder to features, some at a time."""
     encoder.to(device).eval()
     with torch.no_grad():
         parts = torch.from_numpy(features).split(_ADAPTED_AT_ONCE)
-        return torch.cat([encoder.adapt(part.to(device)).cpu() for part in parts]).numpy()
+        return torch.cat([function(part.to(device)).cpu() for part in parts]).numpy()
 
 
 def apply_to_files(

@@ -2,7 +2,8 @@
 
 `scratch` is random weights. `imagenet` is pretrained weights, which are fetched if they are not on the
 machine. FILE is a checkpoint of any tool (see `clfew.models.checkpoints`). RUN is another run of clfew.
-`auto` is pretrained weights that are already on the machine; it never fetches any.
+`auto` is pretrained weights that are already on the machine; it never fetches any. `both`, in
+`pretrain`, makes two runs, one from pretrained weights and one from scratch.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clfew.errors import UserError
+from clfew.errors import UsageError, UserError
 from clfew.models import pretrained, timm_backbones
 from clfew.models.artifacts import digests_of_trained, load_encoder
 from clfew.models.backbones import SMALL_IMAGE, TORCHVISION_PREFIX, build_backbone, is_torchvision
@@ -22,7 +23,7 @@ from clfew.models.metadata import is_artifact, read_metadata
 from clfew.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, LITE0, LITE0_MEAN, LITE0_STD, Expected
 from clfew.runs.folders import ARTIFACTS
 
-SCRATCH, IMAGENET, AUTO = "scratch", "imagenet", "auto"
+SCRATCH, IMAGENET, AUTO, BOTH = "scratch", "imagenet", "auto", "both"
 
 _PREFERRED = {
     "cpu": (LITE0, "resnet18", "resnet34", "resnet50"),
@@ -54,6 +55,11 @@ def find_init_weights(init: str, encoder: str, device: torch.device) -> tuple[In
     """
     if init == SCRATCH:
         return None, "as asked for"
+    if init == BOTH:
+        raise UsageError(
+            "--init both makes two encoders to choose from, which only pretrain does.",
+            "for example: clfew pretrain ./unlabeled --init both, then clfew finetune --labels 1%",
+        )
     if init == AUTO:
         return _on_this_machine(encoder, device)
     if init == IMAGENET:
@@ -163,6 +169,11 @@ def own_artifact(path: Path) -> Path | None:
 
 def _from_own_artifact(path: Path, encoder: str) -> InitWeights:
     metadata, _ = read_metadata(path)
+    if metadata.parts:
+        raise UserError(
+            f"{path} holds several networks side by side ({metadata.encoder}): it is no single start.",
+            "name one of the pretraining runs that it was made from.",
+        )
     if encoder not in ("auto", metadata.encoder):
         raise UserError(
             f"{path} is an encoder {metadata.encoder}, not {encoder}.", "leave out --encoder."

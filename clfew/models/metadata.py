@@ -13,7 +13,8 @@ import safetensors
 from clfew.errors import UserError
 from clfew.runs.checksum import Damaged, has_checksum, read_header
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+MOST_PARTS = 8
 KINDS = ("encoder", "classifier")
 OTHER_VERSION = "was it made by another version of clfew?"
 MODES = ("full", "linear", "knn", "propagate")
@@ -51,7 +52,9 @@ class ArtifactMetadata:
     network's features, 0 for none. sees, stage: the form in which the network gets its images, and the
     stage its features are read from (see `clfew.models.encoder.Encoder`). training: resolved settings,
     by step ("pretrain", "finetune"). data: source, fingerprint and the seed of the test split, also by
-    step.
+    step. parts: where several encoders are used side by side (see `clfew.models.side_by_side`), the
+    metadata of each, in the form of this class as a dict; then `encoder` lists their names, and `size`
+    and `side` are the largest.
     """
 
     kind: str
@@ -73,6 +76,7 @@ class ArtifactMetadata:
     stage: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] = field(default_factory=list)
     format_version: int = FORMAT_VERSION
 
 
@@ -95,6 +99,7 @@ def _problem(metadata: dict[str, Any]) -> str:
         _classes_problem(metadata),
         _training_problem(metadata["training"]),
         _data_problem(metadata),
+        _parts_problem(metadata),
     ):
         if problem:
             return problem
@@ -157,6 +162,26 @@ def _data_problem(metadata: dict[str, Any]) -> str:
     return ""
 
 
+def _parts_problem(metadata: dict[str, Any]) -> str:
+    """Returns what is wrong with the encoders that are used side by side, "" if nothing is."""
+    parts = metadata["parts"]
+    if not parts:
+        return ""
+    if not 2 <= len(parts) <= MOST_PARTS:
+        return f"it has {len(parts)} parts"
+    for number, part in enumerate(parts, start=1):
+        problem = _problem(part) if type(part) is dict else "it is not an object"
+        if not problem and (part["kind"] != "encoder" or part["parts"]):
+            problem = "it is not a single encoder"
+        if problem:
+            return f"its part {number} cannot be used: {problem}"
+    if any(metadata[name] != max(part[name] for part in parts) for name in ("size", "side")):
+        return "its image size is not that of its largest part"
+    if metadata["adapter"] or metadata["stage"] or metadata["sees"] != "rgb":
+        return "it has parts, and an adapter, a stage or an input of its own"
+    return ""
+
+
 def _training_problem(training: dict[str, dict[str, Any]]) -> str:
     """Returns what is wrong with those training settings that later commands read, "" if nothing is."""
     if not all(type(step.get("command", "")) is str for step in training.values()):
@@ -196,9 +221,9 @@ def read_metadata(path: Path) -> tuple[ArtifactMetadata, dict[str, tuple[int, ..
         version = repr(content.get("format_version"))
         if version == "1":
             content |= {"temperature": 1.0, "adapter": 0, "sees": "rgb", "stage": 0}  # New in version 2.
-        if version in ("1", "2"):
-            content["format_version"] = FORMAT_VERSION
-        elif version == str(FORMAT_VERSION) and not has_checksum(header):  # New in version 3.
+        if version in ("1", "2", "3"):
+            content |= {"parts": [], "format_version": FORMAT_VERSION}  # New in version 4.
+        if version in ("3", str(FORMAT_VERSION)) and not has_checksum(header):  # New in version 3.
             raise UserError(f"{path} cannot be used: its checksum is missing.", OTHER_VERSION)
     problem = _problem(content) if isinstance(content, dict) else "its metadata is not a JSON object"
     if others := types - {"F32", "I64"}:

@@ -32,6 +32,10 @@ LABELS = "labels.csv"
 START = "start.safetensors"
 """In a pretraining run: the pretrained encoder it started from, an artifact like the one it makes."""
 
+BESIDE = "beside"
+"""The key of a pretraining run's configuration that names the other of two runs that were made to choose
+from; it lies in the same folder."""
+
 
 class Run:
     """A run folder that a command writes."""
@@ -191,6 +195,15 @@ def newest(kind: str) -> Path | None:
     if not finished:
         return None
     return max(finished, key=lambda run: str(read_config(run).get("created"))) / name
+
+
+def with_beside(artifact: Path) -> list[Path]:
+    """Returns the encoder of a pretraining run, and before it that of the run made beside it, if any."""
+    beside = read_config(artifact.parent).get(BESIDE)
+    if not isinstance(beside, str) or not beside:
+        return [artifact]
+    other = artifact.parent.with_name(Path(beside).name) / artifact.name
+    return [other, artifact] if other.is_file() else [artifact]
 
 
 def find_artifact(named: str | None, kind: str, hint: str) -> Path:

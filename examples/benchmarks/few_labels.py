@@ -40,6 +40,7 @@ METHODS = {
     "simclr": "SimCLR from scratch, finetune",
     "simclr+distill": "SimCLR from scratch, finetune, distill",
     "pretrained": "SimCLR from the pretrained start, finetune",
+    "both": "both, finetune",
     "pretrained+distill": "SimCLR from the pretrained start, finetune, distill",
 }
 
@@ -105,12 +106,13 @@ class Bench:
     def finetuned(self, method, budget, draw, repeat):
         """Fine-tunes on `repeat` label samples, `draw` being the first. Its classifier is saved."""
         if method == "scratch":
-            start = {"origin": "scratch", "encoder": "resnet8-w32", "size": min(self.set.small, 32)}
+            start = {"origin": ["scratch"], "encoder": "resnet8-w32", "size": min(self.set.small, 32)}
         elif method == "frozen":
             start = {"init": "imagenet", "size": self.set.size, "mode": "linear"}
         else:
-            start = {"origin": self.pretrained(method)}
-            if budget == 50 and method == "simclr":
+            kinds = ["pretrained", "simclr"] if method == "both" else [method]
+            start = {"origin": [self.pretrained(kind) for kind in kinds]}
+            if budget == 50 and method != "pretrained":
                 start["epochs"] = 10  # Instead of 60, as each fit is cross-validated too.
         out = self.folder(method, budget, draw)
         shutil.rmtree(out, ignore_errors=True)  # What a stopped one left.
@@ -118,7 +120,7 @@ class Bench:
         _, result = finetune(
             self.source, labels=labels, seed=draw, repeat=repeat, flip=self.set.flip, out=out, **start
         )
-        names = ("accuracy", "mode", "reason", "temperature")
+        names = ("accuracy", "mode", "start", "reason", "temperature")
         return [{name: row[name] for name in names if name in row} for row in result["draws"]]
 
     def distilled(self, start, budget, draw):
@@ -166,7 +168,7 @@ def plan(sets):
         ("fashion-mnist-6k", 1),
         ("sign-digits", 2),
     ]
-    plain = ("frozen", "pretrained", "simclr", "raw-pixels", "scratch")
+    plain = ("frozen", "pretrained", "simclr", "both", "raw-pixels", "scratch")
     distilled = ("pretrained+distill", "simclr+distill")
     targets = [(s, m, b) for s, b in first for m in plain]
     order = [(s, m, b) for ms in (plain, distilled) for s in SETS for m in ms for b in BUDGETS]

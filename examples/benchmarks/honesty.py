@@ -1,23 +1,25 @@
 """How true the numbers are that clfew says about its classifiers.
 
     python examples/benchmarks/honesty.py DATA [--runs FOLDER] [--only SET ...]
-        [--starts simclr pretrained] [--table]
+        [--starts simclr pretrained] [--results FILE] [--table]
 
-DATA holds cifar10/ (of which 10,000 training and 2,000 test images are used), aerial/, sign-digits/ and
-fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/. Needs clfew[lite]. The pretraining runs are
-those of few_labels.py, made first where they are missing. Then, for 2, 5, 10 and 50 labels a class and
-the same ten label samples for every mode (three where the whole network is trained), it measures on the
-test split:
+DATA holds cifar10/, aerial/, sign-digits/ and fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/.
+Needs clfew[lite]. At most 2,000 training and 2,000 test images of each are used. The pretraining runs
+are those of few_labels.py, made first where they are missing. Then, for 2, 5, 10 and 50 labels a class
+and the same ten label samples for every mode (three where the whole network is trained), it measures on
+the test split:
 
 - the expected calibration error (ECE) before and after calibration, less what a perfectly calibrated
   classifier of the same accuracy shows on as many images by chance (simulated);
 - Brier score and log loss before and after calibration;
-- the accuracy in cross-validation on the labels less that on the test split;
+- the accuracy to expect by cross-validation on the labels less that on the test split;
 - how often the interval of `eval`, of 50 and of 100 test images, covers the accuracy on the others, and
-  how often that of `finetune --repeat 5` covers the accuracy of five other label samples on them.
+  how often that of `finetune --repeat 5` covers the accuracy of five other label samples on them. The
+  others are so few that their own accuracy is partly chance; so it also counts how often the interval of
+  images drawn with replacement covers the accuracy on the whole split, as if it were all images.
 
-Nothing is chosen on the test split. Results go to results/honesty.json; what the file contains is not
-measured again.
+Nothing is chosen on the test split. Results go to results/honesty.json, or to FILE; what the file
+contains is not measured again.
 """
 
 import argparse
@@ -35,17 +37,19 @@ from clfew.data.image_cache import open_image_cache
 from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.sources import open_source
 from clfew.data.splits import evenly_spaced
-from clfew.finetuning.calibration import fit_temperature, prior_temperature
+from clfew.finetuning import model_selection
+from clfew.finetuning.calibration import fit_temperature, prior_of
 from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
 from clfew.finetuning.labelled_data import labelled_data
 from clfew.finetuning.metrics import (
     accuracy_interval,
+    expected_accuracy,
     expected_calibration_error,
     packed,
     unpacked,
     wilson_interval,
 )
-from clfew.finetuning.model_selection import Decision, decide, held_out_logits
+from clfew.finetuning.model_selection import Decision, decide, fitted_fraction, held_out_logits
 from clfew.finetuning.start import start_from_artifact
 from clfew.models.features import features_of
 from clfew.training.device import choose_precision
@@ -54,9 +58,26 @@ HERE = Path(__file__).parent / "results"
 BUDGETS = (2, 5, 10, 50)
 PROBES = ("linear", "knn", "propagate")
 SAMPLES, FULL_SAMPLES = 10, 3
-MOST_POOL, MOST_TEST = 10_000, 2_000
+MOST_POOL, MOST_TEST = 2_000, 2_000
 CPU = torch.device("cpu")
-NETWORK = FullSettings()
+
+
+def network_settings(budget):
+    """Returns the settings of mode "full": with many labels fewer epochs than by default, for time."""
+    return FullSettings(epochs=20 if budget >= 50 else None)
+
+
+def remember_folds():
+    """Lets `auto` take the cross-validation of a mode that was measured by itself, which is the same."""
+    known, compute = {}, model_selection.fold_by_fold
+
+    def fold_by_fold(mode, start, task, labelled, seed, settings, parts):
+        key = (mode, id(task), labelled.tobytes(), seed, parts)
+        if key not in known:
+            known[key] = compute(mode, start, task, labelled, seed, settings, parts)
+        return known[key]
+
+    model_selection.fold_by_fold = fold_by_fold
 
 
 class Cells:
@@ -104,22 +125,23 @@ class Cells:
         labelled = sample_labels(source, task.pool, parse_labels(f"{budget}/class"), sample)
         decision = Decision(mode, "")
         if mode == "auto":
-            decision = decide("auto", start, task, labelled, sample, NETWORK)
+            decision = decide("auto", start, task, labelled, sample, network_settings(budget))
             measured = self.cell(decision.mode, budget, sample)
             return measured | {"mode": decision.mode, "reason": decision.reason}
-        held_out = held_out_logits(decision, start, task, labelled, sample, NETWORK)
-        classifier, _ = fit(start, task, labelled, mode, sample, NETWORK)
+        network = network_settings(budget)
+        held_out = held_out_logits(decision, start, task, labelled, sample, network)
+        classifier, _ = fit(start, task, labelled, mode, sample, network)
         if mode == "full":
             logits = predict_cached(classifier, task, test)
         else:
             with torch.no_grad():
                 logits = classifier.from_features(torch.from_numpy(test_features)).numpy()
-        prior = prior_temperature(mode, classifier.head)
         labels = task.labels[labelled]
-        temperature = fit_temperature(held_out, labels, prior)
+        fraction = fitted_fraction(mode, labels)
+        temperature = fit_temperature(held_out, labels, prior_of(mode, budget), fraction)
         truth = source.labels[test]
         correct = logits.argmax(1) == truth
-        cross_validated = float((held_out.argmax(1) == labels).mean())
+        cross_validated = expected_accuracy(float((held_out.argmax(1) == labels).mean()), fraction)
         return {
             "accuracy": float(correct.mean()),
             "cross_validated": cross_validated,
@@ -156,29 +178,38 @@ def scores(logits, truth, simulations=200):
     }
 
 
-def coverage(rows, size, draws=200):
-    """Returns how often the 95 % interval of `size` test images covers the accuracy on the others."""
+def drawn(random, images, size, replaced):
+    """Returns the rows of a test sample, and those on which the accuracy is to be covered."""
+    if replaced:
+        return random.integers(0, images, size), np.arange(images)
+    order = random.permutation(images)
+    return order[:size], order[size:]
+
+
+def coverage(rows, size, replaced, draws=200):
+    """Returns how often the 95 % interval of `size` test images covers the accuracy (see `drawn`)."""
     covered, random = [], np.random.default_rng(0)
     for row in rows:
         correct = unpacked(row["correct"], row["accuracy"], row["images"])
         for _ in range(draws // len(rows)):
-            chosen = random.permutation(len(correct)) < size
+            chosen, others = drawn(random, len(correct), size, replaced)
             low, high = wilson_interval(int(correct[chosen].sum()), size)
-            covered.append(low <= correct[~chosen].mean() <= high)
+            covered.append(low <= correct[others].mean() <= high)
     return float(np.mean(covered))
 
 
-def coverage_of_repeats(rows, size, draws=200):
+def coverage_of_repeats(rows, size, replaced, draws=200):
     """Returns how often the interval of five label samples, tested on `size` images, covers the accuracy
-    of the five others on the other images; NaN with fewer samples."""
+    of the five others (see `drawn`); NaN with fewer samples."""
     if len(rows) < SAMPLES:
         return np.nan
     correct = np.array([unpacked(r["correct"], r["accuracy"], r["images"]) for r in rows])
     covered, random = [], np.random.default_rng(0)
     for _ in range(draws):
-        chosen, first = random.permutation(correct.shape[1]) < size, random.permutation(len(rows)) < 5
+        chosen, others = drawn(random, correct.shape[1], size, replaced)
+        first = random.permutation(len(rows)) < 5
         low, high = accuracy_interval(correct[first][:, chosen])
-        covered.append(low <= correct[~first][:, ~chosen].mean() <= high)
+        covered.append(low <= correct[~first][:, others].mean() <= high)
     return float(np.mean(covered))
 
 
@@ -214,10 +245,11 @@ def table(cells):
             if key:
                 grouped[key] += rows
         for size in (50, 100):
-            intervals[f"eval, {size} images"].append(coverage(rows, size))
-            repeats = coverage_of_repeats(rows, size)
-            if not np.isnan(repeats):
-                intervals[f"--repeat 5, {size} images"].append(repeats)
+            for what, replaced in (("of the rest", False), ("of all, with replacement", True)):
+                intervals[f"eval, {size} images, {what}"].append(coverage(rows, size, replaced))
+                repeats = coverage_of_repeats(rows, size, replaced)
+                if not np.isnan(repeats):
+                    intervals[f"--repeat 5, {size} images, {what}"].append(repeats)
     names = list(summary(next(iter(grouped.values()))))
     print("| mode | labels | " + " | ".join(names) + " |")
     print("|---|---|" + "---|" * len(names))
@@ -258,9 +290,11 @@ def main():
     parser.add_argument("--runs", type=Path, default=Path("runs/few_labels"))
     parser.add_argument("--only", nargs="*", default=list(SETS))
     parser.add_argument("--starts", nargs="*", default=["simclr", "pretrained"])
+    parser.add_argument("--results", type=Path, default=HERE / "honesty.json")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    results = Results(HERE / "honesty.json")
+    results = Results(arguments.results)
+    remember_folds()
     groups = [
         Cells(Bench(name, arguments.data, arguments.runs, results), kind, results)
         for name in arguments.only

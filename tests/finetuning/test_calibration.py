@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from clfew.finetuning.calibration import DOUBT, fit_temperature, prior_temperature
-from clfew.finetuning.metrics import expected_calibration_error
+from clfew.finetuning.calibration import Prior, fit_temperature, prior_of
+from clfew.finetuning.metrics import LEARNING_CURVE, expected_accuracy, expected_calibration_error
 from clfew.finetuning.probes import folds, knn_head, linear_head
 
-PRIORS = (0.8, 1.0, 2.0)
+PRIORS = (Prior(0.8, 0.3), Prior(1.0, 0.1), Prior(2.0, 0.5))
 
 
 def sample(count, temperature, classes=5, seed=0):
@@ -30,43 +30,51 @@ def test_many_labels_find_the_temperature(prior, temperature):
     assert fit_temperature(*sample(20_000, temperature), prior) == pytest.approx(temperature, rel=0.05)
 
 
-def test_it_is_the_maximum_of_likelihood_times_prior():
+@pytest.mark.parametrize("fraction", [1.0, 0.8, 0.5])
+def test_it_is_the_maximum_of_likelihood_times_prior(fraction):
+    """With fewer labels than all, errors count as often as the learning curve expects them."""
     logits, labels = sample(12, 2.0)
+    right = logits.argmax(1) == labels
+    assert 0 < right.sum() < 12
+    error = 1 - right.mean()
+    expected_error = 1 - expected_accuracy(right.mean(), fraction)
 
     def loss(temperature):
-        total = (np.log(temperature / 0.8) / DOUBT) ** 2 / 2
-        for row, label in zip(logits, labels, strict=True):
-            confidence = np.exp(row / temperature).max() / np.exp(row / temperature).sum()
-            total -= np.log(confidence if row.argmax() == label else 1 - confidence)
+        total = (np.log(temperature / 0.8) / 0.3) ** 2 / 2
+        for row, label, is_right in zip(logits, labels, right, strict=True):
+            chances = np.exp(row / temperature) / np.exp(row / temperature).sum()
+            share = (1 - expected_error) / (1 - error) if is_right else expected_error / error
+            total -= share * np.log(chances[label])
         return total
 
     grid = np.exp(np.linspace(-2, 2, 4001))
     best = grid[np.argmin([loss(temperature) for temperature in grid])]
-    assert fit_temperature(logits, labels, 0.8) == pytest.approx(best, rel=2e-3)
+    assert fit_temperature(logits, labels, Prior(0.8, 0.3), fraction) == pytest.approx(best, rel=2e-3)
+
+
+def test_the_learning_curve_is_a_power_of_the_number_of_labels():
+    assert expected_accuracy(0.6, 1.0) == 0.6
+    assert expected_accuracy(0.6, 0.5) == pytest.approx(1 - 0.4 * 0.5**LEARNING_CURVE)
+    assert expected_accuracy(1.0, 0.5) == 1.0
 
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_without_labels_it_is_the_prior(prior):
     none = np.empty((0, 3)), np.empty(0, np.int64)
-    assert fit_temperature(*none, prior) == pytest.approx(prior, rel=1e-3)
+    assert fit_temperature(*none, prior) == pytest.approx(prior.temperature, rel=1e-3)
 
 
-def test_the_fewer_neighbours_vote_the_less_their_agreement_says():
-    features, labels = np.eye(30, dtype=np.float32), np.arange(30) % 3
-    priors = [
-        prior_temperature("knn", knn_head(features, np.arange(30), labels, 3, k)) for k in (1, 2, 5, 20)
-    ]
-    assert priors == [5.0, 4.0, 1.6, 0.4]
-    linear = torch.nn.Linear(2, 2)
-    assert prior_temperature("linear", linear) < prior_temperature("full", linear) == 1.0
+def test_a_regression_whose_penalty_was_chosen_by_its_log_loss_is_left_alone():
+    assert prior_of("linear", 4) == (1.0, 0.1) and prior_of("linear", 3).temperature < 1
+    assert prior_of("full", 4).temperature == prior_of("distilled", 4).temperature == 1
 
 
 def test_few_labels_that_are_all_right_or_all_wrong_are_not_followed_to_the_end():
     """The likelihood alone would ask for probabilities of 1, or of 1 / C."""
     logits = np.tile([2.0, 0.0, 0.0], (6, 1))
     right, wrong = np.zeros(6, np.int64), np.ones(6, np.int64)
-    sure, unsure = (fit_temperature(logits, labels, 1.0) for labels in (right, wrong))
-    assert np.exp(-2 * DOUBT) < sure < 1 < unsure < np.exp(6 * DOUBT)
+    sure, unsure = (fit_temperature(logits, labels, Prior(1.0, 0.3)) for labels in (right, wrong))
+    assert np.exp(-2 * 0.3) < sure < 1 < unsure < np.exp(6 * 0.3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "knn"])
@@ -92,7 +100,7 @@ def test_an_overfitted_head_is_not_made_surer(kind):
     for train, rest in folds(labels[known], 0, 5):
         held_out[rest] = outputs(fitted(train), rest)
     logits = outputs(fitted(known), tested)
-    prior = prior_temperature(kind, fitted(known))
+    prior = prior_of(kind, 50)
     temperature = fit_temperature(held_out, labels[known], prior)
     correct = logits.argmax(1) == labels[tested]
 
@@ -109,7 +117,7 @@ def test_an_overfitted_head_is_not_made_surer(kind):
 def test_with_few_labels_the_log_loss_is_seldom_raised():
     """Where the prior is right, ten labels may not spoil what was good."""
     logits, labels = sample(5000, 0.8, seed=1)
-    temperatures = [fit_temperature(*sample(10, 0.8, seed=s), 0.8) for s in range(2, 102)]
+    temperatures = [fit_temperature(*sample(10, 0.8, seed=s), Prior(0.8, 0.3)) for s in range(2, 102)]
     raised = np.array([log_loss(logits, labels, t) for t in temperatures]) - log_loss(
         logits, labels, 0.8
     )

@@ -66,7 +66,7 @@ def test_a_mode_that_was_asked_for_is_taken_and_its_logits_computed_afterwards(p
 
 
 def test_known_logits_are_not_computed_again(pixels, monkeypatch):
-    monkeypatch.setattr(model_selection, "_fold_by_fold", None)  # Calling it would fail.
+    monkeypatch.setattr(model_selection, "fold_by_fold", None)  # Calling it would fail.
     known = Decision("knn", "", np.zeros((9, 3)))
     arguments = (start_of(), task_of(pixels), np.arange(9), 0, FullSettings())
     assert held_out_logits(known, *arguments) is known.logits
@@ -116,14 +116,14 @@ def test_from_scratch_the_network_is_trained_whole(pixels):
 
 @pytest.mark.parametrize(("labels", "tried"), [(27, False), (30, True)])
 def test_fine_tuning_is_tried_from_ten_labels_a_class(pixels, monkeypatch, labels, tried):
-    monkeypatch.setattr(model_selection, "_fold_by_fold", lambda *arguments: np.ones((labels, 3)))
+    monkeypatch.setattr(model_selection, "fold_by_fold", lambda *arguments: np.ones((labels, 3)))
     decision = decide("auto", start_of(), task_of(pixels), np.arange(labels), 0, FullSettings())
     assert ("full" in decision.scores_in_halves) is tried
     assert "full" not in decision.scores  # Fitted to fewer labels than these.
 
 
 def test_a_large_network_is_not_trained_again_and_again_on_a_cpu(pixels, monkeypatch):
-    monkeypatch.setattr(model_selection, "_fold_by_fold", lambda *arguments: np.ones((30, 3)))
+    monkeypatch.setattr(model_selection, "fold_by_fold", lambda *arguments: np.ones((30, 3)))
     monkeypatch.setattr(model_selection, "SMALL_NETWORK", 1000)
     decision = decide("auto", start_of(), task_of(pixels), np.arange(30), 0, FullSettings())
     assert decision.scores_in_halves == {}
@@ -139,7 +139,7 @@ def test_another_mode_is_taken_only_where_it_is_clearly_better(pixels, monkeypat
         right = np.arange(21) < {"propagate": 10, "linear": linear, "knn": 0}[mode]
         return np.eye(3)[np.where(right, labels, (labels + 1) % 3)]
 
-    monkeypatch.setattr(model_selection, "_fold_by_fold", logits)
+    monkeypatch.setattr(model_selection, "fold_by_fold", logits)
     decision = decide("auto", start_of(), task_of(pixels), np.arange(21), 0, FullSettings())
     assert decision.mode == ("linear" if is_taken else "propagate")
     unclear = linear == 15
@@ -170,7 +170,7 @@ def test_the_whole_network_is_compared_on_the_same_halves(pixels, monkeypatch):
         parts.append((mode, folds))
         return np.eye(3)[task.labels[labelled]]
 
-    monkeypatch.setattr(model_selection, "_fold_by_fold", logits)
+    monkeypatch.setattr(model_selection, "fold_by_fold", logits)
     decision = decide("auto", start_of(), task_of(pixels), np.arange(30), 0, FullSettings())
     assert parts[-2:] == [("propagate", 2), ("full", 2)] and {n for _, n in parts[:-2]} == {5}
     assert "fitted to half of the labels: propagate 1.00, full 1.00" in decision.reason
@@ -214,10 +214,11 @@ def test_starts_are_compared_on_as_many_labels(pixels):
     probe = Decision("linear", "", fifths)
     arguments = (labelled, 0, FullSettings())
     same = logits_to_compare([(start_of(), task, probe), (start_of(), task, probe)], *arguments)
-    assert all(logits is fifths for logits in same)
-    first, second = logits_to_compare([(start_of(), task, full), (start_of(), task, probe)], *arguments)
-    assert first is halves
-    expected = model_selection._fold_by_fold("linear", start_of(), task, labelled, 0, FullSettings(), 2)
+    assert all(logits is fifths for logits in same[0]) and same[1] == 0.8
+    both = [(start_of(), task, full), (start_of(), task, probe)]
+    (first, second), fraction = logits_to_compare(both, *arguments)
+    assert first is halves and fraction == 0.5
+    expected = model_selection.fold_by_fold("linear", start_of(), task, labelled, 0, FullSettings(), 2)
     np.testing.assert_allclose(second, expected)
 
 

@@ -17,7 +17,7 @@ from clfew.finetuning.label_propagation import (
     propagated_probabilities,
     propagation_head,
 )
-from clfew.finetuning.probes import FEW_LABELS, STRENGTHS, folds, knn_head, linear_head
+from clfew.finetuning.probes import FEW_LABELS, SMOOTHING, STRENGTHS, folds, knn_head, linear_head
 from clfew.models.classifier import UnitHead
 
 
@@ -127,8 +127,9 @@ def test_the_neighbour_head_equals_the_slow_vote(labels_a_class, k):
     head = knn_head(features, labelled, labels[labelled], 3)
     assert head.k == k
     expected = slow_knn(features.astype(np.float64), features[labelled], labels[labelled], 3, k)
-    # Every class keeps a probability of 1e-4.
-    np.testing.assert_allclose(probabilities(head, features), (expected + 1e-4) / 1.0003, atol=1e-4)
+    floor = SMOOTHING / k  # Of every class.
+    smoothed = (expected + floor) / (1 + 3 * floor)
+    np.testing.assert_allclose(probabilities(head, features), smoothed, atol=1e-4)
 
 
 def test_the_smallest_class_limits_the_voters():
