@@ -136,7 +136,10 @@ def teach(
     objective = build_student(setup, soft_targets(setup, teacher.classifier, labelled), seed)
     data = student_data(setup, labelled)
     students = 3 if can_compare else 1
-    decide = partial(_plan, settings, setup, objective, data, students)
+
+    def decide() -> dict[str, Any]:
+        return asdict(plan_of_students(settings, setup, objective, data, students))
+
     plan = Plan(**trainings.remember("plan", decide))
     # Empty, or what the trainings of another run record.
     again = trainings.remember("replanned", partial(_replanned, settings, students))
@@ -175,14 +178,14 @@ def budget_of_students(settings: DistillSettings, students: int = 1) -> Budget:
     return budget_of(settings.epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES / students, "distill")
 
 
-def _plan(
+def plan_of_students(
     settings: DistillSettings,
     setup: DistillationSetup,
     objective: Distillation,
     data: TrainingData,
     students: int,
-) -> dict[str, Any]:
-    """Returns the plan of one of the trainings, which share the budget, as JSON keeps it."""
+) -> Plan:
+    """Returns the plan of one of the trainings, which share the budget."""
     task = setup.task
     batch, _ = choose_batch(settings.batch, len(task.pool), task.device, setup.views is not None)
     reason = "for a student that starts close to its teacher"
@@ -194,9 +197,8 @@ def _plan(
         task.precision,
         "off",
     )
-    return asdict(
-        plan_within(budget_of_students(settings, students), objective, data, task.device, options)
-    )
+    budget = budget_of_students(settings, students)
+    return plan_within(budget, objective, data, task.device, options)
 
 
 def result_of(

@@ -88,7 +88,7 @@ def fit_label_samples(
 
 def _fit_first(fitting: SampleFitting, labelled: np.ndarray) -> tuple[dict[str, Any], Fitted]:
     """Fits the classifier that is kept, calibrates it, and writes what belongs to it."""
-    start, task, decision = _decide(fitting, labelled, fitting.seed)
+    start, task, decision = choose(fitting, labelled, fitting.seed)
     classifier, extra = fit(
         start, task, labelled, decision.mode, fitting.seed, fitting.settings, fitting.run.log
     )
@@ -105,7 +105,7 @@ def _fit_first(fitting: SampleFitting, labelled: np.ndarray) -> tuple[dict[str, 
 def _row_of_sample(fitting: SampleFitting, number: int, labelled: np.ndarray) -> dict[str, Any]:
     """Fits a classifier of which only the results are kept."""
     seed = fitting.seed + number
-    start, task, decision = _decide(fitting, labelled, seed)
+    start, task, decision = choose(fitting, labelled, seed)
     classifier, extra = fit(start, task, labelled, decision.mode, seed, fitting.settings)
     tested = _tested(fitting, classifier, start, task, decision.mode)
     return {"seed": seed, "labels": len(labelled), **tested, **decision.as_row(), **extra}
@@ -123,7 +123,7 @@ def _tested(
     return {"accuracy": float(correct.mean()), "correct": packed(correct)}
 
 
-def _decide(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Start, Task, Decision]:
+def choose(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Start, Task, Decision]:
     """Chooses the mode for a label sample, and the start.
 
     The start is the first candidate, unless another one is clearly better in cross-validation. The first

@@ -193,7 +193,10 @@ def fold_by_fold(
 
 
 def _is_cheap(start: Start, task: Task) -> bool:
-    """Returns whether training the whole network several times takes no more than minutes."""
+    """Returns whether training the whole network several times takes no more than minutes. Several
+    networks side by side are not trained together."""
+    if start.metadata.parts:
+        return False
     parameters = sum(parameter.numel() for parameter in start.encoder.parameters())
     return task.device.type != "cpu" or parameters <= SMALL_NETWORK
 

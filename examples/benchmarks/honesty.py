@@ -1,13 +1,13 @@
 """How true the numbers are that clfew says about its classifiers.
 
     python examples/benchmarks/honesty.py DATA [--runs FOLDER] [--only SET ...]
-        [--starts simclr pretrained] [--results FILE] [--table]
+        [--results FILE] [--table]
 
 DATA holds cifar10/, aerial/, sign-digits/ and fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/.
 Needs clfew[lite]. At most 2,000 training and 2,000 test images of each are used. The pretraining runs
-are those of few_labels.py, made first where they are missing. Then, for 2, 5, 10 and 50 labels a class
-and the same ten label samples for every mode (three where the whole network is trained), it measures on
-the test split:
+are those of few_labels.py, made first where they are missing. Then, for SimCLR from scratch, from the
+pretrained start and both side by side, for 1, 2, 5, 10 and 50 labels a class and the same ten label
+samples for every mode (three where the whole network is trained), it measures on the test split:
 
 - the expected calibration error (ECE) before and after calibration, less what a perfectly calibrated
   classifier of the same accuracy shows on as many images by chance (simulated);
@@ -23,7 +23,7 @@ contains is not measured again.
 """
 
 import argparse
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from clfew.data.splits import evenly_spaced
 from clfew.finetuning import model_selection
 from clfew.finetuning.calibration import fit_temperature, prior_of
 from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
+from clfew.finetuning.label_samples import SampleFitting, choose
 from clfew.finetuning.labelled_data import labelled_data
 from clfew.finetuning.metrics import (
     accuracy_interval,
@@ -50,12 +51,14 @@ from clfew.finetuning.metrics import (
     wilson_interval,
 )
 from clfew.finetuning.model_selection import Decision, decide, fitted_fraction, held_out_logits
-from clfew.finetuning.start import start_from_artifact
+from clfew.finetuning.start import side_by_side, start_from_artifact
 from clfew.models.features import features_of
+from clfew.runs.folders import Run
 from clfew.training.device import choose_precision
 
 HERE = Path(__file__).parent / "results"
-BUDGETS = (2, 5, 10, 50)
+BUDGETS = (1, 2, 5, 10, 50)
+KINDS = ("simclr", "pretrained", "both")
 PROBES = ("linear", "knn", "propagate")
 SAMPLES, FULL_SAMPLES = 10, 3
 MOST_POOL, MOST_TEST = 2_000, 2_000
@@ -80,29 +83,55 @@ def remember_folds():
     model_selection.fold_by_fold = fold_by_fold
 
 
-class Cells:
-    """The cells of one set and one start, whose features are computed once."""
+class Images:
+    """The images of one set, and what is computed once for all cells: its starts with their tasks and
+    the features of the test images."""
 
-    def __init__(self, bench, kind, results):
-        self.bench, self.kind, self.results = bench, kind, results
-        self.name = f"{bench.name} {kind}"
+    def __init__(self, bench):
+        self.bench = bench
 
     @cached_property
     def opened(self):
-        """Returns start, source, task with the pool's features, test images and their features."""
-        start = start_from_artifact(Path(self.bench.pretrained(self.kind)) / "encoder.safetensors", None)
+        """Returns the source, the test images, and each start with its task and its test features."""
+        starts = {
+            kind: start_from_artifact(Path(self.bench.pretrained(kind)) / "encoder.safetensors", None)
+            for kind in ("pretrained", "simclr")
+        }
         source = open_source(self.bench.source)
-        cache = open_image_cache(source, start.metadata.side)
+        cache = open_image_cache(source, max(start.metadata.side for start in starts.values()))
         data = labelled_data(source, cache, None, 0)
         pool, test = evenly_spaced(data.pool, MOST_POOL), evenly_spaced(data.test, MOST_TEST)
         precision, _ = choose_precision(CPU, "auto")
         arrays = (cache.pixels, cache.aspects)
-        pool_features, test_features = (
-            features_of(start.encoder, *arrays, rows, CPU, precision) for rows in (pool, test)
-        )
-        classes = len(source.classes)
-        task = Task(*arrays, pool, source.labels, classes, pool_features, CPU, precision)
-        return start, source, task, test, test_features
+
+        def own(encoder):
+            return features_of(encoder, *arrays, pool, CPU, precision, standardised=False)
+
+        starts["both"] = side_by_side([*starts.values()], own)
+        found = {}
+        for kind, start in starts.items():
+            features, of_test = (
+                features_of(start.encoder, *arrays, rows, CPU, precision) for rows in (pool, test)
+            )
+            task = Task(
+                *arrays, pool, source.labels, len(source.classes), features, CPU, precision,
+                is_scaled=kind == "both",
+            )  # fmt: skip
+            found[kind] = start, task, of_test
+        return source, test, found
+
+    def labelled(self, budget, sample):
+        """Returns the indices of the labelled images of a sample."""
+        source, _, found = self.opened
+        return sample_labels(source, found["both"][1].pool, parse_labels(f"{budget}/class"), sample)
+
+
+class Cells:
+    """The cells of one set and one start."""
+
+    def __init__(self, images, kind, results):
+        self.images, self.kind, self.results = images, kind, results
+        self.name = f"{images.bench.name} {kind}"
 
     def has_small_network(self):
         return self.kind == "simclr"
@@ -113,6 +142,8 @@ class Cells:
         return FULL_SAMPLES if trains and self.has_small_network() else SAMPLES
 
     def modes(self, budget):
+        if budget == 1:
+            return ("auto",)
         return (*PROBES, *(["full"] if self.has_small_network() and budget >= 10 else []), "auto")
 
     def cell(self, mode, budget, sample):
@@ -121,14 +152,14 @@ class Cells:
         return self.results.get(key, lambda: self.measure(mode, budget, sample))
 
     def measure(self, mode, budget, sample):
-        start, source, task, test, test_features = self.opened
-        labelled = sample_labels(source, task.pool, parse_labels(f"{budget}/class"), sample)
+        source, test, found = self.images.opened
+        start, task, test_features = found[self.kind]
+        labelled, network = self.images.labelled(budget, sample), network_settings(budget)
         decision = Decision(mode, "")
         if mode == "auto":
-            decision = decide("auto", start, task, labelled, sample, network_settings(budget))
+            decision = decide("auto", start, task, labelled, sample, network)
             measured = self.cell(decision.mode, budget, sample)
             return measured | {"mode": decision.mode, "reason": decision.reason}
-        network = network_settings(budget)
         held_out = held_out_logits(decision, start, task, labelled, sample, network)
         classifier, _ = fit(start, task, labelled, mode, sample, network)
         if mode == "full":
@@ -136,12 +167,15 @@ class Cells:
         else:
             with torch.no_grad():
                 logits = classifier.from_features(torch.from_numpy(test_features)).numpy()
-        labels = task.labels[labelled]
-        fraction = fitted_fraction(mode, labels)
-        temperature = fit_temperature(held_out, labels, prior_of(mode, budget), fraction)
+        labels, prior = task.labels[labelled], prior_of(mode, budget)
+        cross_validated, temperature = None, prior.temperature
+        if held_out is not None:
+            fraction = fitted_fraction(mode, labels)
+            temperature = fit_temperature(held_out, labels, prior, fraction)
+            right = float((held_out.argmax(1) == labels).mean())
+            cross_validated = expected_accuracy(right, fraction)
         truth = source.labels[test]
         correct = logits.argmax(1) == truth
-        cross_validated = expected_accuracy(float((held_out.argmax(1) == labels).mean()), fraction)
         return {
             "accuracy": float(correct.mean()),
             "cross_validated": cross_validated,
@@ -151,6 +185,31 @@ class Cells:
             "correct": packed(correct),
             "images": len(test),
         }
+
+
+class Choice:
+    """The cells of one set where `finetune` chooses among both starts and both side by side."""
+
+    def __init__(self, images, cells, results):
+        self.images, self.results = images, results
+        self.cells = {cell.kind: cell for cell in cells}
+        self.name = f"{images.bench.name} choice"
+
+    def cell(self, budget, sample):
+        key = f"{self.name} {budget} {sample}"
+        return self.results.get(key, lambda: self.measure(budget, sample))
+
+    def measure(self, budget, sample):
+        source, test, found = self.images.opened
+        candidates = [found[kind][:2] for kind in ("both", "pretrained", "simclr")]
+        fitting = SampleFitting(
+            candidates, source, test, "auto", sample, network_settings(budget), Run(Path("unused"))
+        )
+        start, _, decision = choose(fitting, self.images.labelled(budget, sample), sample)
+        kind = next(kind for kind in found if found[kind][0] is start)
+        measured = self.cells[kind].cell(decision.mode, budget, sample)
+        row = {name: measured[name] for name in ("accuracy", "correct", "images")}
+        return row | {"start": kind, "mode": decision.mode, "reason": decision.reason}
 
 
 def scores(logits, truth, simulations=200):
@@ -241,6 +300,8 @@ def table(cells):
     """
     grouped, intervals = defaultdict(list), defaultdict(list)
     for (_, budget, mode), rows in cells.items():
+        if budget == 1:  # Nothing can be held out.
+            continue
         for key in ((mode, f"{budget} a class"), (mode, "5 and more") if budget >= 5 else None):
             if key:
                 grouped[key] += rows
@@ -284,31 +345,72 @@ def auto_against_modes(cells):
             print(f"| {mode} | {mean:+.3f} | {len(differences)} | {'; '.join(worse) or 'none'} |")
 
 
+def choice_of_start(choices, results):
+    """Prints, for each set and budget, the accuracy of `auto` on each start, side by side, and where
+    `finetune` chooses, on the same label samples; and the mean of the better start less the choice."""
+    print(
+        "\n| images | labels a class | pretrained | scratch | side by side | chosen | less the better |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for choice in choices:
+        for budget in BUDGETS:
+            rows = [results.done.get(f"{choice.name} {budget} {s}") for s in range(SAMPLES)]
+            rows = [row for row in rows if row]
+            if not rows:
+                continue
+            of_start = {
+                kind: [
+                    results.done[key]["accuracy"]
+                    for s in range(len(rows))
+                    if (key := f"{choice.images.bench.name} {kind} {budget} auto {s}") in results.done
+                ]
+                for kind in ("pretrained", "simclr", "both")
+            }
+            chosen = np.array([row["accuracy"] for row in rows])
+            alone = [np.mean(of_start[kind]) for kind in ("pretrained", "simclr")]
+            counts = Counter(row["start"] for row in rows)
+            names = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+            cells = [f"{100 * np.mean(each):.1f} ± {100 * np.std(each, ddof=1):.1f}" for each in
+                     (*of_start.values(), chosen)]  # fmt: skip
+            print(
+                f"| {choice.images.bench.name} | {budget} | "
+                + " | ".join(cells)
+                + f" ({names}) | {100 * (chosen.mean() - max(alone)):+.1f} |"
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/few_labels"))
     parser.add_argument("--only", nargs="*", default=list(SETS))
-    parser.add_argument("--starts", nargs="*", default=["simclr", "pretrained"])
     parser.add_argument("--results", type=Path, default=HERE / "honesty.json")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     results = Results(arguments.results)
     remember_folds()
-    groups = [
-        Cells(Bench(name, arguments.data, arguments.runs, results), kind, results)
-        for name in arguments.only
-        for kind in arguments.starts
-    ]
+    choices, groups = [], []
+    for name in arguments.only:
+        images = Images(Bench(name, arguments.data, arguments.runs, results))
+        cells = [Cells(images, kind, results) for kind in KINDS]
+        groups += cells
+        choices.append(Choice(images, cells, results))
     if not arguments.table:
-        for group in groups:  # What a run learns in a minute depends on what else the machine does.
-            group.bench.pretrained(group.kind)
-        for group in groups:
-            for budget in BUDGETS:
-                for mode in group.modes(budget):
-                    rows = [group.cell(mode, budget, s) for s in range(group.samples_of(mode, budget))]
-                    mean = np.mean([row["accuracy"] for row in rows])
-                    print(f"{group.name} {budget} {mode}: {mean:.3f}", flush=True)
+        for choice in choices:  # What a run learns in a minute depends on what else the machine does.
+            for kind in ("pretrained", "simclr"):
+                choice.images.bench.pretrained(kind)
+        for budget in BUDGETS:
+            for choice in choices:
+                for group in choice.cells.values():
+                    for mode in group.modes(budget):
+                        count = group.samples_of(mode, budget)
+                        rows = [group.cell(mode, budget, sample) for sample in range(count)]
+                        mean = np.mean([row["accuracy"] for row in rows])
+                        print(f"{group.name} {budget} {mode}: {mean:.3f}", flush=True)
+                count = FULL_SAMPLES if budget >= 10 else SAMPLES
+                rows = [choice.cell(budget, sample) for sample in range(count)]
+                mean = np.mean([row["accuracy"] for row in rows])
+                print(f"{choice.name} {budget}: {mean:.3f}", flush=True)
     cells = {}
     for group in groups:
         for budget in BUDGETS:
@@ -320,6 +422,7 @@ def main():
                     cells[group.name, budget, mode] = [results.done[key] for key in keys]
     table(cells)
     auto_against_modes(cells)
+    choice_of_start(choices, results)
 
 
 if __name__ == "__main__":

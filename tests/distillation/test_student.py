@@ -166,7 +166,10 @@ def test_one_label_in_a_class_leaves_nothing_to_hold_out(pixels):
     assert result == Verdict(0, 0, 0, 0, 0.0, 0.0, 0) and not result.is_better
 
 
-def test_only_the_students_head_is_trained_at_the_full_rate(pixels, monkeypatch):
+@pytest.mark.parametrize("is_published", [True, False])
+def test_published_weights_are_trained_at_a_small_rate_and_others_at_the_full_one(
+    pixels, monkeypatch, is_published
+):
     rates = {}
 
     def train(objective, data, plan, device, log, saving, scale):
@@ -174,9 +177,10 @@ def test_only_the_students_head_is_trained_at_the_full_rate(pixels, monkeypatch)
 
     monkeypatch.setattr("clfew.distillation.student.train", train)
     setup = build_setup(pixels)
+    setup = replace(setup, student=replace(setup.student, is_published=is_published))
     objective = build_student(setup, np.eye(3)[setup.task.labels], 0)
     objective.student.encoder.backbone.add_module("head", nn.BatchNorm1d(32))
     train_student(setup, objective, student_data(setup, np.arange(6)), PLAN)
     full = [name for name, rate in rates.items() if rate == 1.0]
-    assert full and all(name.startswith("student.head.") for name in full)
+    assert full and all(name.startswith("student.head.") for name in full) == is_published
     assert "student.encoder.backbone.head.weight" in rates

@@ -1,0 +1,99 @@
+"""Which of several starts is taken for a label sample."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from clfew.finetuning import label_samples
+from clfew.finetuning.fit import FullSettings, Task
+from clfew.finetuning.label_propagation import confidence, neighbour_graph
+from clfew.finetuning.label_samples import SampleFitting, choose, names_of
+from clfew.finetuning.start import Start
+from clfew.models.metadata import ArtifactMetadata
+from clfew.runs.folders import START
+
+CPU = torch.device("cpu")
+METADATA = ArtifactMetadata(
+    kind="encoder", encoder="resnet8-w8", size=16, side=16, mean=[0.5] * 3, std=[0.25] * 3, dim=16,
+    method="simclr", flip=True, clfew_version="0.1.0",
+)  # fmt: skip
+LABELS = np.arange(120) % 4
+
+
+def features_of(separation, seed=0):
+    """Features of four classes whose centres are so far from each other."""
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(4, 16))
+    return (separation * centres[LABELS] + random.normal(size=(120, 16))).astype(np.float32)
+
+
+def candidate(run, separation, seed=0, file="encoder.safetensors"):
+    artifact = None if run is None else Path(f"runs/{run}/{file}")
+    start = Start(nn.Linear(1, 1), nn.Sequential(), True, True, METADATA, artifact=artifact)
+    features = features_of(separation, seed)
+    nothing = np.zeros((120, 1, 1, 3), np.uint8), np.ones(120, np.float32)
+    return start, Task(*nothing, np.arange(120), LABELS, 4, features, CPU, "fp32")
+
+
+def chosen_of(candidates, labels, mode="auto"):
+    fitting = SampleFitting(candidates, None, np.array([]), mode, 0, FullSettings(), None)
+    start, task, decision = choose(fitting, np.arange(4 * labels), 0)
+    assert any(start is each and task is its_task for each, its_task in candidates)
+    return decision
+
+
+@pytest.mark.parametrize("labels", [1, 2, 5])
+@pytest.mark.parametrize("order", [1, -1])
+def test_it_is_the_one_on_whose_features_labels_spread_most_decidedly(labels, order):
+    starts = [candidate("good", 2.0), candidate("bad", 0.3), candidate(None, 1.0)][::order]
+    decision = chosen_of(starts, labels)
+    assert decision.start == "runs/good" and decision.as_row()["start"] == "runs/good"
+    assert all(name in decision.reason for name in ("runs/good", "runs/bad", "side by side"))
+    assert ("cross-validated: runs/good" in decision.reason) == (labels > 1)
+
+
+def test_another_one_is_taken_if_it_clearly_wins_in_cross_validation(monkeypatch):
+    """As if the confidence were that of the wrong one."""
+    starts = [candidate("good", 2.0), candidate("bad", 0.3)]
+    wrong = {id(starts[0][1].graph): 0.4, id(starts[1][1].graph): 0.6}
+    monkeypatch.setattr(label_samples, "confidence", lambda graph, *rest: wrong[id(graph)])
+    assert chosen_of(starts, 1).start == "runs/bad"
+    assert chosen_of(starts, 8).start == "runs/good"
+
+
+def test_a_mode_that_was_asked_for_is_compared_too():
+    starts = [candidate("bad", 0.3), candidate("good", 2.0)]
+    decision = chosen_of(starts, 5, "linear")
+    assert (decision.start, decision.mode) == ("runs/good", "linear")
+
+
+def test_where_nothing_is_unlabelled_they_are_compared_in_their_order():
+    starts = [candidate("good", 2.0), candidate("bad", 0.3)]
+    decision = chosen_of(starts, 30, "linear")
+    assert decision.start == "runs/good" and "confidence" not in decision.reason
+
+
+def test_what_pretraining_started_from_is_no_choice_that_was_named():
+    starts = [candidate("a", 1.0), candidate("a", 1.0, file=START)]
+    decision = chosen_of(starts, 4)
+    assert decision.start == "" and "the pretrained encoder" in decision.reason
+
+
+def test_names_tell_files_of_one_folder_apart():
+    files = [candidate("a", 1.0)[0], candidate("a", 1.0, file="other.safetensors")[0]]
+    assert names_of(files) == ["runs/a/encoder.safetensors", "runs/a/other.safetensors"]
+    assert names_of([files[0], candidate("b", 1.0)[0]]) == ["runs/a", "runs/b"]
+
+
+def test_the_confidence_is_that_of_images_without_a_label():
+    features = features_of(3.0)
+    graph = neighbour_graph(features)
+    rows = np.arange(4)
+    sure = confidence(graph, rows, LABELS[rows], 4)
+    assert 0.8 < sure <= 1
+    assert confidence(neighbour_graph(features_of(0.0)), rows, LABELS[rows], 4) < 0.5
+    every = np.arange(120)
+    assert confidence(graph, every, LABELS, 4) == 0.0
