@@ -38,7 +38,7 @@ def patch_mixer(size: int) -> nn.Module:
 def main(folder: str, minutes: float = 1.0) -> None:
     register_encoder("patch-mixer", patch_mixer)
     encoder = pretrain(folder, encoder="patch-mixer", minutes=minutes)
-    _, result = finetune(folder, labels="5%", origin=str(encoder), repeat=3)
+    _, result = finetune(folder, labels="5%", origin=[str(encoder)], repeat=3)
     print(f"accuracy {result['mean']:.3f} ± {result['std']:.3f} over 3 label samples")
 
 

@@ -38,7 +38,7 @@ def make_classifier(folder: str, encoder: Path) -> Path:
     classifier, result = finetune(
         folder,  # str | None: the labelled images, None for ./labeled or the images of pretraining
         labels="5%",  # str: or "40" in all, "4/class", "all", or a CSV file of path,label
-        origin=str(encoder),  # str | None: a run or artifact, None for the newest encoder
+        origin=[str(encoder)],  # list[str] | None: runs or artifacts to choose from, None for the newest
         mode="auto",  # str: "full" trains the whole network, "linear", "knn" and "propagate" only a head
         repeat=3,  # int: the number of label samples; the classifier of the first is saved
     )

@@ -11,7 +11,7 @@ from clfew import console
 from clfew.data.source import Source
 from clfew.finetuning.calibration import fit_temperature, prior_of
 from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
-from clfew.finetuning.label_propagation import confidence, propagated_probabilities
+from clfew.finetuning.label_propagation import mean_entropy, propagated_probabilities
 from clfew.finetuning.metrics import packed
 from clfew.finetuning.model_selection import (
     Decision,
@@ -163,17 +163,17 @@ Candidates = dict[str, tuple[Start, Task]]
 
 
 def _most_decided_first(candidates: Candidates, labelled: np.ndarray) -> tuple[Candidates, str]:
-    """Returns the candidates in the order of the confidence of labels that spread on their features, and
+    """Returns the candidates from the smallest entropy of labels that spread on their features, and
     these in words; as they are where there are no features, or nothing that labels could spread to."""
     found = {}
     for name, (_, task) in candidates.items():
         if task.features is None or len(task.features) <= len(labelled):
             return candidates, ""
         rows = np.searchsorted(task.pool, labelled)
-        found[name] = confidence(task.graph, rows, task.labels[labelled], task.classes)
-    order = sorted(found, key=lambda name: -found[name])
+        found[name] = mean_entropy(task.graph, rows, task.labels[labelled], task.classes)
+    order = sorted(found, key=found.__getitem__)
     words = ", ".join(f"{name} {found[name]:.2f}" for name in order)
-    return {name: candidates[name] for name in order}, f"labels spread with a confidence of: {words}; "
+    return {name: candidates[name] for name in order}, f"labels spread with an entropy of: {words}; "
 
 
 def names_of(starts: list[Start]) -> list[str]:

@@ -23,6 +23,7 @@ contains is not measured again.
 """
 
 import argparse
+import hashlib
 from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
@@ -70,15 +71,26 @@ def network_settings(budget):
     return FullSettings(epochs=20 if budget >= 50 else None)
 
 
-def remember_folds():
-    """Lets `auto` take the cross-validation of a mode that was measured by itself, which is the same."""
-    known, compute = {}, model_selection.fold_by_fold
+NAMES = {}
+"""The name of each task, by its id."""
+
+
+def remember_folds(folder):
+    """Lets `auto` take the cross-validation of a mode that was measured by itself, which is the same,
+    and a stopped benchmark that of before. folder: where the outputs are kept."""
+    compute = model_selection.fold_by_fold
 
     def fold_by_fold(mode, start, task, labelled, seed, settings, parts):
-        key = (mode, id(task), labelled.tobytes(), seed, parts)
-        if key not in known:
-            known[key] = compute(mode, start, task, labelled, seed, settings, parts)
-        return known[key]
+        digest = hashlib.sha256(labelled.tobytes()).hexdigest()[:12]
+        path = folder / f"{NAMES[id(task)]} {mode} {seed} {parts} {digest}.npy"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            logits = compute(mode, start, task, labelled, seed, settings, parts)
+            temporary = path.with_suffix(".tmp")
+            with open(temporary, "wb") as file:
+                np.save(file, logits)
+            temporary.replace(path)
+        return np.load(path)
 
     model_selection.fold_by_fold = fold_by_fold
 
@@ -117,6 +129,7 @@ class Images:
                 *arrays, pool, source.labels, len(source.classes), features, CPU, precision,
                 is_scaled=kind == "both",
             )  # fmt: skip
+            NAMES[id(task)] = f"{self.bench.name} {kind}"
             found[kind] = start, task, of_test
         return source, test, found
 
@@ -388,7 +401,7 @@ def main():
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     results = Results(arguments.results)
-    remember_folds()
+    remember_folds(arguments.runs / "folds")
     choices, groups = [], []
     for name in arguments.only:
         images = Images(Bench(name, arguments.data, arguments.runs, results))

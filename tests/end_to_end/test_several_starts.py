@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from marks import rest_is_slow
 
 # Stands for pretrained weights that are on the machine: a network with random ones.
 WEIGHTS = """
@@ -81,7 +82,7 @@ def test_the_same_start_named_twice_is_one(project, clfew):
 BOTH_NAMED = ("--from", "runs/pretrain-1", "--from", "runs/pretrain-1-scratch")
 
 
-@pytest.mark.parametrize("mode", ["linear", "knn", "propagate"])
+@pytest.mark.parametrize("mode", rest_is_slow(["linear", "knn", "propagate"]))
 def test_starts_are_compared_in_the_mode_that_was_asked_for(project, clfew, mode):
     words = ("finetune", "--labels", "3/class", "--mode", mode, *BOTH_NAMED, "--repeat", "2")
     result = json.loads(clfew.ok(*words, "--format", "json", cwd=project).stdout)

@@ -9,7 +9,7 @@ from torch import nn
 
 from clfew.finetuning import label_samples
 from clfew.finetuning.fit import FullSettings, Task
-from clfew.finetuning.label_propagation import confidence, neighbour_graph
+from clfew.finetuning.label_propagation import mean_entropy, neighbour_graph
 from clfew.finetuning.label_samples import SampleFitting, choose, names_of
 from clfew.finetuning.start import Start
 from clfew.models.metadata import ArtifactMetadata
@@ -56,10 +56,10 @@ def test_it_is_the_one_on_whose_features_labels_spread_most_decidedly(labels, or
 
 
 def test_another_one_is_taken_if_it_clearly_wins_in_cross_validation(monkeypatch):
-    """As if the confidence were that of the wrong one."""
+    """As if the entropy were that of the wrong one."""
     starts = [candidate("good", 2.0), candidate("bad", 0.3)]
-    wrong = {id(starts[0][1].graph): 0.4, id(starts[1][1].graph): 0.6}
-    monkeypatch.setattr(label_samples, "confidence", lambda graph, *rest: wrong[id(graph)])
+    wrong = {id(starts[0][1].graph): 0.6, id(starts[1][1].graph): 0.4}
+    monkeypatch.setattr(label_samples, "mean_entropy", lambda graph, *rest: wrong[id(graph)])
     assert chosen_of(starts, 1).start == "runs/bad"
     assert chosen_of(starts, 8).start == "runs/good"
 
@@ -73,7 +73,7 @@ def test_a_mode_that_was_asked_for_is_compared_too():
 def test_where_nothing_is_unlabelled_they_are_compared_in_their_order():
     starts = [candidate("good", 2.0), candidate("bad", 0.3)]
     decision = chosen_of(starts, 30, "linear")
-    assert decision.start == "runs/good" and "confidence" not in decision.reason
+    assert decision.start == "runs/good" and "entropy" not in decision.reason
 
 
 def test_what_pretraining_started_from_is_no_choice_that_was_named():
@@ -88,12 +88,12 @@ def test_names_tell_files_of_one_folder_apart():
     assert names_of([files[0], candidate("b", 1.0)[0]]) == ["runs/a", "runs/b"]
 
 
-def test_the_confidence_is_that_of_images_without_a_label():
+def test_the_entropy_is_that_of_images_without_a_label():
     features = features_of(3.0)
     graph = neighbour_graph(features)
     rows = np.arange(4)
-    sure = confidence(graph, rows, LABELS[rows], 4)
-    assert 0.8 < sure <= 1
-    assert confidence(neighbour_graph(features_of(0.0)), rows, LABELS[rows], 4) < 0.5
+    assert 0 <= mean_entropy(graph, rows, LABELS[rows], 4) < 0.2
+    undecided = mean_entropy(neighbour_graph(features_of(0.0)), rows, LABELS[rows], 4)
+    assert 1 < undecided < np.log(4)
     every = np.arange(120)
-    assert confidence(graph, every, LABELS, 4) == 0.0
+    assert mean_entropy(graph, every, LABELS, 4) == 0.0
