@@ -156,12 +156,9 @@ def new_run(kind: str, out: Path | None = None) -> Run:
             out.mkdir(parents=True)
             return Run(out)
         RUNS.mkdir(exist_ok=True)
-        taken = [
-            int(p.name.rsplit("-", 1)[1])
-            for p in RUNS.glob(f"{kind}-*")
-            if p.name.rsplit("-", 1)[1].isdigit()
-        ]
-        number = max(taken, default=0) + 1
+        # Of pretrain-1-scratch, too, which would be in the way of another pretrain-1.
+        numbers = [p.name.removeprefix(f"{kind}-").split("-")[0] for p in RUNS.glob(f"{kind}-*")]
+        number = max((int(each) for each in numbers if each.isdigit()), default=0) + 1
         while True:
             folder = RUNS / f"{kind}-{number}"
             try:

@@ -183,3 +183,31 @@ def test_a_run_that_was_killed_is_resumed_with_the_one_beside_it(tmp_path, clfew
     assert "has finished" in clfew(*resumed, cwd=tmp_path).stderr
     both = clfew.ok("finetune", "--labels", "2/class", "--format", "json", cwd=tmp_path)
     assert "start" in json.loads(both.stdout)["draws"][0]
+
+
+KILLED = """
+import os, signal
+from clfew.finetuning import label_samples
+row = label_samples._row_of_sample
+def killed(fitting, number, labelled):
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return row(fitting, number, labelled)
+label_samples._row_of_sample = killed
+"""
+
+
+def test_a_choice_that_was_killed_is_resumed_to_the_same_result(project, clfew):
+    words = ("finetune", "--labels", "3/class", "--mode", "linear", *BOTH_NAMED, "--repeat", "3")
+    whole = json.loads(clfew.ok(*words, "--format", "json", cwd=project).stdout)
+    assert clfew(*words, cwd=project, faults=KILLED).rc != 0
+    resumed = ("finetune", "--resume", "runs/finetune-2", "--format", "json")
+    other = (*BOTH_NAMED[2:], *BOTH_NAMED[:2])
+    assert "cannot be changed on resume" in clfew(*resumed, *other, cwd=project).stderr
+    again = json.loads(clfew.ok(*resumed, *BOTH_NAMED, cwd=project).stdout)
+    assert again["draws"] == whole["draws"] and again["ci95"] == whole["ci95"]
+    first, second = (project / f"runs/finetune-{n}/classifier.safetensors" for n in (1, 2))
+    from clfew.models.artifacts import load_classifier
+
+    states = [load_classifier(path)[0].state_dict() for path in (first, second)]
+    assert all((states[0][name] == value).all() for name, value in states[1].items())

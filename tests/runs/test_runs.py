@@ -1,4 +1,6 @@
-from clfew.runs.folders import Run
+from pathlib import Path
+
+from clfew.runs.folders import Run, new_run
 
 
 def test_a_half_written_row_is_removed(tmp_path):
@@ -10,3 +12,10 @@ def test_a_half_written_row_is_removed(tmp_path):
     run.keep_metrics_until(2)
     run.log({"step": 3})
     assert [row["step"] for row in run.metrics()] == [1, 2, 3]
+
+
+def test_a_number_is_not_used_again_while_the_run_made_beside_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrain-1-scratch", "pretrain-x", "pretrain-", "finetune-7"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert new_run("pretrain").folder == Path("runs/pretrain-2")
