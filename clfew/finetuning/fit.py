@@ -148,7 +148,16 @@ def fit_probe(
     if mode == "knn":
         neighbours = knn_head(task.features, rows, labels, task.classes, voters(all_labels))
         return neighbours, {"k": neighbours.k}
-    propagated = propagation_head(task.features, task.graph, rows, labels, task.classes, task.is_scaled)
+    held_out = np.setdiff1d(np.arange(0) if judged is None else judged, labelled)
+    propagated = propagation_head(
+        task.features,
+        task.graph,
+        rows,
+        labels,
+        task.classes,
+        task.is_scaled,
+        np.searchsorted(task.pool, held_out),
+    )
     return propagated, {"images": len(task.features)}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.special import xlogy
 from torch import nn
 
+from clfew.data.held_out import NONE
 from clfew.finetuning.probes import mean_and_std, standardised_logistic
 
 MAX_IMAGES = 20_000
@@ -38,10 +39,13 @@ def propagation_head(
     labels_L: np.ndarray,
     classes: int,
     is_scaled: bool = False,
+    held_out: np.ndarray = NONE,
 ) -> nn.Linear:
     """Fits a linear head to the labels that the graph propagates from rows `labelled_L` to those of the
-    N images that they reach. is_scaled: see `mean_and_std`."""
+    N images that they reach, but for the rows `held_out`: a head is surer of what it was fitted to, be
+    it right or wrong. is_scaled: see `mean_and_std`."""
     probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
+    probabilities_NxC[held_out] = 0
     mean, std = mean_and_std(features_NxD, is_scaled)
     reached = probabilities_NxC.any(1)
     return standardised_logistic(

@@ -72,6 +72,21 @@ def test_known_logits_are_not_computed_again(pixels, monkeypatch):
     assert held_out_logits(known, *arguments) is known.logits
 
 
+def test_the_head_of_propagation_is_not_fitted_to_images_that_are_held_out(pixels, monkeypatch):
+    """They are in the graph, and get a label there, of which the head would be too sure."""
+    task, rows = task_of(pixels), []
+
+    def head(inputs, labels, *rest, **more):
+        rows.append(len(labels))
+        return torch.nn.Linear(32, 3)
+
+    monkeypatch.setattr("clfew.finetuning.label_propagation.standardised_logistic", head)
+    labelled = np.arange(15)
+    fit_module.fit_probe("propagate", task, labelled, 0)
+    held_out_logits(Decision("propagate", ""), start_of(), task, labelled, 0, FullSettings())
+    assert rows == [60] + [57] * 5
+
+
 @pytest.mark.parametrize("mode", ["linear", "knn", "propagate"])
 def test_the_logits_are_of_labels_that_were_held_out(pixels, mode):
     """On uninformative features, cross-validation finds chance accuracy, not memorised labels."""
