@@ -88,8 +88,8 @@ PretrainInit = Annotated[
     str,
     _option(
         "Weights to start from: auto (pretrained weights found on this machine), imagenet, scratch, "
-        "a run, a file, or both (two encoders, from pretrained weights and from scratch; finetune "
-        "chooses).",
+        "a run, a file, or both (two runs with half of the minutes each, from pretrained weights and "
+        "from scratch, to choose from).",
         "--init",
         metavar="WEIGHTS",
     ),

@@ -151,9 +151,10 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     student = Student(*student_start(teacher, base, settings, images.source, device))
     cache = cached_images(images.source, max(teacher.metadata.side, student.metadata.side))
     split_seed = teacher.metadata.data["finetune"]["split_seed"]
-    rule = read_config(resumed).get("split_rule", 2) if resumed else SPLIT_RULE
+    before = read_config(resumed) if resumed else None
+    rule = SPLIT_RULE if before is None else before.get("split_rule", 2)
     learned = usable(images, cache, split_seed, rule)
-    setup = build_setup(settings, teacher, images, base, student, learned, device, precision)
+    setup = build_setup(settings, teacher, images, base, student, learned, device, precision, before)
     if can_compare and not len(np.setdiff1d(setup.task.pool, images.labelled)):
         raise UserError(
             f"All {len(setup.task.pool)} images of {images.source.spec} outside its test split are "
@@ -189,6 +190,7 @@ def create(run: Run, prepared: Prepared) -> None:
             "labels": digest_of(prepared.teacher.run / LABELS),
             "device": str(prepared.setup.task.device),
             "threads": torch.get_num_threads(),
+            "rate": prepared.setup.rate,
             "arguments": arguments_of(resolved),
         }
     )

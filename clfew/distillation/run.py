@@ -16,6 +16,7 @@ from clfew.distillation.student import (
     Verdict,
     build_student,
     cross_fit,
+    encoder_rate,
     soft_targets,
     student_data,
     train_student,
@@ -64,8 +65,10 @@ def build_setup(
     learned: LabelledData,
     device: torch.device,
     precision: str,
+    resumed: dict[str, Any] | None = None,
 ) -> DistillationSetup:
-    """Prepares what students are trained with. base: what the teacher was fitted from."""
+    """Prepares what students are trained with. base: what the teacher was fitted from. resumed: the
+    configuration of a run that is resumed."""
     start, metadata, cache = student.start, student.metadata, learned.cache
     by_layer = start.is_published and settings.adapt == LAYER
     most = TAUGHT_BY_LAYER if by_layer else MAX_IMAGES
@@ -102,6 +105,7 @@ def build_setup(
         settings.use_labels,
         views,
         teacher.settings,
+        (resumed or {}).get("rate", encoder_rate(start, is_old=resumed is not None)),
     )
 
 

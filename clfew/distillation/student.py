@@ -47,6 +47,7 @@ class DistillationSetup:
     than the teacher's probabilities. views: float16 (M, 1 + V, D), the backbone's features of the
     evaluation view and of V random views of each image of the pool; then the backbone is not trained.
     None where the whole network is trained. settings: with which the teacher was fitted, in mode "full".
+    rate: the encoder's learning rate, as a fraction of that of the head.
     """
 
     teacher: Start
@@ -61,6 +62,7 @@ class DistillationSetup:
     shows_labels: bool
     views: np.ndarray | None = None
     settings: FullSettings = field(default_factory=FullSettings)
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,17 @@ def student_data(setup: DistillationSetup, labelled_L: np.ndarray) -> TrainingDa
     return TrainingData(task.pixels, task.aspects, task.pool[rows], rows)
 
 
+def encoder_rate(start: Start, is_old: bool = False) -> float:
+    """Returns the learning rate of a student's encoder, as a fraction of that of its head. is_old: of a
+    run that does not record it.
+
+    A network that was trained on these images only has no more to lose than a new one: with the small
+    rate its student was 1.5 points worse (hand signs, held-out part of the training split).
+    """
+    is_gentle = start.is_pretrained if is_old else start.is_published
+    return ENCODER_RATE if is_gentle else 1.0
+
+
 def train_student(
     setup: DistillationSetup,
     objective: Distillation,
@@ -179,9 +192,6 @@ def train_student(
 ) -> tuple[Classifier, Plan]:
     """Trains a student; returns it in eval mode, and the plan that was carried out. Raises Stopped after
     a signal."""
-    # A network that was trained on these images only has no more to lose than a new one: with the small
-    # rate its student was 1.5 points worse (hand signs, held-out part of the training split).
-    below_head = ENCODER_RATE if setup.student.is_published else 1.0
     carried_out = train(
         objective,
         data,
@@ -189,7 +199,7 @@ def train_student(
         setup.task.device,
         log,
         setup.task.next_saving(),
-        lambda name: 1.0 if name.startswith("student.head.") else below_head,
+        lambda name: 1.0 if name.startswith("student.head.") else setup.rate,
     )
     return objective.student.eval(), carried_out
 

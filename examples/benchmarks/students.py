@@ -33,6 +33,7 @@ from clfew.distillation.run import plan_of_students
 from clfew.distillation.student import (
     DistillationSetup,
     build_student,
+    encoder_rate,
     soft_targets,
     student_data,
     train_student,
@@ -138,7 +139,7 @@ def measure(case, bench, minutes):
     prior = np.full(classes, 1 / classes)
     setup = DistillationSetup(
         start, case.mode, teacher.temperature, student, task, prior, weak, strong, 1.0, True, views,
-        settings,
+        settings, encoder_rate(student),
     )  # fmt: skip
     objective = build_student(setup, soft_targets(setup, teacher, labelled), 0)
     images = student_data(setup, labelled)

@@ -12,6 +12,7 @@ from clfew.distillation.student import (
     Verdict,
     build_student,
     cross_fit,
+    encoder_rate,
     soft_targets,
     student_data,
     to_prior,
@@ -177,7 +178,9 @@ def test_published_weights_are_trained_at_a_small_rate_and_others_at_the_full_on
 
     monkeypatch.setattr("clfew.distillation.student.train", train)
     setup = build_setup(pixels)
-    setup = replace(setup, student=replace(setup.student, is_published=is_published))
+    start = replace(setup.student, is_published=is_published)
+    assert encoder_rate(start, is_old=True) == 0.1  # As runs that do not record it were trained.
+    setup = replace(setup, student=start, rate=encoder_rate(start))
     objective = build_student(setup, np.eye(3)[setup.task.labels], 0)
     objective.student.encoder.backbone.add_module("head", nn.BatchNorm1d(32))
     train_student(setup, objective, student_data(setup, np.arange(6)), PLAN)
