@@ -1,9 +1,10 @@
 """One command a file, each read in this order: resolve the settings, prepare, train or fit, save.
 
-The command line calls these functions, and so does `from clfew import pretrain, …`. `comparison.py`
-is what `compare.py` measures; `demo_data/` holds the images of the demo.
+The command line calls these functions, and so does `from clfew import pretrain, …`. `pretraining.py` is
+one run of `pretrain.py` and of `compare.py`, `comparison.py` is what `compare.py` measures;
+`demo_data/` holds the images of the demo.
 
 It imports `console`, `data`, `distillation`, `errors`, `finetuning`, `methods`, `models`,
 `report`, `runs`, `settings`, `training` and `version`.
-Open first: `pretrain.py`.
+Open first: `pretraining.py`.
 """

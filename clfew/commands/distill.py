@@ -12,6 +12,7 @@ from clfew import console
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.sources import open_source
+from clfew.distillation.expected import expectation
 from clfew.distillation.run import (
     Student,
     budget_of_students,
@@ -164,6 +165,7 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")
     pool = f"{len(setup.task.pool):,}"
     console.say(f"images     {pool} to learn from, {len(learned.test):,} held out for testing")
+    console.say(f"expected   {expectation(setup)}")
     return Prepared(settings, teacher, images, learned, student, setup, can_compare)
 
 

@@ -23,6 +23,10 @@ def test_a_student_is_compared_with_its_teacher_and_kept_on_request(taught):
     assert found["kept"] and found["verdict"]["held_out"] == 18
     assert 0 <= found["teacher"] <= 1 and 0 <= found["student"] <= 1 and found["test_images"] == 12
     assert result.next == ["clfew eval", "clfew predict IMAGE"]
+    before, training = result.stderr.split(
+        "expected   about the teacher's accuracy (-0.8 to +1.0 points"
+    )
+    assert "teacher    " in before and "kept       " in training
     run = folder / "runs/distill-1"
     assert {p.name for p in run.iterdir()} == {
         "classifier.safetensors",
@@ -92,6 +96,7 @@ def test_another_encoder_learns_from_the_teacher(taught, clfew):
         cwd=folder,
     )
     assert "the student is kept" in result.stdout and "resnet8-w16 from scratch" in result.stderr
+    assert "expected   another network than the teacher's" in result.stderr
     info = json.loads(clfew.ok("info", "other", "--format", "json", cwd=folder).stdout)
     assert (info["encoder"], info["size"]) == ("resnet8-w16", 24)
     assert info["training"]["distill"]["temperature"] == 2
