@@ -222,7 +222,7 @@ class Choice:
         kind = next(kind for kind in found if found[kind][0] is start)
         measured = self.cells[kind].cell(decision.mode, budget, sample)
         row = {name: measured[name] for name in ("accuracy", "correct", "images")}
-        return row | {"start": kind, "mode": decision.mode, "reason": decision.reason}
+        return row | {"start": kind, "mode": decision.mode}
 
 
 def scores(logits, truth, simulations=200):
