@@ -189,7 +189,7 @@ def test_the_metadata_is_read_with_shapes_alone(encoder_file):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format_version": 4}, {"format_version": True}, {"temperature": 0.0}, {"temperature": 1},
+        {"format_version": 5}, {"format_version": True}, {"temperature": 0.0}, {"temperature": 1},
         {"temperature": float("nan")}, {"adapter": -1}, {"adapter": 8},
         {"kind": "classifier"}, {"kind": "other"},
         {"encoder": "resnet8-w16"}, {"encoder": "resnet14-w8"}, {"encoder": "no such"}, {"encoder": 5},

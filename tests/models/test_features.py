@@ -59,7 +59,8 @@ def test_other_weights_images_or_settings_are_computed_again(mapped):
 
 
 def test_only_the_most_recent_are_remembered(mapped):
-    pixels, networks = mapped(), [encoder_of(seed) for seed in range(6)]
+    pixels = mapped()
+    networks = [encoder_of(seed) for seed in range(features._MOST_RECENT + 2)]
     for network in networks:
         remembered(network, pixels, np.arange(3), lambda rows: rows[:, None], "eval")
     assert len(features._RECENT) == features._MOST_RECENT

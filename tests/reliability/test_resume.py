@@ -148,12 +148,12 @@ def signal_in(name):
     """Sends a signal in a function that pretraining calls outside its steps."""
     return f"""
 import signal
-from clfew.commands import pretrain
-original = pretrain.{name}
+from clfew.commands import pretraining
+original = pretraining.{name}
 def interrupted(*arguments):
     signal.raise_signal(signal.SIGTERM)
     return original(*arguments)
-pretrain.{name} = interrupted
+pretraining.{name} = interrupted
 """
 
 
