@@ -21,7 +21,7 @@ from clfew.distillation.run import (
     result_of,
     teach,
 )
-from clfew.distillation.student import DistillationSetup, Verdict, student_data
+from clfew.distillation.student import DistillationSetup, Verdict, encoder_rate, student_data
 from clfew.distillation.teacher import (
     Images,
     Teacher,
@@ -149,13 +149,15 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
             + ("the teacher is a student itself." if has_seen_labels else reason),
             "label two images of every class, or keep the student without a comparison with --keep.",
         )
-    student = Student(*student_start(teacher, base, settings, images.source, device))
+    before = read_config(resumed) if resumed else None
+    start, metadata, init = student_start(teacher, base, settings, images.source, device)
+    rate = encoder_rate(start, is_old=before is not None)
+    student = Student(start, metadata, init, (before or {}).get("rate", rate))
     cache = cached_images(images.source, max(teacher.metadata.side, student.metadata.side))
     split_seed = teacher.metadata.data["finetune"]["split_seed"]
-    before = read_config(resumed) if resumed else None
     rule = SPLIT_RULE if before is None else before.get("split_rule", 2)
     learned = usable(images, cache, split_seed, rule)
-    setup = build_setup(settings, teacher, images, base, student, learned, device, precision, before)
+    setup = build_setup(settings, teacher, images, base, student, learned, device, precision)
     if can_compare and not len(np.setdiff1d(setup.task.pool, images.labelled)):
         raise UserError(
             f"All {len(setup.task.pool)} images of {images.source.spec} outside its test split are "

@@ -145,7 +145,8 @@ def resolve(
     found = find_starts(origins_of(settings), settings.init, settings.encoder, device)
     if len(found) > 1 and settings.stage:
         raise UsageError(
-            "--stage reads the features of one network, and several were named.", "name one with --from."
+            "--stage reads the features of one network, and there are several to choose from.",
+            "name one with --from.",
         )
     metadata = read_metadata(found[0])[0] if isinstance(found[0], Path) else None
     return replace(settings, source=find_source(settings.source, metadata, spec)), found, device

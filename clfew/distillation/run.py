@@ -16,7 +16,6 @@ from clfew.distillation.student import (
     Verdict,
     build_student,
     cross_fit,
-    encoder_rate,
     soft_targets,
     student_data,
     train_student,
@@ -48,12 +47,13 @@ TAUGHT_BY_LAYER = 8_000
 
 @dataclass(frozen=True)
 class Student:
-    """What a student will be: its start, the metadata of its classifier, and the `init` that finds the
-    same start again."""
+    """What a student will be: its start, the metadata of its classifier, the `init` that finds the same
+    start again, and the learning rate of its encoder, as a fraction of that of its head."""
 
     start: Start
     metadata: ArtifactMetadata
     init: str
+    rate: float
 
 
 def build_setup(
@@ -65,10 +65,8 @@ def build_setup(
     learned: LabelledData,
     device: torch.device,
     precision: str,
-    resumed: dict[str, Any] | None = None,
 ) -> DistillationSetup:
-    """Prepares what students are trained with. base: what the teacher was fitted from. resumed: the
-    configuration of a run that is resumed."""
+    """Prepares what students are trained with. base: what the teacher was fitted from."""
     start, metadata, cache = student.start, student.metadata, learned.cache
     by_layer = start.is_published and settings.adapt == LAYER
     most = TAUGHT_BY_LAYER if by_layer else MAX_IMAGES
@@ -105,7 +103,7 @@ def build_setup(
         settings.use_labels,
         views,
         teacher.settings,
-        (resumed or {}).get("rate", encoder_rate(start, is_old=resumed is not None)),
+        student.rate,
     )
 
 

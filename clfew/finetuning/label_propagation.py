@@ -89,7 +89,8 @@ def mean_entropy(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, class
     splits, and 2 to 5 points worse on CIFAR-10, while the features differed by 6 to 38 points (means of
     20 to 24 label samples). The largest probability and its margin over the second were as good on the
     three, and a point worse on CIFAR-10. How many nearest neighbours two views of an image share does
-    not tell: SimCLR from scratch is trained for that, and had more of them where it was 16 points worse.
+    not tell: SimCLR from scratch is trained for that, and had more of them on CIFAR-10, where 16 points
+    fewer of them were images of the same class.
     """
     probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
     others = np.setdiff1d(np.arange(len(probabilities_NxC)), labelled_L)

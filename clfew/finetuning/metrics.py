@@ -12,7 +12,7 @@ ECE_BINS = 15
 LEARNING_CURVE = 0.3
 """The error of a classifier falls as the number of labels to the power of minus this. On held-out parts
 of four training splits, with 2 to 50 labels per class in three modes, cross-validation estimated the
-accuracy 1 point too low to 1 point too high with it, and 3 to 7 points too low without."""
+accuracy 1 point too low to 1 point too high with it, and 3 to 5 points too low without."""
 
 
 def expected_accuracy(accuracy: float, fraction: float) -> float:
