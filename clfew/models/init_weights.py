@@ -138,7 +138,8 @@ def _from_path(path: Path, encoder: str) -> InitWeights:
     if not path.is_file():
         raise UserError(
             f"There is no run or file {path}.",
-            f"--init takes {SCRATCH}, {IMAGENET}, {AUTO}, a run or a file; {nearest_file(path)}",
+            f"--init takes {SCRATCH}, {IMAGENET}, {AUTO}, a run, a file, or in pretrain {BOTH}; "
+            f"{nearest_file(path)}",
         )
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
