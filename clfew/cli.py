@@ -3,14 +3,17 @@ result. torch is imported only when a command needs it.
 """
 
 import shlex
-from typing import Annotated
+from collections import Counter
+from functools import partial
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from clfew import console
 from clfew import options as opt
 from clfew.data.image_files import expand
-from clfew.errors import UserError
+from clfew.errors import UsageError, UserError
 from clfew.output import (
     describe_artifact,
     print_caches,
@@ -51,6 +54,22 @@ app = typer.Typer(
 )
 
 
+class Command(TyperCommand):
+    """A command that refuses an option given twice. By itself click takes the last one in silence."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(given).items():
+            is_one = isinstance(option, TyperOption) and not option.multiple and not option.is_flag
+            if times > 1 and is_one:
+                name = max(option.opts, key=len)
+                raise UsageError(f"{name} was given {times} times but takes one value.", "give one.")
+        return super().parse_args(ctx, args)
+
+
+command = partial(app.command, cls=Command)
+
+
 @app.callback(invoke_without_command=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -60,7 +79,7 @@ def _options(
         raise typer.Exit
 
 
-@app.command(epilog="Example:  clfew pretrain ./unlabeled --minutes 10")
+@command(epilog="Example:  clfew pretrain ./unlabeled --minutes 10")
 @takes(PretrainSettings)
 def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Resume = None) -> None:
     """Learn an encoder from images without labels."""
@@ -76,7 +95,7 @@ def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Res
     run(settings)
 
 
-@app.command(epilog="Example:  clfew finetune ./labeled --labels 4/class --repeat 5")
+@command(epilog="Example:  clfew finetune ./labeled --labels 4/class --repeat 5")
 @takes(FinetuneSettings)
 def finetune(
     context: typer.Context,
@@ -105,7 +124,7 @@ def finetune(
         print_finetuning(result)
 
 
-@app.command(epilog="Example:  clfew distill --minutes 5")
+@command(epilog="Example:  clfew distill --minutes 5")
 @takes(DistillSettings)
 def distill(
     context: typer.Context,
@@ -133,7 +152,7 @@ def distill(
         print_distillation(result)
 
 
-@app.command("eval", epilog="Example:  clfew eval ./test_images --format json")
+@command("eval", epilog="Example:  clfew eval ./test_images --format json")
 @takes(EvaluateSettings)
 def evaluate(
     context: typer.Context, settings: EvaluateSettings, output: opt.Output = opt.Format.table
@@ -148,7 +167,7 @@ def evaluate(
         print_report(report)
 
 
-@app.command(epilog="Example:  clfew predict photo.jpg folder/ 'more/*.png' --format csv > labels.csv")
+@command(epilog="Example:  clfew predict photo.jpg folder/ 'more/*.png' --format csv > labels.csv")
 @takes(PredictSettings)
 def predict(
     context: typer.Context,
@@ -167,7 +186,7 @@ def predict(
         raise UserError(f"{failed} of the images could not be read.", "their rows give the reasons.")
 
 
-@app.command(epilog="Example:  clfew embed ./photos --out features")
+@command(epilog="Example:  clfew embed ./photos --out features")
 @takes(EmbedSettings)
 def embed(context: typer.Context, settings: EmbedSettings) -> None:
     """Write the features and the path of every image."""
@@ -178,7 +197,7 @@ def embed(context: typer.Context, settings: EmbedSettings) -> None:
     console.write_out(f"{folder / 'paths.csv'}  the paths of the images in the same order\n")
 
 
-@app.command(epilog="Example:  clfew compare ./photos --minutes 5")
+@command(epilog="Example:  clfew compare ./photos --minutes 5")
 @takes(CompareSettings)
 def compare(
     context: typer.Context,
@@ -213,7 +232,7 @@ def compare(
         )
 
 
-@app.command(epilog="Example:  clfew info runs/finetune-1")
+@command(epilog="Example:  clfew info runs/finetune-1")
 def info(
     artifact: Annotated[str, typer.Argument(help="An artifact or a run folder.", metavar="FILE|RUN")],
     output: opt.Output = opt.Format.table,
@@ -226,7 +245,7 @@ def info(
         print_settings(description)
 
 
-@app.command(epilog="Example:  clfew cache --clear")
+@command(epilog="Example:  clfew cache --clear")
 def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all image caches.")] = False,
 ) -> None:
@@ -249,7 +268,7 @@ def cache(
     console.write_out(f"{len(caches)} image caches, {total}\n")
 
 
-@app.command(epilog="Example:  clfew demo --out demo")
+@command(epilog="Example:  clfew demo --out demo")
 def demo(
     out: opt.Out = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="Minutes of pretraining.")] = 1.25,

@@ -77,6 +77,10 @@ def test_a_file_called_runs_is_named(clfew, images, tmp_path):
         (["predict"], ["images"]),
         (["predict", "x.png", "--format", "xml"], ["xml", "jsonl"]),
         (["info"], ["FILE"]),
+        (["eval", "--from", "a", "--from", "b"], ["--from was given 2 times"]),
+        (["predict", "x.png", "--from", "a", "--from=a"], ["--from was given 2 times"]),
+        (["finetune", "--labels", "1%", "--labels", "5%"], ["--labels was given 2 times"]),
+        (["pretrain", "x", "--out", "a", "--seed", "1", "--out", "b"], ["--out was given 2 times"]),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_what(clfew, tmp_path, arguments, words):
@@ -84,6 +88,17 @@ def test_wrong_usage_is_exit_code_2_and_says_what(clfew, tmp_path, arguments, wo
     assert result.rc == 2 and result.stdout == "" and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["finetune", "--labels", "1%", "--from", "a", "--from", "b"],  # It takes several.
+        ["pretrain", "a", "--flip", "--flip"],
+    ],
+)
+def test_what_may_be_given_twice_may_be_given_twice(clfew, tmp_path, arguments):
+    assert "There is no" in clfew.refused(*arguments, cwd=tmp_path)
 
 
 def test_pretrain_without_images_says_how_to_name_them(clfew, tmp_path):

@@ -11,6 +11,7 @@ import torchvision
 from clfew.commands.finetune import finetune
 from clfew.data.image_cache import open_image_cache
 from clfew.data.sources import open_source
+from clfew.finetuning.label_samples import BEFORE
 from clfew.finetuning.labelled_data import find_others, pool_features
 from clfew.finetuning.start import start_from_artifact
 from clfew.models import pretrained
@@ -254,7 +255,8 @@ def test_propagation_records_the_pretraining_images_as_seen(apart, monkeypatch):
     """Also if it starts from the weights before pretraining, which have used none of the images."""
     folder, _ = apart
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("clfew.finetuning.label_samples.is_clearly_better", lambda before, after: True)
+    before = (BEFORE, {}, "clearly better")
+    monkeypatch.setattr("clfew.finetuning.label_samples.best_of", lambda *compared: before)
     run, result = finetune(labels="all", device="cpu", threads=1)
     assert json.loads((run / "config.json").read_text())["from"].endswith(START)
     assert result["draws"][0]["mode"] == "propagate"

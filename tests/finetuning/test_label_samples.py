@@ -1,5 +1,6 @@
 """Which of several starts is taken for a label sample."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,11 @@ def features_of(separation, seed=0):
     return (separation * centres[LABELS] + random.normal(size=(120, 16))).astype(np.float32)
 
 
-def candidate(run, separation, seed=0, file="encoder.safetensors"):
+def candidate(run, separation, seed=0, file="encoder.safetensors", is_published=False):
     artifact = None if run is None else Path(f"runs/{run}/{file}")
-    start = Start(nn.Linear(1, 1), nn.Sequential(), True, True, METADATA, artifact=artifact)
+    start = Start(
+        nn.Linear(1, 1), nn.Sequential(), True, True, METADATA, is_published, artifact=artifact
+    )
     features = features_of(separation, seed)
     nothing = np.zeros((120, 1, 1, 3), np.uint8), np.ones(120, np.float32)
     return start, Task(*nothing, np.arange(120), LABELS, 4, features, CPU, "fp32")
@@ -62,6 +65,30 @@ def test_another_one_is_taken_if_it_clearly_wins_in_cross_validation(monkeypatch
     monkeypatch.setattr(label_samples, "mean_entropy", lambda graph, *rest: wrong[id(graph)])
     assert chosen_of(starts, 1).start == "runs/bad"
     assert chosen_of(starts, 8).start == "runs/good"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize(("fraction", "chosen"), [(0.79, "runs/decided"), (0.81, "runs/published")])
+def test_published_weights_come_first_where_labels_spread_undecidedly(
+    monkeypatch, order, fraction, chosen
+):
+    """One label per class: nothing else can be compared. Side by side contains published weights too."""
+    published = candidate("published", 1.0, is_published=True)
+    both, task = candidate(None, 1.0, is_published=True)
+    both = replace(both, metadata=replace(METADATA, parts=[{}, {}])), task
+    starts = [candidate("decided", 1.0), both, published][::order]
+    given = {id(starts[::order][n][1].graph): f for n, f in enumerate((fraction, 0.82, 0.9))}
+    monkeypatch.setattr(label_samples, "mean_entropy", lambda graph, *rest: given[id(graph)] * np.log(4))
+    decision = chosen_of(starts, 1)
+    assert decision.start == chosen
+    assert ("too undecided" in decision.reason) == (chosen == "runs/published")
+
+
+def test_without_published_weights_the_smallest_entropy_remains(monkeypatch):
+    starts = [candidate("a", 1.0), candidate("b", 1.0)]
+    given = {id(starts[0][1].graph): 1.37, id(starts[1][1].graph): 1.36}
+    monkeypatch.setattr(label_samples, "mean_entropy", lambda graph, *rest: given[id(graph)])
+    assert chosen_of(starts, 1).start == "runs/b"
 
 
 def test_a_mode_that_was_asked_for_is_compared_too():
