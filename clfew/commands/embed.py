@@ -10,7 +10,8 @@ from clfew import console
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
-from clfew.finetuning.start import Network, Start, find_start, is_from_scratch, open_start
+from clfew.finetuning.find_start import find_start, is_from_scratch
+from clfew.finetuning.start import Network, Start, open_start
 from clfew.models.features import apply_to_files
 from clfew.runs.files import write_bytes, write_csv
 from clfew.runs.folders import check_new, new_run

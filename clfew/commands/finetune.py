@@ -17,6 +17,7 @@ from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import require_testable
 from clfew.errors import UsageError, UserError
+from clfew.finetuning.find_start import find_starts, restored_start, start_row
 from clfew.finetuning.fit import FullSettings, Task
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
 from clfew.finetuning.labelled_data import (
@@ -35,15 +36,7 @@ from clfew.finetuning.labelled_data import (
     with_labels,
 )
 from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
-from clfew.finetuning.start import (
-    Network,
-    Start,
-    find_starts,
-    open_starts,
-    restored_start,
-    side_by_side,
-    start_row,
-)
+from clfew.finetuning.start import Network, Start, open_starts, side_by_side
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import SCRATCH, InitWeights

@@ -32,7 +32,7 @@ def prior_of(mode: str, fewest: int) -> Prior:
     is calibrated by that, and little is left to do.
     """
     if mode == "linear":
-        return Prior(1.0, 0.1) if fewest >= CHOSEN_FROM else Prior(0.6, 0.3)
+        return Prior(1.0, 0.05) if fewest >= CHOSEN_FROM else Prior(0.6, 0.3)
     return Prior({"propagate": 1.6, "knn": 0.8}.get(mode, 1.0), 0.5)
 
 

@@ -65,7 +65,7 @@ def test_without_labels_it_is_the_prior(prior):
 
 
 def test_a_regression_whose_penalty_was_chosen_by_its_log_loss_is_left_alone():
-    assert prior_of("linear", 4) == (1.0, 0.1) and prior_of("linear", 3).temperature < 1
+    assert prior_of("linear", 4) == (1.0, 0.05) and prior_of("linear", 3).temperature < 1
     assert prior_of("full", 4).temperature == prior_of("distilled", 4).temperature == 1
 
 
