@@ -55,7 +55,8 @@ app = typer.Typer(
 
 
 class Command(TyperCommand):
-    """A command that refuses an option given twice. By itself click takes the last one in silence."""
+    """A command that refuses an option of one value that is given twice. By itself click takes the last
+    one in silence."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))

@@ -67,6 +67,10 @@ from clfew.training.device import (
 from clfew.training.saving import resumable, stoppable
 from clfew.version import __version__
 
+SEEN = 0.1
+"""Starts that hold out the same images may still have seen a few of them, by copies elsewhere. Of those
+that hold out others, one has seen most of the other's."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -175,6 +179,8 @@ def prepare(
     if resumed is not None:
         check_other_sources(resumed, starts, opened)
     learned = _open_images(settings, starts, opened, listed, split_rule)
+    if len(found) > 1:
+        _check_held_out(starts, learned)
     if len(found) > 1 and settings.mode != "full":
         # In mode "full" it is one network that is trained.
         own = partial(own_features_of_pool, learned=learned, device=device, precision=precision)
@@ -207,10 +213,13 @@ def _open_images(
     split_rule: int,
 ) -> LabelledData:
     """Returns the images to learn from and to test on, and the label samples. listed: the images that a
-    label CSV lists. Raises UserError if the starts hold out different images."""
+    label CSV lists. Raises UserError."""
     spec = parse_labels(labels_of(settings))
-    split_seed = _common_split_seed(settings, starts, opened, listed)
     start = starts[0]
+    # Where several are named, that of one which has learned from this source.
+    split_seed = _split_seed(
+        settings, next((s for s in starts if opened.spec in _sources_of(s)), start), opened
+    )
     if listed is None:
         require_testable(opened)
     held_out = held_out_of(opened, split_seed, listed)
@@ -236,25 +245,29 @@ def _open_images(
         data,
         pool=pool,
         label_samples=label_samples,
-        others=find_others(start, opened, settings.mode, cache.digests[data.test]),
+        others=find_others(starts, opened, settings.mode, cache.digests[data.test]),
     )
 
 
-def _common_split_seed(
-    settings: FinetuneSettings, starts: list[Start], opened: Source, listed: np.ndarray | None
-) -> int:
-    """Returns the seed of the test split of all starts. Raises UserError if they hold out different
-    images: then each has learned from test images of another."""
-    seeds = [_split_seed(settings, start, opened) for start in starts]
-    held_out = [held_out_of(opened, seed, listed) for seed in seeds]
-    for start, other in zip(starts, held_out, strict=True):
-        if not np.array_equal(other, held_out[0]):
-            raise UserError(
-                f"{starts[0].words} and {start.words} hold out different images of {opened.spec} for "
-                "testing: each has learned from test images of the other.",
-                "pretrain both with the same --seed, or name a source with a test split of its own.",
-            )
-    return seeds[0]
+def _check_held_out(starts: list[Start], learned: LabelledData) -> None:
+    """Raises UserError if some starts have learned from the images to test on and others have not: then
+    they have held out different images, under one name or another."""
+    test = learned.cache.digests[learned.test]
+    if not len(test):
+        return
+    seen = {s.words: float(np.isin(test, np.union1d(s.seen, s.taught)).mean()) for s in starts}
+    most, least = max(seen, key=seen.__getitem__), min(seen, key=seen.__getitem__)
+    if seen[most] - seen[least] > SEEN:
+        raise UserError(
+            f"{most} and {least} hold out different images of {learned.source.spec} for testing: "
+            f"{seen[most]:.0%} of those of the second were learned from by the first.",
+            "pretrain both with the same --seed, or name a source with a test split of its own.",
+        )
+
+
+def _sources_of(start: Start) -> set[str]:
+    """Returns the sources that a start has learned from."""
+    return {step["source"] for step in start.metadata.data.values() if "source" in step}
 
 
 def _split_seed(settings: FinetuneSettings, start: Start, opened: Source) -> int:

@@ -136,15 +136,16 @@ def pretrain_in(
     stop: StopRequest | None = None,
     split_rule: int = SPLIT_RULE,
     recorded: dict[str, Any] | None = None,
+    default_minutes: float = DEFAULT_MINUTES,
 ) -> tuple[Path, Source]:
     """Pretrains on images without labels, into a run folder of its own.
 
     split_seed: seed of the test split if the data has no split of its own; None is the run's seed. stop,
     split_rule: those of the command that this is a part of. recorded: what config.json holds instead of,
-    or beside, what it would. Returns the run folder and the images. Raises UserError; raises Stopped
-    after a signal.
+    or beside, what it would. default_minutes: the most that it takes where no budget is given. Returns
+    the run folder and the images. Raises UserError; raises Stopped after a signal.
     """
-    resolved = resolve(settings, split_seed, split_rule)
+    resolved = resolve(settings, split_seed, split_rule, default_minutes)
     prepared = prepare(settings, resolved)
     new = new_run("pretrain", settings.out)
     with held(new.folder):
@@ -166,10 +167,13 @@ def resume_in(
 
 
 def resolve(
-    settings: PretrainSettings, split_seed: int | None = None, split_rule: int = SPLIT_RULE
+    settings: PretrainSettings,
+    split_seed: int | None = None,
+    split_rule: int = SPLIT_RULE,
+    default_minutes: float = DEFAULT_MINUTES,
 ) -> Resolved:
     """Chooses every default, opens and caches the images, and reports it. Raises UserError."""
-    budget, options = _check(settings)
+    budget, options = checked(settings, default_minutes)
     set_threads(settings.threads)
     device, why_device = choose_device(settings.device)
     check_compile(settings.compile, device)
@@ -227,11 +231,13 @@ def resolve(
     return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe, budget)
 
 
-def _check(settings: PretrainSettings) -> tuple[Budget, dict[str, Any]]:
+def checked(
+    settings: PretrainSettings, default_minutes: float = DEFAULT_MINUTES
+) -> tuple[Budget, dict[str, Any]]:
     """Checks the settings; returns the budget and the options of the method. Raises UserError."""
     check_new(settings.out)
     options, epochs, minutes = _method_options(settings), settings.epochs, settings.minutes
-    return budget_of(epochs, minutes, DEFAULT_EPOCHS, DEFAULT_MINUTES, "pretrain"), options
+    return budget_of(epochs, minutes, DEFAULT_EPOCHS, default_minutes, "pretrain"), options
 
 
 def _method_options(settings: PretrainSettings) -> dict[str, Any]:

@@ -17,12 +17,20 @@ PRETRAINED = (-1.6, 0.0)
 and CIFAR-10, 5 labels per class. The layer alone lost nothing."""
 
 
-def expectation(setup: DistillationSetup) -> str:
-    """Returns in words whether students were better than their teachers in such a case."""
-    if setup.student.encoder is not setup.teacher.encoder:
-        return "another network than the teacher's: for speed, as a small one is less accurate"
-    low, high = PRETRAINED if setup.student.is_published else FROM_SCRATCH
-    return (
-        f"about the teacher's accuracy ({low:+.1f} to {high:+.1f} points where it was measured): "
+def expectation(setup: DistillationSetup, can_compare: bool) -> str:
+    """Returns in words whether students were better than their teachers in such a case. can_compare:
+    whether held-out labels tell if this one is."""
+    decided = (
         "held-out labels decide whether the student is kept"
+        if can_compare
+        else "the student is kept without a comparison"
     )
+    student, teacher = setup.student, setup.teacher
+    if (student.metadata.encoder, student.metadata.size) != (
+        teacher.metadata.encoder,
+        teacher.metadata.size,
+    ):
+        return f"another network than the teacher's, whose accuracy was not measured; {decided}"
+    low, high = PRETRAINED if student.is_published else FROM_SCRATCH
+    gains = f"{low:+.1f} to {high:+.1f} points where it was measured"
+    return f"about the teacher's accuracy ({gains}); {decided}"

@@ -22,6 +22,7 @@ from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import freeze_first
 from clfew.models.features import apply_to_cache
+from clfew.models.side_by_side import SideBySide
 from clfew.training.batch import TrainingData
 from clfew.training.loop import train
 from clfew.training.optim import ENCODER_RATE, KEPT_FRACTION
@@ -145,7 +146,8 @@ def build_student(setup: DistillationSetup, targets_MxC: np.ndarray, seed: int) 
     if setup.views is not None:
         encoder.backbone.requires_grad_(False)
     elif start.is_published:
-        freeze_first(encoder, KEPT_FRACTION)
+        for each in encoder.encoders if isinstance(encoder, SideBySide) else [encoder]:
+            freeze_first(each, KEPT_FRACTION)
     student = Classifier(encoder, build_neck(encoder.dim, 0), head)
     return Distillation(
         student,

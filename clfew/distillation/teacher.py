@@ -24,7 +24,7 @@ from clfew.finetuning.start import (
 )
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier, build_neck
-from clfew.models.init_weights import AUTO, SCRATCH, find_init_weights
+from clfew.models.init_weights import AUTO, SCRATCH, derives_from_published, find_init_weights
 from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.runs.files import unguarded
 from clfew.runs.folders import LABELS, read_config
@@ -110,10 +110,7 @@ def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -
     network was trained, the start is loaded from where the teacher's own training started.
     """
     metadata, classifier = teacher.metadata, teacher.classifier
-    is_published = (
-        "init" in metadata.training
-        or metadata.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
-    )
+    is_published = derives_from_published(metadata)
     own = Start(
         classifier.encoder,
         build_neck(classifier.encoder.dim, 0),
@@ -181,6 +178,11 @@ def student_start(
     metadata = teacher.metadata
     if name in (SAME, metadata.encoder) and size in (None, metadata.size) and init == AUTO:
         return base, replace(metadata, mode=DISTILLED, neck=0, dim=base.encoder.dim), init
+    if name == SAME and metadata.parts:
+        raise UserError(
+            "The teacher is several networks side by side, which start from their own weights only.",
+            "leave out --init and --size, or name a network: --student resnet18.",
+        )
     encoder = metadata.encoder if name == SAME else name
     init_weights, why = find_init_weights(init, encoder, device)
     data = metadata.data["finetune"]

@@ -81,7 +81,8 @@ def propagated_probabilities(
 
 def mean_entropy(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int) -> float:
     """Returns how undecidedly labels spread to the images without one: the mean entropy of their
-    propagated probabilities in nats, 0 where there are no such images.
+    propagated probabilities in nats, 0 where there are no such images. An image that no label reaches
+    has the entropy of chance.
 
     It tells, without a label to test on, on which of several features images of a class lie together.
     With SimCLR from scratch, from pretrained weights and both side by side, and one label per class, the
@@ -95,6 +96,7 @@ def mean_entropy(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, class
     probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
     others = np.setdiff1d(np.arange(len(probabilities_NxC)), labelled_L)
     entropies_N = -xlogy(probabilities_NxC[others], probabilities_NxC[others]).sum(1)
+    entropies_N[~probabilities_NxC[others].any(1)] = np.log(len(np.unique(labels_L)))
     return float(entropies_N.mean()) if len(others) else 0.0
 
 

@@ -141,28 +141,31 @@ def choose(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Sta
     """
     names = names_of([start for start, _ in fitting.candidates])
     candidates, words = dict(zip(names, fitting.candidates, strict=True)), ""
-    is_named = len(names) > 1 and BEFORE not in names
-    if is_named:
-        candidates, words = _most_decided_first(candidates, labelled)
-    decisions = [
-        (start, task, decide(fitting.mode, start, task, labelled, seed, fitting.settings))
-        for start, task in candidates.values()
-    ]
+    # In this order, whatever is found: trainings are resumed by their number.
+    decisions = {
+        name: (start, task, decide(fitting.mode, start, task, labelled, seed, fitting.settings))
+        for name, (start, task) in candidates.items()
+    }
     if len(decisions) == 1:
-        return decisions[0]
-    start, task, _ = decisions[0]
-    best = next(iter(candidates))
-    compared = logits_to_compare(decisions, labelled, seed, fitting.settings)
+        return decisions[names[0]]
+    is_named, order = BEFORE not in names, names
+    if is_named:
+        order, words = _most_decided_first(candidates, labelled)
+    best = order[0]
+    compared = logits_to_compare([*decisions.values()], labelled, seed, fitting.settings)
     if compared is not None:
         logits, fraction = compared
-        by_name = dict(zip(candidates, logits, strict=True))
-        best, _, accuracies = best_of(by_name, task.labels[labelled], fraction)
+        by_name = dict(zip(names, logits, strict=True))
+        labels = candidates[best][1].labels[labelled]
+        best, _, accuracies = best_of({name: by_name[name] for name in order}, labels, fraction)
         words += f"cross-validated: {accuracies}" if words else accuracies
     elif not is_named:
-        drifted = start.metadata.training.get("pretrain", {}).get("drift")
+        drifted = decisions[best][0].metadata.training.get("pretrain", {}).get("drift")
         if drifted and alarm(drifted):
             best, words = BEFORE, f"{BEFORE}, as it has changed the features too much"
-    start, task, decision = decisions[list(candidates).index(best)]
+    elif not words:
+        words = f"one label in some class: nothing to compare starts on, {best} is the first"
+    start, task, decision = decisions[best]
     if words:
         decision = replace(decision, reason=f"{decision.reason}; {words.removesuffix('; ')}")
     return start, task, replace(decision, start=best) if is_named else decision
@@ -171,36 +174,40 @@ def choose(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Sta
 Candidates = dict[str, tuple[Start, Task]]
 
 
-def _most_decided_first(candidates: Candidates, labelled: np.ndarray) -> tuple[Candidates, str]:
-    """Returns the candidates from the smallest entropy of labels that spread on their features, and
-    these in words; as they are where there are no features, or nothing that labels could spread to."""
+def _most_decided_first(candidates: Candidates, labelled: np.ndarray) -> tuple[list[str], str]:
+    """Returns the names of the candidates, best first (see `choose`), and why in words; as they are, and
+    nothing, where there are no features, or nothing that labels could spread to."""
     found, chance = {}, 0.0
     for name, (_, task) in candidates.items():
         if task.features is None or len(task.features) <= len(labelled):
-            return candidates, ""
-        rows = np.searchsorted(task.pool, labelled)
-        found[name] = mean_entropy(task.graph, rows, task.labels[labelled], task.classes)
-        chance = float(np.log(task.classes))
+            return list(candidates), ""
+        rows, labels = np.searchsorted(task.pool, labelled), task.labels[labelled]
+        found[name] = mean_entropy(task.graph, rows, labels, task.classes)
+        chance = float(np.log(len(np.unique(labels))))
     order = sorted(found, key=found.__getitem__)
     words = ", ".join(f"{name} {found[name]:.2f}" for name in order)
-    words = f"labels spread with an entropy of: {words}, by chance {chance:.2f}; "
-    if found[order[0]] > UNDECIDED * chance:
-        starts = {name: start for name, (start, _) in candidates.items()}
-        order.sort(key=lambda name: bool(not starts[name].is_published or starts[name].metadata.parts))
-        words = words.removesuffix("; ") + f": too undecided to choose, so {order[0]} comes first; "
-    return {name: candidates[name] for name in order}, words
+    words = f"labels spread with an entropy of: {words}, by chance {chance:.2f}"
+    published = [name for name in order if _is_published_alone(candidates[name][0])]
+    if published and found[order[0]] > UNDECIDED * chance:
+        order.sort(key=lambda name: name not in published)
+        words += f": too undecided to choose, so {order[0]} comes first"
+    return order, f"{words}; "
+
+
+def _is_published_alone(start: Start) -> bool:
+    return start.is_published and not start.metadata.parts
 
 
 def names_of(starts: list[Start]) -> list[str]:
     """Returns a name for each of several starts to choose from."""
     files = [start.artifact for start in starts]
-    if len(files) == 2 and files[1] is not None and files[1].name == START:
+    folders = [None if file is None else file.parent.resolve() for file in files]
+    if len(files) == 2 and files[1] is not None and files[1].name == START and folders[0] == folders[1]:
         return ["the pretrained encoder", BEFORE]
-    folders = [None if file is None else file.parent for file in files]
     return [
         "side by side"
         if file is None
-        else str(from_here(file if folders.count(file.parent) > 1 else file.parent))
+        else str(from_here(file if folders.count(file.parent.resolve()) > 1 else file.parent))
         for file in files
     ]
 

@@ -166,20 +166,27 @@ def labelled_data(
     return LabelledData(source, cache, split.pool, test, split_seed, split_rule)
 
 
-def find_others(start: Start, source: Source, mode: str, test_digests: np.ndarray) -> OtherImages | None:
-    """Returns the pretraining images from another source; None where there are none or the mode does not
-    use their features."""
-    spec = start.pretraining_source
-    if spec is None or spec == source.spec or not uses_features(start, mode):
+def find_others(
+    starts: list[Start], source: Source, mode: str, test_digests: np.ndarray
+) -> OtherImages | None:
+    """Returns the pretraining images from another source, the first one where the starts have several;
+    None where there are none or the mode does not use their features."""
+    specs = [each.pretraining_source for each in starts if uses_features(each, mode)]
+    elsewhere = dict.fromkeys(spec for spec in specs if spec not in (None, source.spec))
+    spec = next(iter(elsewhere), None)
+    if spec is None:
         return None
+    if len(elsewhere) > 1:
+        console.say(f"note       of other pretraining images, only those in {spec} are used")
     try:
         others = open_source(spec)
-        cache = cached_images(others, start.metadata.side)
+        cache = cached_images(others, max(each.metadata.side for each in starts))
     except UserError:
         console.say(f"note       the pretraining images in {spec} cannot be read and are not used")
         return None
     bad = [(f"{spec}/{name}", reason) for name, reason in cache.bad]
-    return OtherImages(cache, other_images(start, others, cache, test_digests, MAX_IMAGES), bad)
+    seen = np.unique(np.concatenate([s.seen for s in starts if s.pretraining_source == spec]))
+    return OtherImages(cache, other_images(seen, others, cache, test_digests, MAX_IMAGES), bad)
 
 
 def pool_features(

@@ -26,6 +26,7 @@ from clfew.models.encoder import Encoder
 from clfew.models.init_weights import (
     SCRATCH,
     InitWeights,
+    derives_from_published,
     load_init_weights,
     seen_before,
 )
@@ -65,10 +66,10 @@ class Start:
     @property
     def words(self) -> str:
         """The artifact it was loaded from, else its weights in words."""
-        if self.metadata.parts:
-            return f"{self.metadata.encoder}, side by side"
         if self.artifact is not None:
             return str(self.artifact.resolve())
+        if self.metadata.parts:
+            return f"{self.metadata.encoder}, side by side"
         return self.metadata.training.get("init", {}).get("what", SCRATCH)
 
 
@@ -149,8 +150,7 @@ def start_from_artifact(artifact: Path, flip: bool | None) -> Start:
     """Loads a start from an artifact. Raises UserError if the file is no artifact of clfew."""
     encoder, neck, metadata, seen = load_encoder(artifact)
     _, taught = digests_by_step(artifact)
-    is_published = metadata.training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
-    is_published |= "init" in metadata.training
+    is_published = derives_from_published(metadata)
     flip = metadata.flip if flip is None else flip
     return Start(encoder, neck, True, flip, metadata, is_published, seen, artifact, taught)
 
@@ -275,9 +275,9 @@ def start_from_scratch(
 
 
 def other_images(
-    start: Start, others: Source, cache: ImageCache, test_digests: np.ndarray, most: int
+    seen: np.ndarray, others: Source, cache: ImageCache, test_digests: np.ndarray, most: int
 ) -> np.ndarray:
-    """Returns the indices of at most `most` images that the start was pretrained on, without copies of
-    test images."""
-    usable = np.isin(cache.digests, start.seen) & ~np.isin(cache.digests, test_digests)
+    """Returns the indices of at most `most` images that were pretrained on, without copies of test
+    images. seen: digests of what was pretrained on."""
+    usable = np.isin(cache.digests, seen) & ~np.isin(cache.digests, test_digests)
     return evenly_spaced(cache.good[usable[cache.good]], most)

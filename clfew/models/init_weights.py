@@ -19,7 +19,7 @@ from clfew.models.artifacts import digests_of_trained, load_encoder
 from clfew.models.backbones import SMALL_IMAGE, TORCHVISION_PREFIX, build_backbone, is_torchvision
 from clfew.models.checkpoints import SUFFIXES, fitted_state, nearest_file, read_state, recognise
 from clfew.models.encoder import Encoder
-from clfew.models.metadata import is_artifact, read_metadata
+from clfew.models.metadata import ArtifactMetadata, is_artifact, read_metadata
 from clfew.models.pretrained import IMAGENET_MEAN, IMAGENET_STD, LITE0, LITE0_MEAN, LITE0_STD, Expected
 from clfew.runs.folders import ARTIFACTS
 
@@ -219,3 +219,13 @@ def _name_and_expected(name: str, tensors: dict[str, Tensor]) -> tuple[str, Expe
         # The stem of small images, as in solo-learn's CIFAR recipes.
         return bare, Expected(IMAGENET_MEAN, IMAGENET_STD, 32, False)
     return TORCHVISION_PREFIX + bare, pretrained.expected(bare)
+
+
+def derives_from_published(metadata: ArtifactMetadata) -> bool:
+    """Returns whether weights derive from pretrained weights that others published: those of one of the
+    parts, if it has parts."""
+    trainings = [metadata.training, *(part["training"] for part in metadata.parts)]
+    return any(
+        "init" in training or training.get("pretrain", {}).get("init", SCRATCH) != SCRATCH
+        for training in trainings
+    )

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from clfew.errors import UserError
 from clfew.models.encoder import RGB, Encoder
 
+LEAST_STD = 0.01
+
 
 class SideBySide(Encoder):
     """Several encoders as one, whose features are those of all of them.
@@ -44,10 +46,14 @@ class SideBySide(Encoder):
 
     def standardise_by(self, features_NxD: np.ndarray) -> None:
         """Sets mean and standard deviation, by which features are standardised, to those of the
-        encoders' own features of some images."""
+        encoders' own features of some images. The standard deviation of a feature that hardly varies is
+        at least a hundredth of its encoder's mean one: else it would be all there is of an image in
+        which it does vary, as the features of each encoder are scaled to length 1."""
+        stds = np.split(features_NxD.std(0), np.cumsum(self.dims)[:-1])
+        floored = [each.clip(LEAST_STD * each.mean()) for each in stds]
         with torch.no_grad():
             self.centre.copy_(torch.from_numpy(features_NxD.mean(0)))
-            self.std_of_features.copy_(torch.from_numpy(features_NxD.std(0) + 1e-6))
+            self.std_of_features.copy_(torch.from_numpy(np.concatenate(floored) + 1e-6))
 
     def backbone_features(self, images_NxCxSxS: Tensor) -> Tensor:
         views = (resized(images_NxCxSxS, encoder.size) for encoder in self.encoders)

@@ -194,12 +194,17 @@ def newest(kind: str) -> Path | None:
     return max(finished, key=lambda run: str(read_config(run).get("created"))) / name
 
 
+def with_name(folder: Path) -> Path:
+    """Returns the folder by a path that ends in its name, as . and .. do not."""
+    return folder if folder.name not in ("", "..") else folder.resolve()
+
+
 def with_beside(artifact: Path) -> list[Path]:
     """Returns the encoder of a pretraining run, and before it that of the run made beside it, if any."""
     beside = read_config(artifact.parent).get(BESIDE)
     if not isinstance(beside, str) or not beside:
         return [artifact]
-    other = artifact.parent.with_name(Path(beside).name) / artifact.name
+    other = with_name(artifact.parent).with_name(Path(beside).name) / artifact.name
     return [other, artifact] if other.is_file() else [artifact]
 
 

@@ -243,7 +243,7 @@ def test_the_weights_started_from_are_compared_on_the_same_images(apart):
     ]
     source = open_source(str(folder / "labeled"))
     cache = open_image_cache(source, origins[0].metadata.side)
-    others = find_others(origins[0], source, "auto", cache.digests[:0])
+    others = find_others(origins[:1], source, "auto", cache.digests[:0])
     rest = ("auto", torch.device("cpu"), "fp32")
     features = [pool_features(origin, cache, cache.good, others, *rest) for origin in origins]
     assert [len(each) for each in features] == [len(cache.good) + 30] * 2

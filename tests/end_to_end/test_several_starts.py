@@ -1,10 +1,14 @@
 """`pretrain --init both` and `finetune --from A --from B`, as a user types them."""
 
+import importlib
 import json
 import shutil
 
 import pytest
 from marks import rest_is_slow
+
+from clfew.runs.folders import with_beside
+from clfew.settings import PretrainSettings
 
 # Stands for pretrained weights that are on the machine: a network with random ones.
 WEIGHTS = """
@@ -17,6 +21,7 @@ pretrained.fetch = lambda name, encoder: {
 }
 """
 NO_WEIGHTS = "from clfew.models import pretrained\npretrained.is_here = lambda name: False"
+pretrain_command = importlib.import_module("clfew.commands.pretrain")
 BOTH = ("pretrain", "photos", "--init", "both", "--size", "32", "--epochs", "1")
 
 
@@ -46,13 +51,50 @@ def test_two_runs_are_made_to_choose_from(made):
     assert result.next == ["clfew finetune --labels 1%"]
 
 
-def test_time_is_shared_and_epochs_are_not():
-    from clfew.commands.pretrain import _half
-    from clfew.settings import PretrainSettings
+def test_time_is_shared_and_epochs_are_not(monkeypatch, tmp_path):
+    """Without a budget each run has half of the default minutes, and the default epochs at most."""
+    made = []
 
-    assert _half(PretrainSettings("x", minutes=3.0)).minutes == 1.5
-    assert _half(PretrainSettings("x")).minutes == 5.0
-    assert _half(PretrainSettings("x", epochs=7.0)).minutes is None
+    def pretrain_in(settings, recorded, default_minutes):
+        made.append((settings.init, settings.epochs, settings.minutes, default_minutes))
+        return tmp_path / "run", None
+
+    monkeypatch.setattr(pretrain_command, "pretrain_in", pretrain_in)
+    monkeypatch.setattr(pretrain_command, "_say_next", lambda folder, source: None)
+    for budget in ({"minutes": 3.0}, {}, {"epochs": 7.0}):
+        pretrain_command.run(PretrainSettings("x", init="both", **budget))
+    assert made == [
+        (init, epochs, minutes, 5.0)
+        for epochs, minutes in ((None, 1.5), (None, None), (7.0, None))
+        for init in ("imagenet", "scratch")
+    ]
+
+
+def test_the_epochs_of_two_runs_are_those_of_two_runs(made):
+    """Of one run, they are for both."""
+    for name in ("pretrain-1", "pretrain-1/encoder.safetensors"):
+        settings = PretrainSettings("x", init="both", epochs=str(made[0] / "runs" / name))
+        assert pretrain_command._second_epochs(settings) == str(made[0] / "runs/pretrain-1-scratch")
+    alone = PretrainSettings("x", init="both", epochs=str(made[0] / "runs/pretrain-1-scratch"))
+    assert pretrain_command._second_epochs(alone) == alone.epochs
+
+
+@pytest.mark.parametrize(
+    ("options", "rc"),
+    [(("--epochs", "nowhere"), 1), (("--out", "."), 1), (("--out", ".."), 1)],
+)
+def test_what_the_second_run_cannot_have_is_said_before_the_first(project, clfew, options, rc):
+    clfew.refused("pretrain", "photos", "--init", "both", *options, cwd=project, rc=rc)
+    assert len(list((project / "runs").iterdir())) == 2
+
+
+def test_a_run_may_be_named_by_a_dot(project, clfew):
+    for run in ("pretrain-1", "pretrain-1-scratch"):
+        said = clfew.refused("pretrain", "--resume", ".", cwd=project / "runs" / run)
+        assert "finished" in said
+    assert with_beside(project / "runs/pretrain-1-scratch/encoder.safetensors")[0].parent.name == (
+        "pretrain-1"
+    )
 
 
 def test_finetune_takes_both_and_says_what_it_chose(project, clfew):
@@ -137,6 +179,37 @@ def test_starts_that_hold_out_different_images_are_refused(project, clfew):
     words = ("--from", "runs/pretrain-1-scratch", "--from", "runs/pretrain-2")
     said = clfew.refused("finetune", "--labels", "2/class", *words, cwd=project)
     assert "hold out different images" in said
+
+
+def test_what_has_learned_from_other_images_holds_nothing_out_of_these(project, clfew, images):
+    """Two encoders of ./unlabeled, with other seeds: neither knows a test image of ./photos."""
+    images(project / "unlabeled", ("",), each=40, seed=3)
+    for seed in ("1", "2"):
+        words = ("--init", "scratch", "--encoder", "resnet8-w8", "--epochs", "1", "--seed", seed)
+        clfew.ok("pretrain", "unlabeled", *words, "--out", f"runs/seed{seed}", cwd=project)
+    named = ("--from", "runs/seed1", "--from", "runs/seed2")
+    words = ("finetune", "photos", "--labels", "2/class", "--mode", "propagate", *named)
+    done = clfew.ok(*words, "--format", "json", cwd=project)
+    assert "runs/seed1" in json.loads(done.stdout)["draws"][0]["reason"]
+    other = clfew.ok(*words[:-4], *named[2:], *named[:2], "--format", "json", cwd=project)
+    result = json.loads(other.stdout)
+    assert result["mean"] == json.loads(done.stdout)["mean"]
+
+
+def test_a_network_that_was_trained_from_one_side_by_side_can_be_distilled(project, clfew):
+    first = (
+        "from clfew.finetuning import label_samples\n"
+        "best_of = label_samples.best_of\n"
+        "label_samples.best_of = lambda *given: ('side by side', *best_of(*given)[1:])"
+    )
+    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=first)
+    whole = ("finetune", "--labels", "4/class", "--from", "runs/finetune-1", "--mode", "full")
+    clfew.ok(*whole, cwd=project)
+    assert config_of(project / "runs/finetune-2")["from"].endswith("classifier.safetensors")
+    done = clfew.ok("distill", "--from", "runs/finetune-2", "--epochs", "1", cwd=project)
+    assert "held-out labels decide" in done.stderr
+    said = clfew.refused("distill", "--init", "scratch", "--from", "runs/finetune-1", cwd=project)
+    assert "several networks side by side" in said
 
 
 def test_without_pretrained_weights_nothing_is_begun(tmp_path, clfew, images):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from torch import nn
 
 from clfew.finetuning import label_samples
@@ -113,6 +114,31 @@ def test_names_tell_files_of_one_folder_apart():
     files = [candidate("a", 1.0)[0], candidate("a", 1.0, file="other.safetensors")[0]]
     assert names_of(files) == ["runs/a/encoder.safetensors", "runs/a/other.safetensors"]
     assert names_of([files[0], candidate("b", 1.0)[0]]) == ["runs/a", "runs/b"]
+
+
+def test_no_two_starts_have_one_name(monkeypatch, tmp_path):
+    """However their files are written; and the weights of another run are not those from before."""
+    monkeypatch.chdir(tmp_path)
+    file = candidate("a", 1.0)[0]
+    absolute = replace(file, artifact=tmp_path / "runs/a" / START)
+    names = names_of([candidate(None, 1.0)[0], file, absolute])
+    assert len(set(names)) == 3
+    assert names_of([candidate("b", 1.0)[0], absolute]) == ["runs/b", "runs/a"]
+
+
+def test_an_image_that_no_label_reaches_is_as_undecided_as_can_be():
+    """Else the features whose graph falls apart would be the most decided ones."""
+    edges = np.zeros((6, 6))
+    edges[[0, 2, 1, 3], [2, 0, 3, 1]] = 1  # Images 4 and 5 have no neighbours.
+    labels = np.array([0, 1])
+    assert mean_entropy(sparse.csr_matrix(edges), labels, labels, 5) == pytest.approx(np.log(2) / 2)
+
+
+def test_chance_is_that_of_the_classes_that_have_a_label():
+    starts = [candidate("good", 2.0), candidate("bad", 0.3)]
+    fitting = SampleFitting(starts, None, np.array([]), "auto", 0, FullSettings(), None)
+    _, _, decision = choose(fitting, np.array([0, 1, 4, 5]), 0)  # Of the first two of four classes.
+    assert f"by chance {np.log(2):.2f}" in decision.reason
 
 
 def test_the_entropy_is_that_of_images_without_a_label():

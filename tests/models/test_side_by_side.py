@@ -12,7 +12,7 @@ from clfew.models.artifacts import load_classifier, load_encoder, save_classifie
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import Encoder
 from clfew.models.features import apply_to_cache, features_of
-from clfew.models.init_weights import find_init_weights
+from clfew.models.init_weights import derives_from_published, find_init_weights
 from clfew.models.metadata import ArtifactMetadata, read_metadata
 from clfew.models.side_by_side import SideBySide
 
@@ -55,6 +55,18 @@ def test_each_encoder_has_the_same_part_in_the_similarity_of_two_images(both):
     assert features.shape == (24, 352)
     np.testing.assert_allclose(features, np.concatenate(parts, axis=1), atol=1e-5)
     np.testing.assert_allclose(features @ features.T, sum(p @ p.T for p in parts), atol=1e-5)
+
+
+def test_a_feature_that_did_not_vary_is_not_all_there_is_of_an_image_in_which_it_does(both):
+    encoder, _, _, own = both
+    still = own.copy()
+    still[:, 3] = 0.0
+    encoder.standardise_by(still)
+    new = torch.from_numpy(still[:1].repeat(2, 0))
+    new[1, 3] = 0.1 * float(own[:, :32].std(0).mean())
+    before, after = encoder.joined(new)
+    assert torch.nn.functional.cosine_similarity(before[:32], after[:32], dim=0) > 0.3
+    torch.testing.assert_close(before[32:], after[32:])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -132,6 +144,13 @@ def test_several_networks_have_no_stages_and_are_no_single_start(saved, both):
         both[0].read_at(2)
     with pytest.raises(UserError, match="side by side"):
         find_init_weights(str(saved()[0]), "auto", CPU)
+
+
+def test_it_derives_from_published_weights_if_one_part_does(saved):
+    metadata, _ = read_metadata(saved()[0])
+    assert not derives_from_published(metadata)
+    parts = [part | {"training": {"init": {"what": "ImageNet"}}} for part in metadata.parts[:1]]
+    assert derives_from_published(replace(metadata, parts=[*metadata.parts[1:], *parts]))
 
 
 def test_metadata_from_before_there_were_parts_is_read(saved, monkeypatch):
