@@ -21,6 +21,12 @@ pretrained.fetch = lambda name, encoder: {
 }
 """
 NO_WEIGHTS = "from clfew.models import pretrained\npretrained.is_here = lambda name: False"
+# The choice is made for the images of these tests, on which it could fall otherwise.
+SIDE_BY_SIDE = (
+    "from clfew.finetuning import label_samples\n"
+    "best_of = label_samples.best_of\n"
+    "label_samples.best_of = lambda *given: ('side by side', *best_of(*given)[1:])"
+)
 pretrain_command = importlib.import_module("clfew.commands.pretrain")
 BOTH = ("pretrain", "photos", "--init", "both", "--size", "32", "--epochs", "1")
 
@@ -133,13 +139,7 @@ def test_starts_are_compared_in_the_mode_that_was_asked_for(project, clfew, mode
 
 
 def test_what_was_made_side_by_side_works_in_every_command(project, clfew):
-    """The choice is made for it, as it could fall otherwise on such images."""
-    first = (
-        "from clfew.finetuning import label_samples\n"
-        "best_of = label_samples.best_of\n"
-        "label_samples.best_of = lambda *given: ('side by side', *best_of(*given)[1:])"
-    )
-    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=first)
+    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=SIDE_BY_SIDE)
     chosen = json.loads(
         clfew.ok(
             "info", "runs/finetune-1/classifier.safetensors", "--format", "json", cwd=project
@@ -197,12 +197,7 @@ def test_what_has_learned_from_other_images_holds_nothing_out_of_these(project, 
 
 
 def test_a_network_that_was_trained_from_one_side_by_side_can_be_distilled(project, clfew):
-    first = (
-        "from clfew.finetuning import label_samples\n"
-        "best_of = label_samples.best_of\n"
-        "label_samples.best_of = lambda *given: ('side by side', *best_of(*given)[1:])"
-    )
-    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=first)
+    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=SIDE_BY_SIDE)
     whole = ("finetune", "--labels", "4/class", "--from", "runs/finetune-1", "--mode", "full")
     clfew.ok(*whole, cwd=project)
     assert config_of(project / "runs/finetune-2")["from"].endswith("classifier.safetensors")
