@@ -270,6 +270,19 @@ def coverage(rows, size, replaced, draws=200):
     return float(np.mean(covered))
 
 
+def coverage_by_chance(rows, size, replaced, draws=200):
+    """Returns what `coverage` would be if every image were predicted correctly with the same
+    probability, independently of the others: on few others, less than 95 %."""
+    covered, random = [], np.random.default_rng([size, *(int(1e6 * row["accuracy"]) for row in rows)])
+    for row in rows:
+        others = row["images"] - size
+        for _ in range(draws // len(rows)):
+            low, high = wilson_interval(int(random.binomial(size, row["accuracy"])), size)
+            truth = row["accuracy"] if replaced else random.binomial(others, row["accuracy"]) / others
+            covered.append(low <= truth <= high)
+    return float(np.mean(covered))
+
+
 def coverage_of_repeats(rows, size, replaced, draws=200):
     """Returns how often the interval of five label samples, tested on `size` images, covers the accuracy
     of the five others (see `drawn`); NaN with fewer samples."""
@@ -321,6 +334,8 @@ def table(cells):
         for size in (50, 100):
             for what, replaced in (("of the rest", False), ("of all, with replacement", True)):
                 intervals[f"eval, {size} images, {what}"].append(coverage(rows, size, replaced))
+                name = f"the same, {size} images, {what}, by chance"
+                intervals[name].append(coverage_by_chance(rows, size, replaced))
                 repeats = coverage_of_repeats(rows, size, replaced)
                 if not np.isnan(repeats):
                     intervals[f"--repeat 5, {size} images, {what}"].append(repeats)

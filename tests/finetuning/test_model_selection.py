@@ -161,6 +161,20 @@ def test_another_mode_is_taken_only_where_it_is_clearly_better(pixels, monkeypat
     assert decision.reason.endswith("(no clear win over propagate)") == unclear
 
 
+@pytest.mark.parametrize(("labels", "is_taken"), [(27, False), (30, True)])
+def test_with_many_labels_a_lead_that_is_not_clear_is_enough(pixels, monkeypatch, labels, is_taken):
+    """With ten labels per class; a lead of two images, which chance gives in a quarter of all cases."""
+    truth = task_of(pixels).labels[:labels]
+
+    def logits(mode, *arguments):
+        right = np.arange(labels) < {"propagate": 10, "linear": 12}.get(mode, 0)
+        return np.eye(3)[np.where(right, truth, (truth + 1) % 3)]
+
+    monkeypatch.setattr(model_selection, "fold_by_fold", logits)
+    decision = decide("auto", start_of(), task_of(pixels), np.arange(labels), 0, FullSettings())
+    assert decision.mode == ("linear" if is_taken else "propagate")
+
+
 def test_three_wins_of_four_images_are_no_clear_win():
     """Three standard errors by the normal approximation, and one case of eight by chance."""
     better, worse = np.array([1, 1, 1, 0]), np.zeros(4)
