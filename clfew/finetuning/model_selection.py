@@ -89,14 +89,15 @@ def decide(
         return Decision(modes[0], "one label in some class: nothing to compare modes on")
     labels = task.labels[labelled]
     logits = {m: fold_by_fold(m, start, task, labelled, seed, settings, FOLDS) for m in modes}
-    best, scores, reason = best_of(logits, labels, fitted_fraction(modes[0], labels))
+    clear = CLEAR if smallest_class(labels) < MANY else CLEAR_OF_MANY
+    best, scores, reason = best_of(logits, labels, fitted_fraction(modes[0], labels), clear)
     reason = f"cross-validated: {reason}"
     if smallest_class(task.labels[labelled]) >= FINE_TUNE_FROM and _is_cheap(start, task):
         # On the same halves of the labels, so that the difference is not that of the numbers of labels.
         halves = {
             m: fold_by_fold(m, start, task, labelled, seed, settings, HALVES) for m in (best, "full")
         }
-        best, in_halves, compared = best_of(halves, labels, fitted_fraction("full", labels))
+        best, in_halves, compared = best_of(halves, labels, fitted_fraction("full", labels), clear)
         reason += f"; fitted to half of the labels: {compared}"
         logits["full"] = halves["full"]
         return Decision(best, reason, logits[best], halves[best], scores, in_halves)
@@ -109,17 +110,16 @@ def fitted_fraction(mode: str, labels_L: np.ndarray) -> float:
 
 
 def best_of(
-    logits: dict[str, np.ndarray], labels_L: np.ndarray, fraction: float
+    logits: dict[str, np.ndarray], labels_L: np.ndarray, fraction: float, clear: float = CLEAR
 ) -> tuple[str, dict[str, float], str]:
     """Returns the first choice, or the best of those that are clearly better; the accuracy to expect of
     each; and these in words. logits: for each choice, by its name, the outputs (L, C) for held-out
-    labels, of classifiers fitted to a fraction of all labels."""
+    labels, of classifiers fitted to a fraction of all labels. clear: see `is_clearly_better`."""
     correct = {name: each.argmax(1) == labels_L for name, each in logits.items()}
     scores = {
         name: round(expected_accuracy(float(each.mean()), fraction), 4) for name, each in correct.items()
     }
     first = next(iter(logits))
-    clear = CLEAR if smallest_class(labels_L) < MANY else CLEAR_OF_MANY
     better = [n for n in logits if n == first or is_clearly_better(correct[n], correct[first], clear)]
     best = max(better, key=lambda name: scores[name])
     words = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
