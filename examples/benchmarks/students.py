@@ -2,9 +2,10 @@
 
     python examples/benchmarks/students.py DATA [--runs FOLDER] [--minutes M] [--only NAME ...] [--table]
 
-DATA holds cifar10/ (of which 10,000 training images are used), aerial/, sign-digits/ and
-fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/. Needs clfew[lite]. The pretraining runs are
-those of few_labels.py, made first where they are missing. Nothing else should run on the machine.
+DATA holds cifar10/, aerial/, sign-digits/ and fashion-mnist-6k/, each with train/CLASS/ and test/CLASS/;
+of cifar10/, 10,000 training images are used, 5,000 for small students. Needs clfew[lite]. The
+pretraining runs are those of few_labels.py, made first where they are missing. Nothing else should run
+on the machine.
 
 Each student is trained for M minutes, by default 2, as `distill` trains the one that it keeps; the two
 others, which it compares with their teachers, take as long again. First come students of the teacher's
@@ -50,7 +51,7 @@ from clfew.settings import DistillSettings
 from clfew.training.device import choose_precision
 
 HERE = Path(__file__).parent / "results"
-MOST_POOL, FILES = 10_000, 400
+MOST_POOL, MOST_OF_SMALL, FILES = 10_000, 5_000, 400
 CPU = torch.device("cpu")
 
 
@@ -91,14 +92,15 @@ SAME = [
 ]
 SMALL = [
     Case(images, "pretrained", 10, "propagate", student, size)
-    for images in ("aerial", "cifar10", "fashion-mnist-6k")
-    for student, size in (
-        ("resnet8-w16", 32),
-        ("resnet8-w32", 64),
-        ("run", None),
-        ("resnet18", 64),
-        (LITE0, 64),
+    for images, students in (
+        (
+            "aerial",
+            (("resnet8-w16", 32), ("resnet8-w32", 64), ("run", None), ("resnet18", 64), (LITE0, 64)),
+        ),
+        ("cifar10", (("resnet8-w16", 32), ("run", None), ("resnet18", 64), (LITE0, 64))),
+        ("fashion-mnist-6k", (("run", None), (LITE0, 64))),
     )
+    for student, size in students
 ]
 
 
@@ -122,7 +124,8 @@ def measure(case, bench, minutes):
     student = student_start(case, bench, source, start)
     cache = open_image_cache(source, max(start.metadata.side, student.metadata.side))
     data = labelled_data(source, cache, None, 0)
-    pool, test = evenly_spaced(data.pool, MOST_POOL), evenly_spaced(data.test, 2000)
+    most = MOST_OF_SMALL if case in SMALL else MOST_POOL
+    pool, test = evenly_spaced(data.pool, most), evenly_spaced(data.test, 2000)
     labelled = sample_labels(source, pool, parse_labels(f"{case.labels}/class"), 0)
     precision, _ = choose_precision(CPU, "auto")
     arrays, classes = (cache.pixels, cache.aspects), len(source.classes)
