@@ -95,10 +95,17 @@ SMALL = [
     for images, students in (
         (
             "aerial",
-            (("resnet8-w16", 32), ("resnet8-w32", 64), ("run", None), ("resnet18", 64), (LITE0, 64)),
+            (
+                ("resnet8-w16", 32),
+                ("resnet8-w32", 64),
+                ("run", None),
+                ("resnet18", 64),
+                (LITE0, 64),
+                (LITE0, 48),
+            ),
         ),
-        ("cifar10", (("resnet8-w16", 32), ("run", None), ("resnet18", 64), (LITE0, 64))),
-        ("fashion-mnist-6k", (("run", None), (LITE0, 64))),
+        ("cifar10", (("run", None), (LITE0, 64), (LITE0, 48))),
+        ("fashion-mnist-6k", (("run", None), (LITE0, 48))),
     )
     for student, size in students
 ]
