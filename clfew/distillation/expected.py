@@ -36,8 +36,8 @@ def expectation(setup: DistillationSetup, can_compare: bool) -> str:
         teacher.metadata.size,
     ):
         return (
-            f"a network for speed: small students of a large teacher were {OTHER} where it was measured; "
-            + decided
+            f"a network for speed: small students of a large teacher were {OTHER}, where it was "
+            f"measured; {decided}"
         )
     low, high = PRETRAINED if student.is_published else FROM_SCRATCH
     gains = f"{low:+.1f} to {high:+.1f} points where it was measured"
