@@ -55,16 +55,18 @@ app = typer.Typer(
 
 
 class Command(TyperCommand):
-    """A command that refuses an option of one value that is given twice. By itself click takes the last
-    one in silence."""
+    """A command that refuses --from given twice where it takes one, as `finetune` takes several. Of any
+    other option the last one counts, as the shell's aliases need it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
         for option, times in Counter(given).items():
-            is_one = isinstance(option, TyperOption) and not option.multiple and not option.is_flag
-            if times > 1 and is_one:
-                name = max(option.opts, key=len)
-                raise UsageError(f"{name} was given {times} times but takes one value.", "give one.")
+            is_one = isinstance(option, TyperOption) and not option.multiple
+            if times > 1 and is_one and "--from" in option.opts:
+                raise UsageError(
+                    f"--from was given {times} times but takes one run or file.",
+                    "give one; only finetune compares several.",
+                )
         return super().parse_args(ctx, args)
 
 

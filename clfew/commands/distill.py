@@ -167,7 +167,7 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     console.say(f"teacher    {artifact}: {teacher.metadata.mode}, {len(images.labelled)} labels")
     pool = f"{len(setup.task.pool):,}"
     console.say(f"images     {pool} to learn from, {len(learned.test):,} held out for testing")
-    console.say(f"expected   {expectation(setup, can_compare)}")
+    console.say(f"expected   {expectation(setup, can_compare, settings.keep)}")
     return Prepared(settings, teacher, images, learned, student, setup, can_compare)
 
 

@@ -22,14 +22,12 @@ smaller images, and resnet8, with or without SimCLR on the same images. A resnet
 minutes on two cores, and was no faster."""
 
 
-def expectation(setup: DistillationSetup, can_compare: bool) -> str:
+def expectation(setup: DistillationSetup, can_compare: bool, keep: bool) -> str:
     """Returns in words whether students were better than their teachers in such a case. can_compare:
-    whether held-out labels tell if this one is."""
-    decided = (
-        "held-out labels decide whether the student is kept"
-        if can_compare
-        else "the student is kept without a comparison"
-    )
+    whether held-out labels tell if this one is. keep: whether it is kept in any case."""
+    decided = "held-out labels decide whether the student is kept"
+    if keep:
+        decided = "the student is kept" + ("" if can_compare else " without a comparison")
     student, teacher = setup.student, setup.teacher
     if (student.metadata.encoder, student.metadata.size) != (
         teacher.metadata.encoder,

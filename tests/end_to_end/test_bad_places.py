@@ -79,8 +79,7 @@ def test_a_file_called_runs_is_named(clfew, images, tmp_path):
         (["info"], ["FILE"]),
         (["eval", "--from", "a", "--from", "b"], ["--from was given 2 times"]),
         (["predict", "x.png", "--from", "a", "--from=a"], ["--from was given 2 times"]),
-        (["finetune", "--labels", "1%", "--labels", "5%"], ["--labels was given 2 times"]),
-        (["pretrain", "x", "--out", "a", "--seed", "1", "--out", "b"], ["--out was given 2 times"]),
+        (["distill", "--from", "a", "--minutes", "1", "--from", "b"], ["--from was given 2 times"]),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_what(clfew, tmp_path, arguments, words):
@@ -95,6 +94,7 @@ def test_wrong_usage_is_exit_code_2_and_says_what(clfew, tmp_path, arguments, wo
     [
         ["finetune", "--labels", "1%", "--from", "a", "--from", "b"],  # It takes several.
         ["pretrain", "a", "--flip", "--flip"],
+        ["finetune", "a", "--labels", "1%", "--labels", "5%"],  # The last one counts.
     ],
 )
 def test_what_may_be_given_twice_may_be_given_twice(clfew, tmp_path, arguments):
