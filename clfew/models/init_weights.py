@@ -177,7 +177,8 @@ def _from_own_artifact(path: Path, encoder: str) -> InitWeights:
         )
     if encoder not in ("auto", metadata.encoder):
         raise UserError(
-            f"{path} is an encoder {metadata.encoder}, not {encoder}.", "leave out --encoder."
+            f"{path} is an encoder {metadata.encoder}, not {encoder}.",
+            "leave out --encoder, in distill --student.",
         )
     expected = Expected(metadata.mean, metadata.std, metadata.size, True)
     return InitWeights(metadata.encoder, f"the encoder in {path}", str(path.resolve()), expected)
