@@ -207,7 +207,9 @@ def _curves(artifact: Path, metadata: ArtifactMetadata) -> dict[str, list[dict[s
 
 
 def _commands(metadata: ArtifactMetadata, artifact: Path) -> list[str]:
-    steps = [metadata.training.get(step, {}).get("command") for step in ("pretrain", "finetune")]
+    steps = [
+        metadata.training.get(step, {}).get("command") for step in ("pretrain", "finetune", "distill")
+    ]
     return [command for command in steps if command] + [
         f"clfew eval --from {shlex.quote(str(artifact.parent))}"
     ]

@@ -102,6 +102,10 @@ def test_another_encoder_learns_from_the_teacher(taught, clfew):
     assert (info["encoder"], info["size"]) == ("resnet8-w16", 24)
     assert info["training"]["distill"]["temperature"] == 2
     clfew.ok("predict", "unlabeled/ring/000.png", "--from", "other", cwd=folder)
+    clfew.ok("eval", "--from", "other", "--out", "tested", cwd=folder)
+    assert (
+        "clfew distill --from runs/finetune-1 --student" in (folder / "tested/report.html").read_text()
+    )
 
 
 def test_a_fully_fine_tuned_network_can_be_the_teacher(taught, clfew):
