@@ -183,10 +183,7 @@ def resolve(
     )
     source = open_source(source_of(settings))
     native = typical_side(source)
-    if init_weights is None:
-        size, why_size = choose_size(settings.size, native, device, many=True)
-    else:
-        size, why_size = choose_pretrained_size(settings.size, native, init_weights.expected, device)
+    size, why_size = _choose_size(settings, init_weights, native, device)
     cache = cached_images(source, cached_side(size, native))
     split_seed = settings.seed if split_seed is None else split_seed
     indices = pretraining_images(source, cache, settings.transductive, split_seed, split_rule)
@@ -261,6 +258,15 @@ def _report(**choices: tuple[object, str]) -> None:
     """Reports each choice with its reason."""
     for name, (value, why) in choices.items():
         console.say(f"{name:<10} {value} ({why})")
+
+
+def _choose_size(
+    settings: PretrainSettings, init_weights: InitWeights | None, native: int, device: torch.device
+) -> tuple[int, str]:
+    """Returns the side of the encoder's input, and why. native: that of the images."""
+    if init_weights is None:
+        return choose_size(settings.size, native, device, many=True)
+    return choose_pretrained_size(settings.size, native, init_weights.expected, device)
 
 
 def _choose_network(

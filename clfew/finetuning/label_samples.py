@@ -35,9 +35,9 @@ BEFORE = "the weights that pretraining started from"
 UNDECIDED = 0.8
 """Above this fraction of the entropy of chance, labels spread so undecidedly that the entropies of
 several starts say nothing. With one label per class, that of SimCLR from scratch was the smallest on 72
-photos (.91) and on 70 hand signs (.94), where its predictions were 19 and 14 points worse than those of
-the pretrained start (15 label samples, held-out images); on all 1,651 hand signs (.48), where it is the
-better start, it was the smallest too.
+photos (.91) and on 70 hand signs (.94), where its predictions were 9 and 11 points worse than those of
+the pretrained start (15 label samples, held-out images, `examples/benchmarks/few_images.py`); on all
+1,651 hand signs (.48), where it is the better start, it was the smallest too.
 """
 
 
