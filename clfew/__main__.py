@@ -4,9 +4,11 @@ It ends with an exit code. An error that the user can fix is printed as one sent
 """
 
 import errno
+import io
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -27,6 +29,20 @@ def _share_the_cores() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
+def _give_a_home() -> None:
+    """Sets HOME where a user has none, as in a container: clfew and the libraries would else fail to
+    find their caches, or make a folder called ~."""
+    if not os.environ.get("HOME"):
+        os.environ.pop("HOME", None)  # The system may still know of one.
+    if os.path.isabs(os.path.expanduser("~")):
+        return
+    home = os.path.join(tempfile.gettempdir(), f"clfew-home-{os.getuid()}")
+    os.makedirs(home, mode=0o700, exist_ok=True)
+    if os.stat(home).st_uid != os.getuid():
+        home = tempfile.mkdtemp(prefix="clfew-home-")
+    os.environ["HOME"] = home
+
+
 def run_and_exit(app: Callable[[], object]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
@@ -36,6 +52,10 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
     console.is_command = True
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     _share_the_cores()
+    _give_a_home()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # Where the locale has no such sign.
     try:
         app()
     except UserError as error:

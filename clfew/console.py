@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 from rich import box
 from rich.console import Console
@@ -92,16 +92,34 @@ def _plain_progress(description: str) -> Callable[..., None]:
 
 
 def write_out(text: str) -> None:
-    """Writes text to stdout: exactly as it is, or `printable` if stdout is a terminal.
+    """Writes text for people to stdout, `printable` if stdout is a terminal. Signs that the locale has
+    not are replaced."""
+    _write("\n".join(map(printable, text.split("\n"))) if sys.stdout.isatty() else text, None)
+
+
+def write_data(text: str) -> None:
+    """Writes CSV or JSON to stdout: exactly as it is, and in UTF-8 whatever the locale is. On a terminal
+    it is like `write_out`."""
+    if sys.stdout.isatty():
+        write_out(text)
+    else:
+        _write(text, getattr(sys.stdout, "buffer", None))
+
+
+def _write(text: str, binary: BinaryIO | None) -> None:
+    """Writes text to stdout, or as UTF-8 to the stream of bytes below it.
 
     If the reader has gone, as in `clfew predict … | head`, it ends the process quietly, as SIGPIPE
     would.
     """
-    if sys.stdout.isatty():
-        text = "\n".join(map(printable, text.split("\n")))
+    # A name that is not UTF-8 holds lone surrogates, which a stream cannot encode.
+    content = text.encode("utf-8", "backslashreplace")
     try:
-        # A name that is not UTF-8 holds lone surrogates, which a stream cannot encode.
-        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode())
+        sys.stdout.flush()
+        if binary is None:
+            sys.stdout.write(content.decode())
+        else:
+            binary.write(content)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -56,23 +56,23 @@ def _dumps(prediction: "Prediction") -> str:
 def _json_array(predictions: "Iterable[Prediction]") -> None:
     separator = "["
     for prediction in predictions:
-        console.write_out(f"{separator}\n  {_dumps(prediction)}")
+        console.write_data(f"{separator}\n  {_dumps(prediction)}")
         separator = ","
-    console.write_out("\n]\n" if separator == "," else "[]\n")
+    console.write_data("\n]\n" if separator == "," else "[]\n")
 
 
 def _json_lines(predictions: "Iterable[Prediction]") -> None:
     for prediction in predictions:
-        console.write_out(_dumps(prediction) + "\n")
+        console.write_data(_dumps(prediction) + "\n")
 
 
 def _csv(predictions: "Iterable[Prediction]") -> None:
-    console.write_out(csv_text(["path", "label", "probability", "top", "error"], []))
+    console.write_data(csv_text(["path", "label", "probability", "top", "error"], []))
     for prediction in predictions:
         row = prediction.as_row()
         top = json.dumps(row["top"]) if row["top"] else ""
         line = [row["path"], row["label"], row["probability"], top, prediction.error]
-        console.write_out(csv_line(line))
+        console.write_data(csv_line(line))
 
 
 def describe_artifact(named: str) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def print_caches(caches: "list[CacheListing]") -> None:
 
 
 def print_json(value: Any) -> None:
-    console.write_out(json.dumps(value, ensure_ascii=True, indent=2) + "\n")
+    console.write_data(json.dumps(value, ensure_ascii=True, indent=2) + "\n")
 
 
 def print_settings(settings: dict[str, Any]) -> None:
@@ -196,11 +196,11 @@ def print_rows(rows: list[dict[str, Any]], output: str) -> None:
     """Prints rows that have the same fields as lines of JSON ("jsonl") or as CSV, with lists as JSON."""
     if output == "jsonl":
         for row in rows:
-            console.write_out(json.dumps(row) + "\n")
+            console.write_data(json.dumps(row) + "\n")
         return
-    console.write_out(csv_line(list(rows[0])))
+    console.write_data(csv_line(list(rows[0])))
     for row in rows:
-        console.write_out(csv_line([json.dumps(v) if isinstance(v, list) else v for v in row.values()]))
+        console.write_data(csv_line([json.dumps(v) if isinstance(v, list) else v for v in row.values()]))
 
 
 def print_comparison(result: dict[str, Any]) -> None:
