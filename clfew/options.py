@@ -111,6 +111,14 @@ EpochsOrRun = Annotated[
 ]
 Rate = Annotated[float | None, _option("Peak learning rate (default: auto).", "--lr", least=1e-9)]
 
+# For lists of images, wherever one is read.
+PathColumn = Annotated[
+    str | None, _option("Column of the paths in a list of images (default: found by its name).")
+]
+LabelColumn = Annotated[
+    str | None, _option("Column of the labels in a list of images (default: found by its name).")
+]
+
 # For pretraining.
 Source = Annotated[str | None, typer.Argument(help="Folder, CSV or hf:NAME.")]
 Compile = Annotated[

@@ -15,16 +15,41 @@ from typing import Any, ClassVar, ParamSpec, TypeVar, get_type_hints
 import typer
 
 from clfew import options as opt
+from clfew.data.lists import is_list, with_columns
 from clfew.errors import UsageError
 from clfew.runs.folders import read_config
 
 
+class _OfLists:
+    """Settings of a command that reads a source, which may be a list. The columns that were named become
+    part of the name of the list, so that whatever keeps that name keeps them."""
+
+    def __post_init__(self) -> None:
+        values: dict[str, Any] = vars(self)
+        columns = values["path_column"], values["label_column"]
+        if columns == (None, None):
+            return
+        name = "labels" if is_list(values.get("labels") or "") else "source"
+        named = values[name] or ""
+        if not is_list(named) and not named.startswith("hf:"):
+            raise UsageError(
+                "--path-column and --label-column name columns of a list, and no list was named.",
+                "for example: clfew finetune photos.csv --label-column species --labels 1%",
+            )
+        # The only assignment: from here on the settings are frozen.
+        object.__setattr__(self, name, with_columns(named, *columns))
+        object.__setattr__(self, "path_column", None)
+        object.__setattr__(self, "label_column", None)
+
+
 @dataclass(frozen=True)
-class PretrainSettings:
+class PretrainSettings(_OfLists):
     """The settings of `pretrain`. epochs, minutes: the budget, one of them or neither."""
 
     source: opt.Source = None
     _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
     method: opt.Method = "simclr"
     encoder: opt.Encoder = "auto"
     init: opt.PretrainInit = "auto"
@@ -57,11 +82,13 @@ class PretrainSettings:
 
 
 @dataclass(frozen=True)
-class FinetuneSettings:
+class FinetuneSettings(_OfLists):
     """The settings of `finetune`."""
 
     source: opt.Labelled = None
     _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
     labels: opt.Labels = None
     origin: opt.Froms = None
     init: opt.Init = "auto"
@@ -82,11 +109,13 @@ class FinetuneSettings:
 
 
 @dataclass(frozen=True)
-class DistillSettings:
+class DistillSettings(_OfLists):
     """The settings of `distill`. epochs, minutes: the budget, one of them or neither."""
 
     source: opt.Unlabelled = None
     _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
     origin: opt.From = None
     student: opt.Student = "same"
     init: opt.Init = "auto"
@@ -107,11 +136,13 @@ class DistillSettings:
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(_OfLists):
     """The settings of `eval`."""
 
     source: opt.Tested = None
     _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
     origin: opt.From = None
     device: opt.Device = "auto"
     precision: opt.Precision = "auto"
@@ -133,11 +164,13 @@ class PredictSettings:
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
+class EmbedSettings(_OfLists):
     """The settings of `embed`."""
 
     source: opt.Embedded
     _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
     origin: opt.From = None
     init: opt.Init = "auto"
     encoder: opt.Encoder = "auto"
@@ -150,11 +183,13 @@ class EmbedSettings:
 
 
 @dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(_OfLists):
     """The settings of `compare`. epochs, minutes: the budget of each method, one of them or neither."""
 
     source: opt.Source = None
     _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
     methods: opt.Methods = "all"
     labels: opt.Budgets = "1%,5%,10%"
     draws: opt.Draws = 5

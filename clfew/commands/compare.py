@@ -108,7 +108,8 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
     if isinstance(epochs, (str, Path)):
         epochs = str(Path(epochs).resolve())
     arguments = arguments_of(settings)
-    del arguments["out"]
+    for name in ("out", "path_column", "label_column"):
+        del arguments[name]
     plan = ComparisonPlan(
         **arguments
         | {
@@ -162,7 +163,7 @@ def _check(settings: ComparisonPlan) -> None:
     if settings.mode not in MODES:
         raise UsageError(f"--mode {settings.mode} is not known.", f"choose {', '.join(MODES)}.")
     for budget in settings.labels:
-        if parse_labels(budget).file is not None:
+        if parse_labels(budget).listed is not None:
             raise UsageError(f"--labels {budget} is a file.", "give budgets, such as 1%,5% or 2/class.")
 
 
@@ -368,6 +369,7 @@ def _result(comparison: Comparison, failed: dict[str, str]) -> dict[str, Any]:
         "source": read_config(run.folder)["arguments"]["source"],  # As the user typed it.
         "images": images.count,
         "test_images": len(images.test),
+        "read_as": images.source.summary(),
         "encoder": comparison.encoder,
         "size": images.size,
         "mode": settings.mode,

@@ -18,7 +18,7 @@ from clfew.data.augment import Recipe
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.labels import LabelSpec, parse_labels, sample_labels
 from clfew.data.source import Source
-from clfew.data.sources import open_source
+from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_testable
 from clfew.errors import UserError
 from clfew.finetuning.fit import Task, fit, fit_probe, predict_cached
@@ -115,7 +115,8 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     """Returns the images with their label samples, and the name of the encoder for all methods."""
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
-    source, _ = with_labels(open_source(settings.source), LabelSpec(), [])
+    source, _ = with_labels(open_source(settings.source, settings.split_rule), LabelSpec(), [])
+    say_source(source)
     require_testable(source)
     native = typical_side(source)
     size, _ = choose_size(settings.size, native, device, many=True)

@@ -11,7 +11,7 @@ import torch
 from clfew import console
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import cached_images
-from clfew.data.sources import open_source
+from clfew.data.sources import open_source, say_source
 from clfew.distillation.expected import expectation
 from clfew.distillation.run import (
     Student,
@@ -138,6 +138,7 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     artifact = Path(settings.origin or "")
     teacher = open_teacher(artifact)
     images = open_images(teacher, settings.source)
+    say_source(images.source)
     if resumed is not None:
         check_unchanged(resumed, read_config(resumed), images.source.digest())
     base, has_seen_labels = base_of(teacher, images.source, device, settings.seed)

@@ -8,7 +8,7 @@ import torch
 
 from clfew import console
 from clfew.data.source import Source
-from clfew.data.sources import open_source
+from clfew.data.sources import open_source, say_source
 from clfew.errors import UserError
 from clfew.finetuning.find_start import find_start, is_from_scratch
 from clfew.finetuning.start import Network, Start, open_start
@@ -34,6 +34,7 @@ def run(settings: EmbedSettings) -> tuple[Path, int, int]:
     if from_scratch:
         found = None  # The newest run must not decide which random network is embedded with.
     opened = open_source(settings.source)
+    say_source(opened)
     network = Network(settings.encoder, settings.size, stage=settings.stage, from_scratch=from_scratch)
     (start,) = open_start(found, opened, network, device, compare=False)
     features, names, bad = _features_of(start, opened, device, precision)

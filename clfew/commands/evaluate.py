@@ -11,9 +11,10 @@ import torch
 from clfew import console
 from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache, cached_images
-from clfew.data.labels import apply_label_csv
+from clfew.data.labels import apply_label_csv, label_list_of
 from clfew.data.source import Source
-from clfew.data.sources import open_source
+from clfew.data.sources import open_source, say_source
+from clfew.data.splits import split_to_test
 from clfew.errors import UserError
 from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
@@ -76,6 +77,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     artifact = find_artifact(settings.origin, "finetune", hint)
     classifier, metadata, seen = load_classifier(artifact)
     source = _in_classes_of(metadata, _open(settings.source, metadata))
+    say_source(source)
     cache = cached_images(source, metadata.side)
     data, split = _tested(source, cache, metadata, seen["finetuning"])
     return Prepared(artifact, classifier, metadata, seen, data, split)
@@ -94,6 +96,7 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
         "seen_in_pretraining": int(np.isin(digests, prepared.seen["pretraining"]).sum()),
         "seen_in_finetuning": int(np.isin(digests, prepared.seen["finetuning"]).sum()),
         "source": data.source.spec,
+        "read_as": data.source.summary(),
         "split": prepared.split,
         "artifact": str(prepared.artifact),
         "mode": metadata.mode,
@@ -135,11 +138,13 @@ def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
     """Returns the source to test on, with the labels that it had during fine-tuning."""
     learned_from = metadata.data["finetune"]
     opened = open_source(source or learned_from["source"])
+    if opened.spec == learned_from["source"]:
+        opened = open_source(opened.spec, learned_from.get("split_rule", 1))
     file = Path(learned_from["label_file"] or "")
     # Rule 1 gave a source its label file only where it had no labels of its own.
     is_relabelled = learned_from.get("split_rule", 1) >= 2 or not opened.is_labelled
     if opened.spec == learned_from["source"] and is_relabelled and file.is_file():
-        opened, _ = apply_label_csv(opened, file)
+        opened, _ = apply_label_csv(opened, label_list_of(learned_from))
     elif opened.spec == learned_from["source"] and learned_from["label_file"] and not file.is_file():
         console.say(f"note       the labels in {file} are not used: the file has been removed")
     return opened
@@ -175,13 +180,13 @@ def _tested(
     learned_from = metadata.data["finetune"]
     rule, seed = learned_from.get("split_rule", 1), learned_from["split_seed"]
     is_same = source.spec == learned_from["source"]
-    own = (source.splits == "test").any() or (source.splits == "val").any()
+    own = split_to_test(source) is not None
     held_out, learned = None, NONE
     if own or is_same:
         split = "20 % of each class, held out from training"
         if own:
-            has_test = (source.splits == "test").any()
-            split = "the data's own test split" if has_test else "the data's own validation split"
+            is_test = split_to_test(source) == "test"
+            split = "the data's own test split" if is_test else "the data's own validation split"
         # In another source, copies of learned images are tested on and counted as seen.
         learned = np.flatnonzero(np.isin(cache.digests, seen)) if is_same else NONE
     else:

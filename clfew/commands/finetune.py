@@ -14,7 +14,7 @@ from clfew.data.held_out import NONE, SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.source import Source
-from clfew.data.sources import open_source
+from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_testable
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.find_start import find_starts, restored_start, start_row
@@ -163,7 +163,8 @@ def prepare(
     from_scratch = SCRATCH in (*origins_of(settings), settings.init)
     files = [each for each in found if isinstance(each, Path) and not from_scratch]
     before = [read_metadata(file)[0] for file in files]
-    opened, listed = with_labels(open_source(settings.source or ""), spec, before)
+    opened, listed = with_labels(open_source(settings.source or "", split_rule), spec, before)
+    say_source(opened)
     if resumed is not None:
         check_unchanged(resumed, read_config(resumed), opened.digest())
     network = Network(
@@ -283,8 +284,8 @@ def _split_seed(settings: FinetuneSettings, start: Start, opened: Source) -> int
 def create(run: Run, prepared: Prepared, device: torch.device) -> None:
     """Writes what a new run needs to be resumed."""
     settings, opened = prepared.settings, prepared.learned.source
-    file = parse_labels(labels_of(settings)).file
-    labels = str(file.resolve()) if file else settings.labels
+    listed = parse_labels(labels_of(settings)).listed
+    labels = listed.spec() if listed else settings.labels
     origins = origins_of(settings)
     run.write_config(
         {
@@ -298,7 +299,7 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
             "pretrained_on": other_sources([start for start, _ in prepared.candidates], opened),
             "device": str(device),
             "threads": torch.get_num_threads(),
-            "label_digest": digest_of(file) if file else None,
+            "label_digest": digest_of(listed.file) if listed else None,
             "arguments": arguments_of(
                 replace(settings, source=opened.spec, labels=labels, origin=origins or None)
             ),
@@ -325,7 +326,7 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
         )
         rows, fitted = fit_label_samples(fitting, learned.label_samples, trainings)
         drawn = len(learned.label_samples[0]) / max(1, len(learned.known))
-        result = _summary(rows, len(learned.test), drawn)
+        result = _summary(rows, len(learned.test), drawn) | {"read_as": learned.source.summary()}
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
@@ -343,14 +344,15 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     """Writes the settings as they were resolved, the label sample, the result and the classifier."""
     settings, learned, start = prepared.settings, prepared.learned, fitted.start
     opened, cache = learned.source, learned.cache
-    file = parse_labels(labels_of(settings)).file
+    listed = parse_labels(labels_of(settings)).listed
     used = {
         "source": opened.spec,
         "fingerprint": opened.fingerprint,
         "split_seed": learned.split_seed,
         "split_rule": learned.split_rule,
         "labels": len(fitted.labelled),
-        "label_file": str(file.resolve()) if file else None,
+        "label_file": str(listed.file.resolve()) if listed else None,
+        "label_columns": [listed.path_column, listed.label_column] if listed else [None, None],
         "test_images": len(learned.test),
     }
     config = read_config(run.folder)

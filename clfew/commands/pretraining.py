@@ -15,7 +15,7 @@ from clfew.data.augment import Recipe
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.source import Source
-from clfew.data.sources import open_source
+from clfew.data.sources import open_source, say_source
 from clfew.errors import UserError
 from clfew.methods.adapter import MOST_IMAGES, NETWORK, learned_from
 from clfew.methods.base import METHODS, Method
@@ -181,7 +181,8 @@ def resolve(
     init_weights, why_start = find_pretraining_start(
         settings.init, settings.encoder, settings.method, device
     )
-    source = open_source(source_of(settings))
+    source = open_source(source_of(settings), split_rule)
+    say_source(source)
     native = typical_side(source)
     size, why_size = _choose_size(settings, init_weights, native, device)
     cache = cached_images(source, cached_side(size, native))
@@ -350,7 +351,7 @@ def restore(folder: Path, config: dict[str, Any], device: str, threads: int | No
     chosen = set_up_as_started(config, device, threads)
     plan = Plan(**config["plan"])
     check_compile("on" if plan.compile else "off", chosen)
-    source = open_source(config["source"])
+    source = open_source(config["source"], config.get("split_rule", 1))
     check_unchanged(folder, config, source.digest())
     cache = cached_images(source, config["side"])
     indices = pretraining_images(

@@ -1,93 +1,68 @@
-"""Opens a CSV as a source: it has the column `path` and, optionally, `label` and `split`."""
+"""Opens a list of images as a source: a CSV or its kin (see `lists`)."""
 
-import csv
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from clfew.data.decode import read_bytes
-from clfew.data.source import SPLITS, Source, encode_labels, fingerprint_of
+from clfew.data.decode import EXTENSIONS, read_bytes
+from clfew.data.layout import exact_split, list_words, split_of
+from clfew.data.lists import parse, read_list
+from clfew.data.source import Source, encode_labels, fingerprint_of
 from clfew.errors import UserError
-from clfew.runs.files import unguarded
-
-CSV_COLUMNS = ("path", "label", "split")
 
 
-def read_label_csv(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a CSV with the column `path` and, optionally, `label` and `split`.
-
-    Cells are returned as they were before `guarded`. Raises UserError for other columns, empty paths,
-    paths that come twice, and a file that has no rows or cannot be read as CSV.
-    """
-    try:
-        with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            numbered = [(reader.line_num, dict(row)) for row in reader]
-    except (OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {error}.", "save it as UTF-8 CSV.") from None
-    unknown = [name for name in columns if name not in CSV_COLUMNS]
-    repeated = [name for name in CSV_COLUMNS if columns.count(name) > 1]
-    if "path" not in columns or unknown or repeated:
-        problem = f"the column '{repeated[0]}' more than once" if repeated else "no column 'path'"
-        problem = f"an unknown column '{unknown[0]}'" if unknown else problem
-        raise UserError(
-            f"{path} has {problem} (its first line is: {', '.join(columns) or 'empty'}).",
-            "the first line must be path,label (and split, if the file names train, val and test).",
-        )
-    for number, row in numbered:
-        if None in row or None in row.values():
-            raise UserError(
-                f"Line {number} of {path} does not have as many fields as the first line.",
-                'put names that contain commas in "quotes".',
-            )
-        if not row["path"].strip():
-            raise UserError(f"Line {number} of {path} names no image.", "fill in its path or remove it.")
-    rows = [{name: unguarded(cell) for name, cell in row.items()} for _, row in numbered]
-    duplicates = [name for name, count in Counter(row["path"] for row in rows).items() if count > 1]
-    if duplicates:
-        raise UserError(
-            f"{path} names {duplicates[0]} more than once ({len(duplicates)} such paths).",
-            "give each image one line: an image has one label.",
-        )
-    if not rows:
-        raise UserError(f"{path} has no rows.", "write one line for each image: path,label.")
-    return rows
-
-
-def open_csv(path: Path) -> Source:
-    """Opens a CSV of images. Raises UserError as `read_label_csv` does, and if an image does
-    not exist or a split is unknown."""
-    rows = read_label_csv(path)
-    folder = path.parent
-    names = [row["path"] for row in rows]
-    files = [folder / name for name in names]  # An absolute name stays as it is.
-    # os.path.isfile returns False for a name that is too long; pathlib raises.
-    missing = [name for name, file in zip(names, files, strict=True) if not os.path.isfile(file)]
+def open_csv(spec: str) -> Source:
+    """Opens a list of images, FILE or FILE:path=COLUMN:label=COLUMN. Raises UserError as `read_list`
+    does, and if an image does not exist or a split is unknown."""
+    named_list = parse(spec)
+    path = named_list.file
+    listed = read_list(named_list)
+    rows, folder = listed.rows, path.parent
+    named = [row["path"] for row in rows]
+    found = [file_named(folder, name) for name in named]
+    missing = [name for name, each in zip(named, found, strict=True) if each is None]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(rows)} images in {path} do not exist (first: {missing[0]}).",
-            f"paths are relative to the CSV's own folder, {folder.resolve()}.",
+            f"paths are relative to the list's own folder, {folder.resolve()}.",
         )
-    split_names = [row.get("split", "") or "train" for row in rows]
-    unknown = [split for split in split_names if split.lower() not in SPLITS]
-    if unknown:
+    names = [each for each in found if each is not None]
+    files = [folder / name for name in names]  # An absolute name stays as it is.
+    split_names = [row.get("split", "").strip() for row in rows]
+    splits = [exact_split(name) or split_of(name) or "" if name else "train" for name in split_names]
+    if "" in splits:
         raise UserError(
-            f"{path} has the split '{unknown[0]}'.", "the column split must hold train, val or test."
+            f"{path} has the split '{split_names[splits.index('')]}'.",
+            "the column split must hold train, val or test.",
         )
-    labels, classes = encode_labels([row.get("label", "").strip() for row in rows])
+    class_names = [row.get("label", "").strip() for row in rows]
+    labels, classes = encode_labels(class_names)
     return Source(
-        spec=str(path.resolve()),
+        spec=named_list.spec(),
         identities=names,
         labels=labels,
         classes=classes,
-        splits=np.array([SPLITS[split.lower()] for split in split_names]),
+        splits=np.array(splits),
         content=lambda i: read_bytes(files[i]),
         # It includes the splits: moving an image to the test split must change the fingerprint.
         fingerprint=fingerprint_of(
-            (f"{split} {name}", file)
-            for split, name, file in zip(split_names, names, files, strict=True)
+            (f"{row.get('split', '') or 'train'} {name}", file)
+            for row, name, file in zip(rows, names, files, strict=True)
         ),
+        reading=list_words("list", class_names, splits, listed.reading),
     )
+
+
+def file_named(folder: Path, name: str) -> str | None:
+    """Returns the name of the image file that a list means, relative to its folder: as it stands, with
+    slashes for backslashes, or with the ending that it left out; None if there is none."""
+    # os.path.isfile returns False for a name that is too long; pathlib raises.
+    for each in dict.fromkeys((name, name.replace("\\", "/"))):
+        if os.path.isfile(folder / each):
+            return each
+        for ending in sorted(EXTENSIONS):
+            for written in (ending, ending.upper()):
+                if os.path.isfile(folder / (each + written)):
+                    return each + written
+    return None

@@ -5,6 +5,7 @@ decoded, and the whole image is decoded (Pillow's `verify` accepts truncated fil
 """
 
 import contextlib
+import importlib.util
 import io
 import os
 import stat
@@ -12,28 +13,32 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from clfew.data.turns import Turns
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-EXTENSIONS = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".pbm",
-        ".pgm",
-        ".ppm",
-    ]
-)
+ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".pbm", ".pgm", ".ppm"),
+    "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpx", ".jpf"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif", ".hif"),
+}
+"""The formats by Pillow's names, with the endings of their files."""
+
+_NEEDS = {
+    "JPEG2000": lambda: features.check("jpg_2000"),
+    "AVIF": lambda: features.check("avif"),
+    "HEIF": lambda: importlib.util.find_spec("pillow_heif") is not None,
+}
+FORMATS = tuple(kind for kind in ENDINGS if _NEEDS.get(kind, lambda: True)())
+EXTENSIONS = frozenset(ending for kind in FORMATS for ending in ENDINGS[kind])
+"""What is read here: Pillow is built with more or fewer decoders, and HEIF is an extra."""
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
 """Decoding takes at most 20 bytes a pixel, 2 GB, which decoders take in turn (see `turns`). Pillow alone
@@ -48,6 +53,11 @@ warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
 
 turns = Turns()
 """Of this process. One that decodes for another has those of the other (see `workers.serve`)."""
+
+
+def extra_for(ending: str) -> str:
+    """Returns in words what to install so that files with an ending are read, "" for nothing."""
+    return "pip install 'clfew[heif]'" if ending in ENDINGS["HEIF"] and ending not in EXTENSIONS else ""
 
 
 class BadImage(Exception):
@@ -82,7 +92,7 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
     if not content:
         raise BadImage("empty file")
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = _open(content)
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise BadImage(f"{width}×{height} is more than {MAX_PIXELS:,} pixels")
@@ -123,9 +133,17 @@ def load_square(content: bytes, side: int) -> tuple[np.ndarray, float]:
 def image_size(content: bytes) -> tuple[int, int] | None:
     """Returns width and height from the header alone, or None if it cannot be read."""
     try:
-        return Image.open(io.BytesIO(content), formats=FORMATS).size
+        return _open(content).size
     except Exception:  # Any failure is reported when the image is decoded.
         return None
+
+
+def _open(content: bytes) -> Image.Image:
+    if "HEIF" in FORMATS and "HEIF" not in Image.OPEN:
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener(thumbnails=False)
+    return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def _kind(content: bytes) -> str | None:

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clfew.data.image_cache import ImageCache
-from clfew.data.source import Source
+from clfew.data.source import RULE, Source
 from clfew.data.splits import test_indices
 
-SPLIT_RULE = 2
-"""The rule of new runs. Runs and artifacts carry the number of theirs, and keep it; those without a
-number have rule 1. It kept the copies of test images in the pool, except in distillation, and tested
-images that a label CSV had relabelled on the split that their folders' labels give."""
+SPLIT_RULE = RULE
 
 NONE = np.array([], dtype=np.int64)
 

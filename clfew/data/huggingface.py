@@ -1,6 +1,7 @@
 """Sources read through Hugging Face `datasets`: hf:NAME on the hub, or hf:./local on disk."""
 
 import contextlib
+import glob
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +10,21 @@ from typing import Any
 import numpy as np
 
 from clfew.data.decode import BadImage, read_bytes
-from clfew.data.source import SPLITS, Source, encode_labels
+from clfew.data.layout import exact_split, list_words, split_of
+from clfew.data.lists import LABEL_NAMES, likeliest, parse, with_columns
+from clfew.data.source import RULE, SPLITS, Source, encode_labels
 from clfew.errors import UserError
 
 
-def open_dataset(spec: str) -> Source:
-    """Opens hf:NAME, hf:NAME:CONFIG or hf:./folder (parquet, arrow, saved data set, image folder).
+def open_dataset(spec: str, rule: int = RULE) -> Source:
+    """Opens hf:NAME, hf:NAME:CONFIG or hf:./folder (parquet, arrow, saved data set, image folder), where
+    the columns of images and labels may be named, as in hf:NAME:path=image:label=species.
 
-    A local folder is read without any network access. Raises UserError.
+    A local folder is read without any network access. rule: see `source.RULE`. Raises UserError.
     """
-    name, config = spec.removeprefix("hf:"), ""
+    named = parse(spec)
+    whole = spec if (named.path_column, named.label_column) == (None, None) else spec.split(":path=")[0]
+    name, config = whole.split(":label=")[0].removeprefix("hf:"), ""
     if not Path(name).expanduser().exists():
         name, _, config = name.partition(":")
     path = Path(name).expanduser()
@@ -29,7 +35,7 @@ def open_dataset(spec: str) -> Source:
 
     try:
         with _quiet(), _offline() if is_local else contextlib.nullcontext():
-            loaded = _load_local(path) if is_local else datasets.load_dataset(name, config or None)
+            loaded = _load_local(path, rule) if is_local else datasets.load_dataset(name, config or None)
     except Exception as error:  # `datasets` raises whatever its readers and its network layer raise.
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
@@ -40,7 +46,9 @@ def open_dataset(spec: str) -> Source:
     if not isinstance(loaded, dict):
         loaded = {"train": loaded}
     folders = _folders_of(path) if is_local else [Path(datasets.config.HF_CACHE_HOME)]
-    return _as_source(f"hf:{path.resolve()}" if is_local else spec, loaded, folders)
+    columns = named.path_column, named.label_column
+    full = with_columns(f"hf:{path.resolve()}", *columns) if is_local else spec
+    return _as_source(full, loaded, folders, columns, rule)
 
 
 @contextlib.contextmanager
@@ -106,7 +114,7 @@ def _require_inside(file: Path, folders: list[Path] | None) -> Path:
     return file
 
 
-def _load_local(path: Path) -> Any:
+def _load_local(path: Path, rule: int) -> Any:
     import datasets
 
     if _is_saved(path):
@@ -114,76 +122,145 @@ def _load_local(path: Path) -> Any:
     for kind in ("parquet", "arrow"):
         files = [path] if path.suffix == f".{kind}" else sorted(path.rglob(f"*.{kind}"))
         if files:
-            return datasets.load_dataset(kind, data_files=_by_split(files))
+            return datasets.load_dataset(kind, data_files=_by_split(files, path, rule))
     return datasets.load_dataset("imagefolder", data_dir=str(path))
 
 
-def _by_split(files: list[Path]) -> dict[str, list[str]]:
-    """Groups files by the split that their name starts with (train-00000-of-00002.parquet) or that their
-    folder is named after; all others are for training."""
+def _by_split(files: list[Path], root: Path, rule: int) -> dict[str, list[str]]:
+    """Groups files by the split that their name has a word for (train-00000-of-00002.parquet,
+    digits_test.parquet) or that their folder below `root` is named after; all others are for training.
+
+    Rules before 3 know the word at the start of a name only.
+    """
     splits: dict[str, list[str]] = {}
     for file in files:
-        words = [file.stem.split("-")[0].lower(), file.parent.name.lower()]
-        split = next((SPLITS[word] for word in words if word in SPLITS), "train")
-        splits.setdefault(split, []).append(str(file))
+        if rule < 3:
+            words = [file.stem.split("-")[0].lower(), file.parent.name.lower()]
+            split = next((SPLITS[word] for word in words if word in SPLITS), "train")
+        else:
+            of_folder = exact_split if file.parent in (root, root.parent) else split_of
+            split = split_of(file.stem) or of_folder(file.parent.name) or "train"
+        # `datasets` takes names for patterns.
+        splits.setdefault(split, []).append(glob.escape(str(file)))
     return splits
 
 
-def _as_source(spec: str, loaded: dict[str, Any], folders: list[Path] | None) -> Source:
-    """folders: see `_folders_of`."""
+def _as_source(
+    spec: str,
+    loaded: dict[str, Any],
+    folders: list[Path] | None,
+    columns: tuple[str | None, str | None],
+    rule: int,
+) -> Source:
+    """folders: see `_folders_of`. columns: those of images and labels, where the user names them."""
     import datasets
 
+    taken = {}
     tables, identities, class_names, splits = [], [], [], []
     digest = hashlib.blake2b(digest_size=16)
     for split, table in loaded.items():
         features = table.features
-        image = next((c for c, f in features.items() if isinstance(f, datasets.Image)), None)
-        if image is None:
-            raise UserError(
-                f"{spec} has no column of images (its columns are {', '.join(features)}).",
-                "clfew needs one column of the type datasets.Image.",
-            )
-        label = _label_column(features)
+        for column in columns:
+            if column is not None and column not in features:
+                raise UserError(
+                    f"{spec} has no column '{column}' (its columns are {', '.join(features)}).",
+                    "check the spelling.",
+                )
+        image = columns[0] or _image_column(spec, features)
+        label = columns[1] or _label_column(spec, features, rule)
+        taken = {"images": image, "labels": label}
         digest.update(f"{split}\0{table._fingerprint}\0{len(table)}\0".encode())
-        splits += [SPLITS.get(split, "train")] * len(table)
+        of_name = exact_split(split) or split_of(split) if rule >= 3 else SPLITS.get(split)
+        splits += [of_name or "train"] * len(table)
         identities += [f"{split}/{row:08d}" for row in range(len(table))]
-        class_names += _label_names(table, label)
-        tables.append(table.select_columns(image).cast_column(image, datasets.Image(decode=False)))
+        class_names += _label_names(spec, table, label)
+        table = table.select_columns(image)
+        if isinstance(features[image], datasets.Image):
+            table = table.cast_column(image, datasets.Image(decode=False))
+        tables.append(table)
     starts = np.cumsum([0, *map(len, tables)])
 
     def content(index: int) -> bytes:
         which = int(np.searchsorted(starts, index, side="right")) - 1
         (cell,) = tables[which][index - int(starts[which])].values()
-        if cell is None:
-            raise BadImage("no image in this row")
-        if cell["bytes"] is not None:
+        if isinstance(cell, bytes):
+            return cell
+        if isinstance(cell, dict) and cell.get("bytes") is not None:
             return cell["bytes"]
-        if cell["path"] is None:
+        if not isinstance(cell, dict) or cell.get("path") is None:
             raise BadImage("no image in this row")
         return read_bytes(_require_inside(Path(cell["path"]), folders))
 
     if not identities:
         raise UserError(f"{spec} has no rows.", "name a data set with images.")
     labels, classes = encode_labels(class_names)
-    return Source(spec, identities, labels, classes, np.array(splits), content, digest.hexdigest())
+    said = ", ".join(f"{name} from '{column}'" for name, column in taken.items() if column)
+    return Source(
+        spec,
+        identities,
+        labels,
+        classes,
+        np.array(splits),
+        content,
+        digest.hexdigest(),
+        reading=list_words("data set", class_names, splits, said),
+    )
 
 
-def _label_column(features: Any) -> str | None:
+def _image_column(spec: str, features: Any) -> str:
+    """Returns the column of images: of the type Image, else a struct of bytes and path, as pandas and
+    polars write them, else of bytes. Raises UserError if there is none."""
+    import datasets
+
+    def is_bytes(feature: Any) -> bool:
+        return getattr(feature, "dtype", "") in ("binary", "large_binary")
+
+    kinds = (
+        lambda feature: isinstance(feature, datasets.Image),
+        lambda feature: isinstance(feature, dict) and is_bytes(feature.get("bytes")),
+        is_bytes,
+    )
+    for is_kind in kinds:
+        for column, feature in features.items():
+            if is_kind(feature):
+                return column
+    raise UserError(
+        f"{spec} has no column of images (its columns are {', '.join(features)}).",
+        "clfew needs one column of the type datasets.Image, or of the bytes of image files.",
+    )
+
+
+def _label_column(spec: str, features: Any, rule: int) -> str | None:
     """Returns the column of labels, or None: a ClassLabel, if possible one named label(s) or class, else
-    another column of such a name."""
+    a column whose name says so (only label, labels and class in rules before 3). Raises UserError if it
+    is not clear."""
     import datasets
 
     typed = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel)]
     named = [c for c in ("label", "labels", "class") if c in features]
     # CIFAR-100 and the like have several ClassLabel columns: fine_label comes before coarse_label.
-    return next(iter([*(c for c in typed if c in named), *typed, *named]), None)
+    found = next(iter([*(c for c in typed if c in named), *typed, *named]), None)
+    if found is None and rule >= 3:
+        plain = (datasets.Value, list)
+        others = [c for c, f in features.items() if isinstance(f, plain) or hasattr(f, "feature")]
+        return likeliest(spec, "label", LABEL_NAMES, others)
+    return found
 
 
-def _label_names(table: Any, column: str | None) -> list[str]:
+def _label_names(spec: str, table: Any, column: str | None) -> list[str]:
     if column is None:
         return [""] * len(table)
     feature = table.features[column]
     values = table[column]
+    if isinstance(feature, list) or hasattr(feature, "feature"):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+        several = next((v for v in values if v is not None and len(v) > 1), None)
+        if several is not None:
+            raise UserError(
+                f"{spec} gives an image {len(several)} labels in the column '{column}'.",
+                "an image has one label; name another column: --label-column NAME",
+            )
+        values = [v[0] if v else None for v in values]
     if hasattr(feature, "int2str"):
         return ["" if v is None or v < 0 else feature.int2str(v) for v in values]
-    return ["" if v is None else str(v) for v in values]
+    return ["" if v is None or v == -1 else str(v) for v in values]

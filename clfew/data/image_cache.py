@@ -147,6 +147,16 @@ def open_image_cache(
     return _read(folder, len(source), side)
 
 
+MOST_LOOKED_AT = 500
+"""The most images that are looked at for flat colours."""
+
+FLAT = 1.0
+"""The standard deviation, in grey levels, below which an image is of one colour."""
+
+MANY_FLAT = 0.05
+"""The fraction of flat images above which they are reported."""
+
+
 def cached_images(source: Source, side: int) -> ImageCache:
     """`open_image_cache` with a progress bar while it is built and a message about bad images."""
     with console.progress_bar("decoding") as update:
@@ -157,8 +167,7 @@ def cached_images(source: Source, side: int) -> ImageCache:
             f"skipped    {len(cache.bad)} of {len(source)} images, which cannot be used "
             f"(the first is {console.printable(name)}: {reason}); the run's bad_images.csv lists them"
         )
-    if source.ignored:
-        console.say(f"ignored    {source.ignored} files of types that clfew does not read")
+    _say_flat(source, cache)
     return cache
 
 
@@ -233,6 +242,17 @@ def _reserve(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _say_flat(source: Source, cache: ImageCache) -> None:
+    """Reports if many of the readable images are of one flat colour, whatever the reason is."""
+    looked = evenly_spaced(cache.good, MOST_LOOKED_AT)
+    flat = [int(i) for i in looked if cache.pixels[i].std(axis=(0, 1)).max() < FLAT]
+    if len(flat) > len(looked) * MANY_FLAT:
+        console.say(
+            f"note       {len(flat)} of {len(looked)} images looked at are of one flat colour, such as "
+            f"{console.printable(source.identities[flat[0]])}: nothing can be learned from them"
+        )
 
 
 def _layout(count: int, side: int) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:

@@ -3,12 +3,13 @@
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from clfew.data.csv_source import read_label_csv
+from clfew.data.lists import ListFile, is_list, parse, read_list
 from clfew.data.randomness import identity_order
 from clfew.data.source import Source
 from clfew.data.splits import indices_by_class
@@ -23,13 +24,17 @@ class LabelSpec:
     """How many labels to use. At most one of the four fields is set; if none is, all labels are used.
 
     fraction: of each class's images. total: number over all classes. per_class: number in each class.
-    file: a CSV that lists the labelled images.
+    listed: a list of the labelled images.
     """
 
     fraction: float | None = None
     total: int | None = None
     per_class: int | None = None
-    file: Path | None = None
+    listed: ListFile | None = None
+
+    @property
+    def list_name(self) -> str:
+        return str(self.listed.file) if self.listed else ""
 
 
 def parse_labels(spec: str) -> LabelSpec:
@@ -41,10 +46,11 @@ def parse_labels(spec: str) -> LabelSpec:
     hint = "write --labels 1%, 40, 4/class, all, or the name of a CSV with the columns path,label."
     if text == "all":
         return LabelSpec()
-    if text.lower().endswith(".csv"):
-        if not os.path.isfile(text):  # pathlib raises if a name is too long.
-            raise UserError(f"There is no file {text} to read labels from.", hint)
-        return LabelSpec(file=Path(text))
+    if is_list(text):
+        named = parse(text)
+        if not os.path.isfile(named.file):  # pathlib raises if a name is too long.
+            raise UserError(f"There is no file {named.file} to read labels from.", hint)
+        return LabelSpec(listed=named)
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text):
         fraction = float(match[1]) / 100
         if not 0 < fraction <= 1:
@@ -131,27 +137,42 @@ def _distribute(source: Source, sizes: dict[int, int], total: int, seed: int) ->
     return counts
 
 
-def apply_label_csv(source: Source, path: Path) -> tuple[Source, np.ndarray]:
-    """Gives images of `source` the labels in a CSV. Returns the new source and the images' indices.
+def label_list_of(finetuned: dict[str, Any]) -> ListFile:
+    """Returns the list of labels that an artifact's metadata name."""
+    return ListFile(Path(finetuned["label_file"] or ""), *finetuned.get("label_columns", (None, None)))
 
-    A path in the CSV is an image's name within the source, or a file (relative to the CSV or to the
+
+def apply_label_csv(source: Source, named: ListFile) -> tuple[Source, np.ndarray]:
+    """Gives images of `source` the labels in a list. Returns the new source and the images' indices.
+
+    A path in the list is an image's name within the source, or a file (relative to the list or to the
     working folder) that the source holds. The source keeps its labels of other images if all classes in
-    the CSV are among its own, and loses them otherwise. Raises UserError.
+    the list are among its own, and loses them otherwise. Raises UserError.
     """
-    rows = read_label_csv(path)
+    path, read = named.file, read_list(named)
+    rows = read.rows
     if "label" not in rows[0]:
-        raise UserError(f"{path} has no column 'label'.", "the first line must be path,label.")
+        raise UserError(
+            f"{path} has no column 'label'.",
+            "the first line must be path,label, or name the column: --label-column NAME",
+        )
     empty = [row["path"] for row in rows if not row["label"].strip()]
     if empty:
         raise UserError(f"{path} has an empty label for {empty[0]}.", "remove the line or fill it in.")
     by_name = {name: i for i, name in enumerate(source.identities)}
-    root = Path(source.spec) if not source.spec.endswith(".csv") else Path(source.spec).parent
+    by_stem = {os.path.splitext(name)[0]: i for name, i in by_name.items()}
+    root = parse(source.spec).file.parent if is_list(source.spec) else Path(source.spec)
     indices = []
     for row in rows:
-        index = by_name.get(row["path"])
+        name = row["path"] if row["path"] in by_name else row["path"].replace("\\", "/")
+        index = by_name.get(name)
         for base in (path.parent, Path.cwd()):
-            if index is None:
-                index = by_name.get(_relative(base / row["path"], root))
+            # First without following links: an image that is one is known by its own name.
+            for place in (os.path.abspath(base / name), base / name):
+                if index is None:
+                    index = by_name.get(_relative(Path(place), root, place == base / name))
+        if index is None:
+            index = by_stem.get(name)
         if index is None:
             raise UserError(
                 f"{path} names {row['path']}, which is not among the images of {source.spec}.",
@@ -172,14 +193,18 @@ def apply_label_csv(source: Source, path: Path) -> tuple[Source, np.ndarray]:
     labels = source.labels.copy() if known is source.classes else np.full(len(source), -1)
     class_index = {name: index for index, name in enumerate(known)}
     labels[indices] = [class_index[name] for name in names]
-    return source.relabelled(labels, list(known)), np.array(indices)
+    columns = f" ({read.reading})" if read.reading else ""
+    reading = f"{source.reading}; {len(rows):,} labels from {path.name}{columns}"
+    relabelled = replace(source.relabelled(labels, list(known)), reading=reading)
+    return relabelled, np.array(indices)
 
 
-def _relative(file: Path, root: Path) -> str:
-    """Returns the file's name within `root`, with links resolved. Returns "" if the file is not below
-    `root` or its name is not possible."""
+def _relative(file: Path, root: Path, resolves: bool) -> str:
+    """Returns the file's name within `root`, if `resolves` is set with links resolved. Returns "" if the
+    file is not below `root` or its name is not possible."""
     try:
-        place = Path(os.path.realpath(file))  # pathlib raises if a link points to itself.
+        # pathlib raises if a link points to itself.
+        place = Path(os.path.realpath(file)) if resolves else file
     except ValueError:  # A null byte in the name.
         return ""
     return place.relative_to(root).as_posix() if place.is_relative_to(root) else ""

@@ -3,10 +3,19 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+
+from clfew.data.image_files import LeftOut
+
+RULE = 3
+"""The rule by which new runs read sources and split them. Runs and artifacts carry the number of
+theirs, and keep it; those without a number have rule 1. Rule 1 kept the copies of test images in the
+pool, except in distillation, and tested images that a label CSV had relabelled on the split that their
+folders' labels give. Rules 1 and 2 read folders as `folder_source.read_before` does, knew fewer
+words for splits and labels in data sets, and took images without labels for the test split."""
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -18,7 +27,8 @@ class Source:
     spec: the name that the user gave, made absolute. identities: each image's name within the source.
     labels: int64 (N,), an index into `classes`, or -1 for no label. splits: "train", "val" or "test"
     for each image. content: reads the encoded bytes of image i. fingerprint: a digest that changes when
-    an image is added, removed or changed. ignored: number of files that are not images.
+    an image is added, removed or changed. left_out: what lies beside the images and is not read.
+    reading: how the source was understood, in words. rule: see RULE.
     """
 
     spec: str
@@ -28,7 +38,9 @@ class Source:
     splits: np.ndarray
     content: Callable[[int], bytes]
     fingerprint: str
-    ignored: int = 0
+    left_out: LeftOut = field(default_factory=LeftOut)
+    reading: str = ""
+    rule: int = RULE
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -40,6 +52,11 @@ class Source:
         digest.update(self.labels.tobytes())
         digest.update("\0".join(self.splits.tolist()).encode())
         return digest.hexdigest()
+
+    def summary(self) -> str:
+        """Returns in words how the source was understood and what is left out."""
+        left_out = self.left_out.words()
+        return "; ".join(filter(None, (self.reading, f"left out: {left_out}" if left_out else "")))
 
     @property
     def is_labelled(self) -> bool:

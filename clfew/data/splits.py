@@ -17,19 +17,30 @@ def test_indices(source: Source, seed: int) -> np.ndarray:
     """Returns the held-out images: the source's own test split (or val, if it has no test), else 20 %.
 
     The 20 % are sampled per class from the labelled images. A class of one image keeps it for training
-    (see `require_testable`).
+    (see `require_testable`). In a source with labels, a split without any cannot be tested on; its
+    images are held out all the same.
     """
-    for split in ("test", "val"):
-        own = np.flatnonzero(source.splits == split)
-        if len(own):
-            return own
-    held_out = []
-    for members in indices_by_class(source, np.arange(len(source))).values():
+    chosen = split_to_test(source)
+    unlabelled = np.array([], dtype=np.int64)
+    if source.rule >= 3 and source.is_labelled:
+        unlabelled = np.flatnonzero((source.splits == "test") & (source.labels < 0))
+    if chosen:
+        return np.union1d(np.flatnonzero(source.splits == chosen), unlabelled)
+    held_out = [unlabelled]
+    for members in indices_by_class(source, np.flatnonzero(source.splits == "train")).values():
         if len(members) == 1:
             continue
         order = identity_order(seed, [source.identities[i] for i in members])
         held_out.append(members[order[: max(1, round(TEST_FRACTION * len(members)))]])
-    return np.sort(np.concatenate(held_out)) if held_out else np.array([], dtype=np.int64)
+    return np.sort(np.concatenate(held_out))
+
+
+def split_to_test(source: Source) -> str | None:
+    """Returns "test" or "val", the split of the source that is tested on, None where it has none."""
+    has_use = np.ones(len(source), dtype=bool)
+    if source.rule >= 3 and source.is_labelled:
+        has_use = source.labels >= 0
+    return next((s for s in ("test", "val") if (has_use & (source.splits == s)).any()), None)
 
 
 def require_testable(source: Source) -> None:
@@ -37,9 +48,9 @@ def require_testable(source: Source) -> None:
 
     A source with a test or val split of its own is not checked.
     """
-    if np.isin(source.splits, ("test", "val")).any():
+    if split_to_test(source):
         return
-    for label, members in indices_by_class(source, np.arange(len(source))).items():
+    for label, members in indices_by_class(source, np.flatnonzero(source.splits == "train")).items():
         if len(members) == 1:
             raise UserError(
                 f"The class '{source.classes[label]}' has one image, which is too few to train and to "

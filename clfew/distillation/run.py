@@ -235,4 +235,5 @@ def result_of(
         "verdict": asdict(verdict),
         **accuracies,
         "test_images": len(test),
+        "read_as": source.summary(),
     }

@@ -9,7 +9,7 @@ import torch
 
 from clfew import console
 from clfew.data.image_cache import ImageCache
-from clfew.data.labels import apply_label_csv
+from clfew.data.labels import apply_label_csv, label_list_of
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
@@ -87,15 +87,16 @@ def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
     of the labelled source. Raises UserError.
     """
     learned = teacher.metadata.data["finetune"]
-    source = open_source(learned["source"])
+    rule = learned.get("split_rule", 1)
+    source = open_source(learned["source"], rule)
     if learned["label_file"] and Path(learned["label_file"]).is_file():
-        source, _ = apply_label_csv(source, Path(learned["label_file"]))
+        source, _ = apply_label_csv(source, label_list_of(learned))
     seed = learned["split_seed"]
     labelled, classes = _labels_of_teacher(teacher, source)
     held_out = held_out_of(source, seed)
     before = teacher.metadata.data.get("pretrain", {}).get("source")
     spec = unlabelled or before or source.spec
-    other = open_source(spec)
+    other = open_source(spec, rule)
     if other.spec != source.spec:
         source, held_out = merged(source, other, seed)
     labels = np.full(len(source), -1)

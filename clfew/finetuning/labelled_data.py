@@ -12,7 +12,7 @@ from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import LabelSpec, apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import LABELLED_FOLDERS, open_source
-from clfew.data.splits import evenly_spaced, test_indices
+from clfew.data.splits import evenly_spaced, split_to_test, test_indices
 from clfew.errors import UserError
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.start import Start, other_images
@@ -38,7 +38,7 @@ def find_source(
     before = (data.get("pretrain") or data.get("finetune") or {}).get("source")
     if before is None:
         raise UserError("No labelled images were named, and there is no folder ./labeled.", hint)
-    if spec is not None and spec.file is not None:
+    if spec is not None and spec.listed is not None:
         return before
     if not open_source(before).is_labelled:
         raise UserError(
@@ -56,8 +56,8 @@ def with_labels(
     without one. before: of the artifacts to start from. Raises UserError if there are no labels, fewer
     than two classes, or other classes than those of a classifier to start from."""
     listed = None
-    if spec.file is not None:
-        source, listed = apply_label_csv(source, spec.file)
+    if spec.listed is not None:
+        source, listed = apply_label_csv(source, spec.listed)
     if not source.is_labelled:
         raise UserError(
             f"{source.spec} has no labels.",
@@ -70,7 +70,7 @@ def with_labels(
         )
     if listed is not None and len(used := np.unique(source.labels[listed])) < 2:
         raise UserError(
-            f"{spec.file} lists images of one class only, '{source.classes[used[0]]}'.",
+            f"{spec.list_name} lists images of one class only, '{source.classes[used[0]]}'.",
             "a classifier needs two: list images of another class too.",
         )
     for metadata in before:
@@ -88,7 +88,7 @@ def held_out_of(source: Source, split_seed: int, listed: np.ndarray | None = Non
     """Returns the images to hold out. listed: those that a label CSV lists, None without one; if these
     are all the labels, and the source has no test split of its own, nothing is held out."""
     is_listed = listed is not None and (source.labels >= 0).sum() == len(listed)
-    if is_listed and not (source.splits == "test").any():
+    if is_listed and split_to_test(source) != "test":
         return np.array([], dtype=np.int64)
     return test_indices(source, split_seed)
 
@@ -99,7 +99,7 @@ def readable(source: Source, listed: np.ndarray, pool: np.ndarray, spec: LabelSp
     missing = np.setdiff1d(listed, pool)
     if len(missing):
         raise UserError(
-            f"{spec.file} lists {source.identities[missing[0]]}, which is in the test split or "
+            f"{spec.list_name} lists {source.identities[missing[0]]}, which is in the test split or "
             "cannot be read.",
             "remove it from the list: test images are never trained on.",
         )
@@ -179,7 +179,7 @@ def find_others(
     if len(elsewhere) > 1:
         console.say(f"note       of other pretraining images, only those in {spec} are used")
     try:
-        others = open_source(spec)
+        others = open_source(spec, source.rule)
         cache = cached_images(others, max(each.metadata.side for each in starts))
     except UserError:
         console.say(f"note       the pretraining images in {spec} cannot be read and are not used")
@@ -230,7 +230,7 @@ def uses_features(start: Start, mode: str) -> bool:
 def other_sources(starts: list[Start], source: Source) -> dict[str, str | None]:
     """Returns the digest of each pretraining source but `source`, None where it cannot be read."""
     specs = {start.pretraining_source for start in starts} - {None, source.spec}
-    return {spec: _digest_or_none(spec) for spec in specs if spec is not None}
+    return {spec: _digest_or_none(spec, source.rule) for spec in specs if spec is not None}
 
 
 def check_other_sources(run: Path, starts: list[Start], source: Source) -> None:
@@ -244,9 +244,9 @@ def check_other_sources(run: Path, starts: list[Start], source: Source) -> None:
             )
 
 
-def _digest_or_none(spec: str) -> str | None:
+def _digest_or_none(spec: str, rule: int) -> str | None:
     try:
-        return open_source(spec).digest()
+        return open_source(spec, rule).digest()
     except UserError:
         return None
 
@@ -264,7 +264,8 @@ def merged(first: Source, second: Source, split_seed: int) -> tuple[Source, np.n
         splits=np.concatenate([first.splits, second.splits]),
         content=lambda i: first.content(i) if i < count else second.content(i - count),
         fingerprint=f"{first.fingerprint} {second.fingerprint}",
-        ignored=first.ignored + second.ignored,
+        reading=f"{first.summary()}; and of {second.spec}: {second.summary()}",
+        rule=first.rule,
     )
     return both, np.concatenate(held_out)
 

@@ -182,6 +182,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+_OWN_FILES = ({"report.json", "report.html"}, {"demo.json"}, {"store.json", "pixels.safetensors"})
+"""Files by which a folder that clfew wrote is known, besides a run's config.json: those of a report, of
+the demo and of an image cache."""
+
+
+def is_own_folder(folder: Path, names: set[str]) -> bool:
+    """Returns whether clfew wrote a folder, which has files of these names: a run, a report or an image
+    cache."""
+    if any(own <= names for own in _OWN_FILES):
+        return True
+    versions = read_config(folder).get("versions") if "config.json" in names else None
+    return isinstance(versions, dict) and "clfew" in versions
+
+
 def newest(kind: str) -> Path | None:
     """Returns the artifact of the newest finished run in ./runs that made this kind, or None."""
     name = ARTIFACTS[kind]

@@ -9,6 +9,7 @@ import pytest
 
 from clfew.data.decode import BadImage
 from clfew.data.huggingface import _by_split
+from clfew.data.source import RULE
 from clfew.data.sources import open_source
 from clfew.errors import UserError
 
@@ -134,7 +135,7 @@ def test_files_are_sorted_into_splits_by_name_or_folder(tmp_path):
         "validation-0.parquet",
         "0001.parquet",
     ]
-    splits = _by_split([tmp_path / name for name in names])
+    splits = _by_split([tmp_path / name for name in names], tmp_path, RULE)
     assert {split: len(files) for split, files in splits.items()} == {"train": 3, "test": 1, "val": 1}
 
 

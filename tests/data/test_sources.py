@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clfew.data import image_files
-from clfew.data.csv_source import read_label_csv
 from clfew.data.image_files import walk_images
+from clfew.data.lists import ListFile, read_list
 from clfew.data.sources import open_source
 from clfew.errors import UserError
 
@@ -93,8 +93,10 @@ def test_a_class_may_be_called_validation_where_there_are_no_splits(tree):
 def test_hidden_files_are_skipped_and_others_counted(tree):
     root = tree("cat/1.png", "cat/.2.png", ".git/3.png", "__MACOSX/4.png", "notes.txt", "cat/README")
     (root / "UPPER.PNG").write_bytes((root / "cat/1.png").read_bytes())
-    assert walk_images(root) == (["UPPER.PNG", "cat/1.png"], 2)
-    assert open_source(str(root)).ignored == 2
+    images, left_out = walk_images(root)
+    assert images == ["UPPER.PNG", "cat/1.png"]
+    assert left_out.words() == "1 without an ending in cat/, 1 .txt, 1 file in __MACOSX/"
+    assert open_source(str(root)).summary().endswith(f"; left out: {left_out.words()}")
 
 
 def test_links_to_folders_are_followed_each_folder_once(tree):
@@ -111,7 +113,8 @@ def test_names_do_not_depend_on_the_order_in_which_the_disk_lists_them(tree, mon
     for turn in (1, -1):
 
         def scan(*arguments, turn=turn):
-            return sorted(forward(*arguments), key=lambda entry: entry.name)[::turn]
+            found = forward(*arguments)
+            return found and sorted(found, key=lambda entry: entry.name)[::turn]
 
         monkeypatch.setattr(image_files, "_scan", scan)
         listings.append(walk_images(root)[0])
@@ -232,12 +235,12 @@ def test_the_fingerprint_of_a_csv_follows_its_images(tree):
     ("rows", "message"),
     [
         ([["path", "label"], ["1.png", "a"], ["gone.png", "a"]], r"1 of 2 images .*\(first: gone.png\)"),
-        ([["path", "class"], ["1.png", "a"]], "unknown column 'class'"),
-        ([["image", "label"], ["1.png", "a"]], "unknown column 'image'"),
+        ([["path", "class", "species"], ["1.png", "a", "b"]], "may be the label: class, species"),
+        ([["filename", "filepath"], ["1.png", "a"]], "may be the path: filename, filepath"),
         ([["label"], ["a"]], "no column 'path'"),
         ([], "no column 'path'"),
         ([["path", "label"]], "no rows"),
-        ([["path", "label"], ["1.png", "a"], ["1.png", "b"]], "names 1.png more than once"),
+        ([["path", "label"], ["1.png", "a"], ["1.png", "b"]], "gives 1.png two labels, 'a' and 'b'"),
         ([["path", "label"], ["1.png"]], "Line 2 .* not have as many fields"),
         ([["path", "label"], ["1.png", "a", "b"]], "Line 2 .* not have as many fields"),
         ([["path", "split"], ["1.png", "holdout"]], "split 'holdout'"),
@@ -264,7 +267,7 @@ def test_a_csv_with_latin_1_names_finds_its_files(tree):
 
 def test_reading_a_csv_keeps_quoted_commas(tmp_path):
     file = write_csv(tmp_path / "list.csv", [["path", "label"], ["a, b.png", "x, y"]])
-    assert read_label_csv(file) == [{"path": "a, b.png", "label": "x, y"}]
+    assert read_list(ListFile(file)).rows == [{"path": "a, b.png", "label": "x, y"}]
 
 
 def test_the_home_of_an_unknown_user_is_a_folder_that_does_not_exist():

@@ -7,6 +7,7 @@ import pytest
 from clfew.data import splits
 from clfew.data.image_files import walk_images
 from clfew.data.labels import LabelSpec, apply_label_csv, parse_labels, sample_labels
+from clfew.data.lists import ListFile
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UsageError, UserError
@@ -86,7 +87,7 @@ def test_a_csv_of_labels_must_exist(tmp_path):
             parse_labels(missing)
         assert error.value.exit_code == 1
     (tmp_path / "mine.CSV").write_text("path,label\n")
-    assert parse_labels(str(tmp_path / "mine.CSV")) == LabelSpec(file=tmp_path / "mine.CSV")
+    assert parse_labels(str(tmp_path / "mine.CSV")) == LabelSpec(listed=ListFile(tmp_path / "mine.CSV"))
 
 
 def test_a_fraction_of_each_class_is_sampled_and_at_least_one():
@@ -236,7 +237,7 @@ def test_a_label_sample_written_to_labels_csv_is_read_back_unchanged(image_folde
     rows = [(source.identities[i], source.classes[source.labels[i]]) for i in sampled]
     file = folder.parent / "labels.csv"
     write_csv(file, ["path", "label"], rows)
-    labelled, indices = apply_label_csv(source, file)
+    labelled, indices = apply_label_csv(source, ListFile(file))
     assert np.array_equal(indices, sampled)
     assert labelled.classes == source.classes and np.array_equal(labelled.labels, source.labels)
 
@@ -255,7 +256,7 @@ def test_a_csv_names_images_in_any_of_the_usual_ways(image_folder, monkeypatch, 
     file.parent.mkdir()
     file.write_text(f"path,label\n{path}, fresh \n")
     source = open_source(str(folder))
-    labelled, indices = apply_label_csv(source, file)
+    labelled, indices = apply_label_csv(source, ListFile(file))
     assert indices.tolist() == [1] and labelled.classes == ["fresh"]
     # The CSV's class is not one of the folders', so other images lose their labels.
     assert labelled.labels.tolist() == [-1, 0, -1]
@@ -266,7 +267,7 @@ def test_a_csv_of_the_sources_own_classes_corrects_a_label(image_folder):
     source = open_source(str(image_folder({"cat": 2, "dog": 2})))
     file = Path(source.spec).parent / "fix.csv"
     file.write_text("path,label\ncat/001.png,dog\n")
-    labelled, _ = apply_label_csv(source, file)
+    labelled, _ = apply_label_csv(source, ListFile(file))
     assert labelled.labels.tolist() == [0, 1, 1, 1] and labelled.classes == ["cat", "dog"]
 
 
@@ -288,5 +289,5 @@ def test_a_label_csv_that_is_not_clear_is_a_user_error(image_folder, text, messa
     file = folder.parent / "labels.csv"
     file.write_text(text)
     with pytest.raises(UserError, match=message):
-        apply_label_csv(open_source(str(folder)), file)
-    assert walk_images(folder)[1] == 0
+        apply_label_csv(open_source(str(folder)), ListFile(file))
+    assert walk_images(folder)[1].words() == ""

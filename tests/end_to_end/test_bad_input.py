@@ -55,7 +55,7 @@ def all_truncated(folder, images):
     ("make", "words"),
     [
         (empty, ["no images", "images", "empty"]),
-        (without_images, ["no images", "1 other file"]),
+        (without_images, ["no images", "only 1 .txt"]),
         (missing, ["images"]),
         (too_few, ["15", "16"]),
         (all_corrupt, ["None of the images"]),
@@ -102,7 +102,8 @@ def test_files_that_are_not_images_are_ignored_and_counted(clfew, images, tmp_pa
     for name in ("a.txt", "b.json", "Thumbs.db"):
         (tmp_path / "images" / name).write_text("no image")
     (tmp_path / "images/.hidden.png").write_text("no image")
-    assert "ignored    3 files" in clfew.ok(*pretrain, cwd=tmp_path).stderr
+    said = clfew.ok(*pretrain, cwd=tmp_path).stderr
+    assert "read as    images without class folders: 30; left out: 1 .db, 1 .json, 1 .txt" in said
 
 
 def test_damaged_images_are_left_out_and_listed_with_the_reason(clfew, images, tmp_path):
@@ -133,11 +134,11 @@ def test_damaged_images_are_left_out_and_listed_with_the_reason(clfew, images, t
         (
             ["images/000.png,a", "images/001.png,b", "images/000.png,b"],
             "path,label",
-            ["000.png", "more than once"],
+            ["000.png", "two labels, 'a' and 'b'"],
         ),
         (["images/000.png,a", "images/nowhere.png,b"], "path,label", ["1 of 2", "nowhere.png"]),
-        (["images/000.png,a"], "path,colour", ["colour", "path,label"]),
-        (["images/000.png,a"], "file,label", ["file", "path,label"]),
+        (["images/000.png,a"], "colour,label", ["colour", "path,label", "--path-column"]),
+        (["images/000.png,a,b"], "file,filename,label", ["file, filename", "--path-column file"]),
         (["images/000.png,a,b"], "path,label", ["Line 2"]),
         (["images/000.png,a,tset"], "path,label,split", ["tset", "test"]),
         ([], "path,label", ["no rows"]),
@@ -157,7 +158,7 @@ def test_a_csv_that_cannot_be_a_source(clfew, images, tmp_path, rows, header, wo
         (["cross/000.png"], "path", ["label"]),
         (["cross/000.png,a", "images/elsewhere.png,b"], "path,label", ["elsewhere.png"]),
         (["cross/000.png,a", "cross/001.png, "], "path,label", ["empty label"]),
-        (["cross/000.png,cross", "cross/000.png,ring"], "path,label", ["more than once"]),
+        (["cross/000.png,cross", "cross/000.png,ring"], "path,label", ["two labels"]),
     ],
 )
 def test_a_label_file_that_cannot_be_used(clfew, project, rows, header, words):

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 
 from clfew.data.labels import apply_label_csv
+from clfew.data.lists import ListFile
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices as held_out_indices
 from clfew.data.workers import content_digest
@@ -111,5 +112,5 @@ def held_out(folder, labels):
         csv.writer(file).writerows([("path", "label"), *labels.items()])
     source = open_source(str(folder / "data"))
     if labels:
-        source, _ = apply_label_csv(source, folder / "labels.csv")
+        source, _ = apply_label_csv(source, ListFile(folder / "labels.csv"))
     return {f"data/{source.identities[i]}" for i in held_out_indices(source, 0)}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from handmade import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, bmp, gif, png, rle8, tiff_of
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 WIDTH, HEIGHT = 24, 16
 LOSSY = 24
@@ -246,4 +247,19 @@ def tiffs() -> Iterator[File]:
     yield File("orientation-9.tif", tiff_of(p, tag_274=9), p)
 
 
-GOOD = [*jpegs(), *pngs(), *gifs_and_webps(), *bmps_and_ppms(), *tiffs()]
+def newer() -> Iterator[File]:
+    """Formats that need a decoder which may be absent."""
+    p = picture(9)
+    register_heif_opener(thumbnails=False)
+    for ending in ("jp2", "j2k"):
+        yield File(f"whole.{ending}", saved(p, "JPEG2000", no_jp2=ending == "j2k"), p)
+    yield File("grey.jp2", saved(p, "JPEG2000", "L"), grey(p))
+    yield File("photo.avif", saved(p, "AVIF", quality=95), p, LOSSY)
+    yield File("telephone.HEIC", saved(p, "HEIF", quality=95), p, LOSSY)
+    yield File("grey.heif", saved(p, "HEIF", "L", quality=95), grey(p), LOSSY)
+    for orientation in (3, 6):
+        content = oriented(orientation, "AVIF", STORED_AS[orientation](p), quality=95)
+        yield File(f"turned-{orientation}.avif", content, p, LOSSY)
+
+
+GOOD = [*jpegs(), *pngs(), *gifs_and_webps(), *bmps_and_ppms(), *tiffs(), *newer()]

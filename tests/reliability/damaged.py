@@ -69,7 +69,7 @@ def refused() -> Iterator[File]:
         "paper.jpg": saved(p, "PDF"),
         "icon.png": saved(p, "ICO"),
         "targa.bmp": saved(p, "TGA"),
-        "jpeg-2000.jpg": saved(p, "JPEG2000"),
+        "paintbrush.jpg": saved(p, "PCX"),
         "program.png": b"\x7fELF" + bytes(100),
     }.items():
         yield File(name, content, reason=UNKNOWN)

@@ -22,6 +22,7 @@ from clfew.data.augment import (
     resampling_matrix,
 )
 from clfew.data.labels import LabelSpec, parse_labels, sample_labels
+from clfew.data.lists import parse
 from clfew.data.randomness import ImageRandom
 from clfew.data.source import Source
 from clfew.errors import UserError
@@ -80,8 +81,8 @@ def meaning(text: str, csv_files: set[str]) -> LabelSpec | None:
     text = text.strip()
     if text == "all":
         return LabelSpec()
-    if text.lower().endswith(".csv"):
-        return LabelSpec(file=text) if text in csv_files else None
+    if text.lower().endswith((".csv", ".tsv", ".jsonl")):
+        return LabelSpec(listed=parse(text)) if text in csv_files else None
     number, unit = text, "total"
     for ending, name in (("%", "fraction"), ("/class", "per_class")):
         if text.endswith(ending):
@@ -132,8 +133,8 @@ def test_label_specs(tmp_path, monkeypatch):
             assert expected is None and error.message.endswith(".") and error.hint
             return
         assert expected is not None, f"{text!r} means nothing, and was taken for {spec}"
-        if spec.file is not None:
-            assert str(spec.file) == expected.file
+        if spec.listed is not None:
+            assert str(spec.listed) == expected.file
             return
         assert spec == expected
         source, pool = source_of(sizes), np.arange(sum(sizes))

@@ -3,6 +3,7 @@
 With CLFEW_THOROUGH=1 each test searches for ten minutes instead of a few seconds.
 """
 
+import contextlib
 import csv
 import io
 import math
@@ -16,9 +17,9 @@ from fuzzing import THOROUGH, fuzz, rounds
 from hypothesis import strategies as st
 from mutations import mutate, originals
 
-from clfew.data.csv_source import read_label_csv
 from clfew.data.decode import MAX_PIXELS, BadImage, decode, load_square
 from clfew.data.labels import apply_label_csv
+from clfew.data.lists import ListFile, read_list
 from clfew.data.source import SPLITS
 from clfew.data.sources import open_source
 from clfew.errors import UserError
@@ -87,6 +88,20 @@ def csv_files(draw) -> bytes:
     return content[:place] + damage + content[place + length :]
 
 
+def is_plain(content: bytes) -> bool:
+    """Returns whether a file is UTF-8, with commas and the columns path, label and split or some of
+    them: what others mean, `rows_in` does not say."""
+    first = content.decode("utf-8-sig", "surrogateescape").split("\n")[0]
+    is_utf8 = not content.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if not is_utf8 or any(first.count(each) > first.count(",") for each in ";\t|"):
+        return False
+    try:
+        header = next(csv.reader(io.StringIO(first, newline="")), [])
+    except csv.Error:
+        return True
+    return not {name.strip() for name in header} - {"path", "label", "split"}
+
+
 def rows_in(content: bytes) -> list[dict[str, str]] | None:
     """Returns the rows that the csv module reads; None if the file is not a valid list of images."""
     text = content.decode("utf-8-sig", "surrogateescape")
@@ -94,19 +109,19 @@ def rows_in(content: bytes) -> list[dict[str, str]] | None:
         header, *rows = [*csv.reader(io.StringIO(text, newline=""))] or [[]]
     except csv.Error:
         return None
+    header = [name.strip() for name in header]
     rows = [row for row in rows if row]
-    if (
-        "path" not in header
-        or len(set(header)) < len(header)
-        or set(header) - {"path", "label", "split"}
-    ):
+    while rows and not any(rows[-1]):
+        rows.pop()
+    if "path" not in header or len(set(header)) < len(header):
         return None
     if not rows or any(len(row) != len(header) for row in rows):
         return None
     if not all(row[header.index("path")].strip() for row in rows):
         return None
     read = [dict(zip(header, map(as_meant, row), strict=True)) for row in rows]
-    return read if len({row["path"] for row in read}) == len(read) else None
+    different = {tuple(row.items()): row for row in read}
+    return [*different.values()] if len({row["path"] for row in read}) == len(different) else None
 
 
 def as_meant(cell: str) -> str:
@@ -119,6 +134,11 @@ def as_meant(cell: str) -> str:
             meant.append(character)
         begins = character in ";\t"
     return "".join(meant)
+
+
+def is_meant(folder: object, name: str) -> str | None:
+    """Returns the name of the file that a list means, which may lack its ending; None for none."""
+    return next((n for n in (name, f"{name}.png") if is_file(folder, n)), None)
 
 
 def is_file(*parts: object) -> bool:
@@ -141,6 +161,11 @@ def test_csv_files(images):
 
     def holds(content):
         file.write_bytes(content)
+        if not is_plain(content):
+            for read in (lambda: read_list(ListFile(file)), lambda: open_source(str(file))):
+                with contextlib.suppress(UserError):
+                    read()
+            return
         expected = rows_in(content)
         check_rows(file, expected)
         check_as_source(file, expected or [])
@@ -151,7 +176,7 @@ def test_csv_files(images):
 
 def check_rows(file, expected):
     try:
-        rows = read_label_csv(file)
+        rows = read_list(ListFile(file)).rows
     except UserError as error:
         assert expected is None and error.message and error.hint
     else:
@@ -160,14 +185,14 @@ def check_rows(file, expected):
 
 def check_as_source(file, rows):
     splits = [row.get("split", "").lower() or "train" for row in rows]
-    is_right = all(is_file(file.parent, row["path"]) for row in rows) and set(splits) <= set(SPLITS)
+    is_right = all(is_meant(file.parent, row["path"]) for row in rows) and set(splits) <= set(SPLITS)
     try:
         source = open_source(str(file))
     except UserError:
         assert not (rows and is_right)
         return
     assert rows and is_right
-    assert source.identities == [row["path"] for row in rows]
+    assert source.identities == [is_meant(file.parent, row["path"]) for row in rows]
     assert source.splits.tolist() == [SPLITS[split] for split in splits]
     labels = [source.classes[c] if c >= 0 else "" for c in source.labels]
     assert labels == [row.get("label", "").strip() for row in rows]
@@ -177,7 +202,7 @@ def check_as_source(file, rows):
 def check_as_labels(source, file, rows):
     labels = [row.get("label", "").strip() for row in rows]
     try:
-        labelled, chosen = apply_label_csv(source, file)
+        labelled, chosen = apply_label_csv(source, ListFile(file))
     except UserError:
         names = [row["path"] for row in rows]
         assert not (rows and all(labels) and set(names) <= set(source.identities))

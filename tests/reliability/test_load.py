@@ -21,6 +21,7 @@ from clfew.data import splits
 from clfew.data.image_cache import open_image_cache
 from clfew.data.image_files import expand
 from clfew.data.labels import apply_label_csv, parse_labels, sample_labels
+from clfew.data.lists import ListFile
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.data.splits import require_testable
@@ -145,7 +146,7 @@ def test_2000_class_folders_are_2000_classes(tmp_path):
     file = tmp_path / "labels.csv"
     rows = [(source.identities[i], source.classes[source.labels[i]]) for i in sampled]
     write_csv(file, ["path", "label"], rows)
-    labelled, named = apply_label_csv(source, file)
+    labelled, named = apply_label_csv(source, ListFile(file))
     assert np.array_equal(named, sampled) and np.array_equal(labelled.labels, source.labels)
 
 
@@ -171,7 +172,7 @@ def test_names_of_255_bytes_are_read_everywhere(long_names, monkeypatch):
     file = long_names.parent / "list.csv"
     write_csv(file, ["path", "label"], [[f"images/{name}", LONG_CLASS], ["images/short/1.png", "short"]])
     assert open_source(str(file)).classes == ["short", LONG_CLASS]
-    labelled, chosen = apply_label_csv(source, file)
+    labelled, chosen = apply_label_csv(source, ListFile(file))
     assert chosen.tolist()[0] == index and labelled.classes == source.classes
 
 
@@ -182,7 +183,7 @@ def test_a_name_longer_than_a_system_takes_is_not_there(long_names, name):
     with pytest.raises(UserError, match="do not exist"):
         open_source(str(file))
     with pytest.raises(UserError, match="not among"):
-        apply_label_csv(open_source(str(long_names)), file)
+        apply_label_csv(open_source(str(long_names)), ListFile(file))
     with pytest.raises(UserError, match="There is no file"):
         parse_labels(name + ".csv")
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from clfew import console
 from clfew.console import printable
-from clfew.data.csv_source import read_label_csv
 from clfew.data.image_files import walk_images
 from clfew.data.labels import apply_label_csv
+from clfew.data.lists import ListFile, read_list
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices as held_out
 from clfew.distillation.teacher import open_images, open_teacher
@@ -193,7 +193,7 @@ def test_a_run_s_labels_csv_reproduces_its_label_sample(worked):
 def test_the_labelled_images_of_a_classifier_are_found_again(worked, monkeypatch):
     monkeypatch.chdir(worked[0])
     images = open_images(open_teacher(worked[0] / "runs/finetune-1/classifier.safetensors"), None)
-    rows = read_label_csv(worked[0] / "runs/finetune-1/labels.csv")
+    rows = read_list(ListFile(worked[0] / "runs/finetune-1/labels.csv")).rows
     found = {(images.source.identities[i], sorted(CLASSES)[images.labels[i]]) for i in images.labelled}
     assert found == {(row["path"], row["label"]) for row in rows} and len(found) == 2 * len(CLASSES)
 
@@ -227,12 +227,12 @@ def test_a_csv_source_may_name_files_as_formulas(tmp_path):
 def test_a_class_keeps_the_spaces_of_its_folder(image_folder, tmp_path):
     source = open_source(str(image_folder({" a": 2, "a": 2, "b ": 2})))
     write_csv(tmp_path / "labels.csv", ["path", "label"], [(" a/000.png", " a"), ("b /000.png", "b ")])
-    labelled, named = apply_label_csv(source, tmp_path / "labels.csv")
+    labelled, named = apply_label_csv(source, ListFile(tmp_path / "labels.csv"))
     assert labelled.classes == source.classes == [" a", "a", "b "]
     assert [labelled.classes[c] for c in labelled.labels[named]] == [" a", "b "]
     # Spaces around a label that is not a folder's name are removed.
     (tmp_path / "labels.csv").write_text("path,label\n a/000.png,  a\nb /000.png, b \n")
-    labelled, named = apply_label_csv(source, tmp_path / "labels.csv")
+    labelled, named = apply_label_csv(source, ListFile(tmp_path / "labels.csv"))
     assert [labelled.classes[c] for c in labelled.labels[named]] == ["a", "b"]
 
 
@@ -256,7 +256,7 @@ def test_numbers_are_no_formulas():
 
 def test_folders_are_walked_whatever_their_names(worked):
     names, others = walk_images(worked[0] / "photos")
-    assert sorted(names) == sorted(worked[1] + BAD) and others == 0
+    assert sorted(names) == sorted(worked[1] + BAD) and others.words() == ""
 
 
 def test_messages_hold_no_control_characters_and_no_markup(capsys):

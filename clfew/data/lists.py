@@ -1,0 +1,273 @@
+"""Reads lists of images: CSV and its kin, as people and other programs write them.
+
+A list has one line for each image, with its path and, optionally, its label and split. The names of the
+columns, what separates them and the encoding of the file are found out.
+"""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clfew.errors import UserError
+from clfew.runs.files import unguarded
+
+PATH_NAMES = (
+    (
+        "path", "file", "filename", "file_name", "filepath", "file_path", "image_path", "imagepath",
+        "img_path", "image_file", "image_filename", "image_name",
+    ),
+    ("image", "img", "photo", "picture", "image_id", "img_id"),
+    ("name", "id"),
+)  # fmt: skip
+LABEL_NAMES = (
+    ("label", "labels"),
+    (
+        "class", "class_name", "classname", "class_label", "label_name", "category", "category_name",
+        "species", "target", "tag", "diagnosis", "dx", "breed",
+    ),
+    ("y",),
+)  # fmt: skip
+SPLIT_NAMES = (("split",), ("subset", "set", "partition"))
+"""The names of columns, the most telling group first, in small letters and with _ for other signs. The
+first name of all wins over those of its group."""
+
+ENDINGS = (".csv", ".tsv", ".jsonl")
+_DELIMITERS = ",;\t|"
+_SPEC = re.compile(r"(.+)((?::(?:path|label)=[^:]+)+)")
+
+
+@dataclass(frozen=True)
+class ListFile:
+    """A list and the columns that the user named in it, None for those to find out."""
+
+    file: Path
+    path_column: str | None = None
+    label_column: str | None = None
+
+    def spec(self) -> str:
+        """Returns the list's name, absolute and with the columns (see `parse`)."""
+        return with_columns(str(self.file.resolve()), self.path_column, self.label_column)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The rows of a list.
+
+    rows: for each image its `path` and, where the list has them, `label` and `split`. reading: which
+    columns were taken, in words; "" where they are called path, label and split.
+    """
+
+    rows: list[dict[str, str]]
+    reading: str
+
+
+def is_list(spec: str) -> bool:
+    """Returns whether the name of a source is that of a list."""
+    return not spec.startswith("hf:") and parse(spec).file.suffix.lower() in ENDINGS
+
+
+def parse(spec: str) -> ListFile:
+    """Parses the name of a list or data set: FILE, or FILE:path=COLUMN:label=COLUMN."""
+    match = _SPEC.fullmatch(spec)
+    is_named = match and (spec.startswith("hf:") or Path(match[1]).suffix.lower() in ENDINGS)
+    if match is None or not is_named:
+        return ListFile(Path(spec))
+    columns = dict(each.split("=", 1) for each in match[2][1:].split(":"))
+    return ListFile(Path(match[1]), columns.get("path"), columns.get("label"))
+
+
+def with_columns(spec: str, path_column: str | None, label_column: str | None) -> str:
+    """Returns the name of a list together with those of its columns, as `parse` reads it."""
+    path = f":path={path_column}" if path_column else ""
+    label = f":label={label_column}" if label_column else ""
+    return f"{spec}{path}{label}"
+
+
+def read_list(named: ListFile) -> Listed:
+    """Reads a list.
+
+    Cells are returned as they were before `guarded`. An image that comes twice with the same label is
+    returned once. A list without a label column, whose other columns hold one 1 and else 0 in each row,
+    has the name of the column with the 1 as its label. Raises UserError for columns that are not clear,
+    empty paths, an image with several labels, and a file that has no rows or cannot be read.
+    """
+    path = named.file
+    columns, numbered = _table(path)
+    taken = _columns(named, columns)
+    flags = _flags([row for _, row in numbered], columns, taken)
+    rows = []
+    for number, row in numbered:
+        if None in row or None in row.values():
+            raise UserError(
+                f"Line {number} of {path} does not have as many fields as the first line.",
+                'put names that contain commas in "quotes".',
+            )
+        found = {name: unguarded(row[column]) for name, column in taken.items()}
+        if not found["path"].strip():
+            raise UserError(f"Line {number} of {path} names no image.", "fill in its path or remove it.")
+        if flags:
+            found["label"] = _flagged(path, number, row, flags)
+        rows.append(found)
+    if not rows:
+        raise UserError(f"{path} has no rows.", "write one line for each image: path,label.")
+    words = [f"{name} from '{column}'" for name, column in taken.items() if name != column]
+    if flags:
+        words.append(f"label from the {len(flags)} columns of 0 and 1")
+    elif "label" not in taken and len(columns) > len(taken):
+        others = [column for column in columns if column not in taken.values()]
+        words.append(f"no column of labels among {', '.join(others[:6])}")
+    return Listed(_each_once(path, rows), ", ".join(words))
+
+
+def columns_of(path: Path) -> list[str]:
+    """Returns the names of a list's columns. Raises UserError if it cannot be read."""
+    return _table(path)[0]
+
+
+def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
+    """Returns the names of the columns, and the number and cells of each line that is not empty."""
+    text = _decoded(path)
+    if path.suffix.lower() == ".jsonl":
+        return _objects(path, text)
+    first = text.split("\n", 1)[0]
+    delimiter = max(_DELIMITERS, key=lambda each: (first.count(each), -_DELIMITERS.index(each)))
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read as CSV: {error}.", "save it as UTF-8 CSV.") from None
+    # Spreadsheets leave lines of delimiters alone below a table.
+    while rows and not any(rows[-1][1].values()):
+        rows.pop()
+    return list(reader.fieldnames), rows
+
+
+def _objects(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
+    """Returns the lines of a file with a JSON object in each, as `_table` does."""
+    numbered = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("no object")
+        except (ValueError, RecursionError):
+            raise UserError(
+                f"Line {number} of {path} is not a JSON object.",
+                'write one object a line: {"file_name": "1.jpg", "label": "cat"}',
+            ) from None
+        numbered.append((number, {str(name).strip(): _cell(value) for name, value in row.items()}))
+    columns = list(dict.fromkeys(name for _, row in numbered for name in row))
+    return columns, [(number, dict.fromkeys(columns, "") | row) for number, row in numbered]
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _decoded(path: Path) -> str:
+    """Returns the text of a file in UTF-8, or in UTF-16 with a mark of its byte order."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as CSV: {error}.", "save it as UTF-8 CSV.") from None
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError:
+            raise UserError(f"{path} is not whole UTF-16 text.", "save it as UTF-8 CSV.") from None
+    return content.decode("utf-8-sig", "surrogateescape")
+
+
+def _columns(named: ListFile, columns: list[str]) -> dict[str, str]:
+    """Returns which column holds each of path, label and split. Raises UserError if it is not clear."""
+    path, listed = named.file, ", ".join(columns) or "empty"
+    taken: dict[str, str] = {}
+    given = {"path": named.path_column, "label": named.label_column, "split": None}
+    for column in given.values():
+        if column is not None and column not in columns:
+            raise UserError(
+                f"{path} has no column '{column}' (its first line is: {listed}).", "check the spelling."
+            )
+    for name, groups in (("path", PATH_NAMES), ("label", LABEL_NAMES), ("split", SPLIT_NAMES)):
+        free = [each for each in columns if each not in (*taken.values(), *given.values())]
+        column = given[name] or likeliest(path, name, groups, free)
+        if column is not None:
+            taken[name] = column
+    if "path" not in taken:
+        raise UserError(
+            f"{path} has no column 'path' (its first line is: {listed}).",
+            "the first line must be path,label (and split), or name the column: --path-column NAME",
+        )
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    for column in taken.values():
+        if column in repeated:
+            raise UserError(
+                f"{path} has the column '{column}' more than once (its first line is: {listed}).",
+                "give each column a name of its own.",
+            )
+    return taken
+
+
+def likeliest(
+    path: str | Path, name: str, groups: tuple[tuple[str, ...], ...], columns: list[str]
+) -> str | None:
+    """Returns the column with the most telling name, None if there is none. Raises UserError for two."""
+    for group in groups:
+        found = list(dict.fromkeys(c for c in columns if _normal(c) in group))
+        exact = [c for c in found if _normal(c) == name]
+        if len(exact or found) == 1:
+            return (exact or found)[0]
+        if found and name == "split":
+            return None
+        if found:
+            raise UserError(
+                f"{path} has several columns that may be the {name}: {', '.join(found)}.",
+                f"name the right one: --{name}-column {found[0]}",
+            )
+    return None
+
+
+def _normal(column: str) -> str:
+    return re.sub(r"[^\w]+", "_", column.lower())
+
+
+def _flags(rows: list[dict[Any, Any]], columns: list[str], taken: dict[str, str]) -> list[str]:
+    """Returns the columns, one for each class, that hold 0 and 1; none where labels are named."""
+    others = [column for column in columns if column not in taken.values()]
+    if "label" in taken or len(others) < 2:
+        return []
+    cells = {str(row.get(column)).strip() for row in rows for column in others}
+    return others if cells and cells <= {"0", "1", "0.0", "1.0"} else []
+
+
+def _flagged(path: Path, number: int, row: dict[Any, Any], flags: list[str]) -> str:
+    """Returns the one column whose cell is 1, "" if none is. Raises UserError for several."""
+    found = [column for column in flags if float(row[column]) == 1]
+    if len(found) > 1:
+        raise UserError(
+            f"Line {number} of {path} gives an image several labels: {', '.join(found)}.",
+            "an image has one label: keep one, or name a column: --label-column NAME",
+        )
+    return found[0] if found else ""
+
+
+def _each_once(path: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Returns each image once. Raises UserError for one with several labels or splits."""
+    first: dict[str, dict[str, str]] = {}
+    for row in rows:
+        before = first.setdefault(row["path"], row)
+        if before != row:
+            differ = next(name for name in row if before[name] != row[name])
+            raise UserError(
+                f"{path} gives {row['path']} two {differ}s, '{before[differ]}' and '{row[differ]}'.",
+                "give each image one line: an image has one label.",
+            )
+    return list(first.values())

@@ -1,0 +1,70 @@
+"""What people have on their disks is read as they mean it, and nothing is left out silently."""
+
+import pytest
+from folders import CASES, UNLABELLED_TEST, data_sets, lay_out_case
+
+from clfew.data import splits
+from clfew.data.source import Source
+from clfew.data.sources import open_source
+from clfew.errors import UserError
+
+
+def read(source: Source) -> list[str]:
+    names = [source.classes[label] if label >= 0 else "" for label in source.labels]
+    return [f"{split}:{name}" for split, name in zip(source.splits, names, strict=True)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.kind}: {case.name}" for case in CASES])
+def test_an_input_is_read_as_it_is_meant(case, tmp_path):
+    spec = lay_out_case(case, tmp_path)
+    if case.refused:
+        with pytest.raises(UserError, match=case.refused) as error:
+            open_source(spec)
+        assert error.value.hint
+        return
+    source = open_source(spec)
+    found = dict(zip(source.identities, read(source), strict=True))
+    assert case.images.items() <= found.items()
+    assert len(found) == len(case.images) or case.spec
+    assert all(words in source.summary() for words in case.said), source.summary()
+    assert source.reading and all(source.content(i) for i in range(len(source)))
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sets")
+    return folder, data_sets(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pandas",
+        "polars",
+        "sets [2024]",
+        "words",
+        "numbered",
+        "unlabelled-test",
+        "lists-of-one:label=objects",
+    ],
+)
+def test_a_data_set_is_read_as_it_is_meant(sets, name):
+    folder, expected = sets
+    _, images, said = expected[name]
+    source = open_source(f"hf:{folder / name}")
+    assert read(source) == images
+    assert all(words in source.summary() for words in said), source.summary()
+    assert all(source.content(i).startswith(b"\x89PNG") for i in range(len(source)))
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) + 7 >= 80
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.kind == UNLABELLED_TEST], ids=lambda c: c.name)
+def test_unlabelled_test_images_are_neither_tested_on_nor_learned_from(case, tmp_path):
+    source = open_source(lay_out_case(case, tmp_path))
+    held_out = splits.test_indices(source, 0)
+    unlabelled = [i for i, split in enumerate(source.splits) if split == "test"]
+    assert set(unlabelled) <= set(held_out)
+    assert splits.split_to_test(source) in ("val", None)
