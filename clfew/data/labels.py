@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from clfew.data.layout import class_words
 from clfew.data.lists import ListFile, is_list, parse, read_list
 from clfew.data.randomness import identity_order
 from clfew.data.source import Source
@@ -194,7 +195,11 @@ def apply_label_csv(source: Source, named: ListFile) -> tuple[Source, np.ndarray
     class_index = {name: index for index, name in enumerate(known)}
     labels[indices] = [class_index[name] for name in names]
     columns = f" ({read.reading})" if read.reading else ""
-    reading = f"{source.reading}; {len(rows):,} labels from {path.name}{columns}"
+    listed = f"{len(rows):,} label{'s' if len(rows) != 1 else ''} from {path.name}{columns}"
+    if known is source.classes:
+        reading = f"{source.reading}; {listed}"
+    else:  # The labels that the source had are not used.
+        reading = f"{len(source):,} images; {listed}: {class_words(Counter(names))}"
     relabelled = replace(source.relabelled(labels, list(known)), reading=reading)
     return relabelled, np.array(indices)
 

@@ -261,6 +261,7 @@ def test_a_csv_names_images_in_any_of_the_usual_ways(image_folder, monkeypatch, 
     # The CSV's class is not one of the folders', so other images lose their labels.
     assert labelled.labels.tolist() == [-1, 0, -1]
     assert source.labels.tolist() == [0, 0, 0]
+    assert labelled.summary() == "3 images; 1 label from mine.csv: 1 class (fresh 1)"
 
 
 def test_a_csv_of_the_sources_own_classes_corrects_a_label(image_folder):
@@ -269,6 +270,7 @@ def test_a_csv_of_the_sources_own_classes_corrects_a_label(image_folder):
     file.write_text("path,label\ncat/001.png,dog\n")
     labelled, _ = apply_label_csv(source, ListFile(file))
     assert labelled.labels.tolist() == [0, 1, 1, 1] and labelled.classes == ["cat", "dog"]
+    assert labelled.summary() == f"{source.summary()}; 1 label from fix.csv"
 
 
 @pytest.mark.parametrize(
