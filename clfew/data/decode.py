@@ -55,6 +55,9 @@ turns = Turns()
 """Of this process. One that decodes for another has those of the other (see `workers.serve`)."""
 
 
+_HEIF_STARTS = tuple(b"ftyp" + brand for brand in (b"heic", b"heix", b"heim", b"mif1", b"msf1", b"hevc"))
+
+
 def extra_for(ending: str) -> str:
     """Returns in words what to install so that files with an ending are read, "" for nothing."""
     return "pip install 'clfew[heif]'" if ending in ENDINGS["HEIF"] and ending not in EXTENSIONS else ""
@@ -102,6 +105,8 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
             image.load()
             return _to_rgb(_upright(image))
     except UnidentifiedImageError:
+        if "HEIF" not in FORMATS and content[4:12] in _HEIF_STARTS:
+            raise BadImage("HEIF, which is read after: pip install 'clfew[heif]'") from None
         kind = _kind(content)
         reason = f"{kind} whose header cannot be read" if kind else "not an image in an accepted format"
         raise BadImage(reason) from None

@@ -29,7 +29,7 @@ def open_folder(folder: Path, rule: int) -> Source:
     if not images:
         found = f"only {left_out.words()}" if left_out.words() else "it is empty"
         raise UserError(
-            f"There are no images in {folder} ({found}).",
+            f"There are no images in {folder}: {found}.",
             f"clfew reads {', '.join(sorted(e[1:] for e in EXTENSIONS))} files, in subfolders too.",
         )
     if rule < 3:

@@ -177,7 +177,10 @@ def _expand_one(argument: str, stdin: Iterable[str] | None) -> Iterable[str]:
     if path.is_dir():
         names, left_out = walk_images(path)
         if not names:
-            raise UserError(f"There are no images in {argument}.", "name a folder with images below it.")
+            only = f", only {left_out.words()}" if left_out.words() else ""
+            raise UserError(
+                f"There are no images in {argument}{only}.", "name a folder with images below it."
+            )
         if left_out.words():
             console.say(f"read as    {len(names):,} images in {argument}; left out: {left_out.words()}")
         return [str(path / name) for name in names]

@@ -256,7 +256,7 @@ _CASES = [
         FORMATS,
         "only-raw",
         {"cat/1.NEF": "raw", "dog/2.NEF": "raw"},
-        refused=r"no images in .* \(only 2 \.nef in cat/ and dog/\)",
+        refused=r"no images in .*: only 2 \.nef in cat/ and dog/\.",
     ),
     _folders(
         NOT_THEIRS,

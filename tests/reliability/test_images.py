@@ -45,6 +45,13 @@ def test_the_corpus_has_every_kind():
     assert kinds == {*decoding.FORMATS, "MPO"}
 
 
+def test_without_its_extra_a_heif_file_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr(decoding, "FORMATS", tuple(f for f in decoding.FORMATS if f != "HEIF"))
+    file = next(file for file in GOOD if file.name == "telephone.HEIC")
+    with pytest.raises(BadImage, match=r"pip install 'clfew\[heif\]'"):
+        decode(file.content)
+
+
 @by_name(GOOD)
 def test_a_good_file_is_read_to_its_pixels(file):
     image = decode(file.content)
