@@ -70,6 +70,7 @@ def test_json_and_tables(named):
     assert done.returncode == 0 and "日本" in shown and "?t?" in shown and "Traceback" not in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_messages_and_help(named, encoding):
     done = run(named, "embed", "photos", encoding=encoding)
@@ -79,6 +80,7 @@ def test_messages_and_help(named, encoding):
     assert done.returncode == 1 and b"hint:" in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", [None, ""])
 def test_a_user_without_a_home(named, tmp_path, home):
     shutil.copytree(named / "photos", tmp_path / "photos")
