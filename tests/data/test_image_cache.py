@@ -7,6 +7,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clfew.data import image_cache, workers
 from clfew.data.cache_listing import clear_image_caches, list_image_caches
@@ -302,3 +303,14 @@ def test_rows_of_a_part_of_a_mapped_array_are_those_of_the_part(folder, part):
     rows = np.array([2, 0])
     assert np.array_equal(RowReader(pixels[part])(rows), np.array(pixels)[part][rows])
     assert np.array_equal(RowReader(np.array(pixels))(rows), np.array(pixels)[rows])
+
+
+@pytest.mark.parametrize(("flat", "is_said"), [(0, False), (1, False), (2, True), (20, True)])
+def test_many_images_of_one_flat_colour_are_reported(image_folder, capsys, flat, is_said):
+    folder = image_folder({"": 20})
+    for number in range(flat):
+        Image.new("RGB", (16, 16), (number, 9, 9)).save(folder / f"{number:03d}.png")
+    image_cache.cached_images(open_source(str(folder)), 12)
+    err = capsys.readouterr().err
+    assert ("of one flat colour, such as 000.png" in err) == is_said
+    assert (f"{flat} of 20 images" in err) == is_said
