@@ -138,11 +138,12 @@ def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
     """Returns the source to test on, with the labels that it had during fine-tuning."""
     learned_from = metadata.data["finetune"]
     opened = open_source(source or learned_from["source"])
-    if opened.spec == learned_from["source"]:
-        opened = open_source(opened.spec, learned_from.get("split_rule", 1))
+    rule = learned_from.get("split_rule", 1)
+    if opened.spec == learned_from["source"] and opened.rule != rule:
+        opened = open_source(opened.spec, rule)
     file = Path(learned_from["label_file"] or "")
     # Rule 1 gave a source its label file only where it had no labels of its own.
-    is_relabelled = learned_from.get("split_rule", 1) >= 2 or not opened.is_labelled
+    is_relabelled = rule >= 2 or not opened.is_labelled
     if opened.spec == learned_from["source"] and is_relabelled and file.is_file():
         opened, _ = apply_label_csv(opened, label_list_of(learned_from))
     elif opened.spec == learned_from["source"] and learned_from["label_file"] and not file.is_file():

@@ -9,8 +9,8 @@ import torch
 
 from clfew import console
 from clfew.commands.pretraining import checked, pretrain_in, resume_in
+from clfew.data.layout import LABELLED_FOLDERS
 from clfew.data.source import Source
-from clfew.data.sources import LABELLED_FOLDERS
 from clfew.errors import UserError
 from clfew.methods.setup import DEFAULT_MINUTES, find_pretraining_start
 from clfew.models.init_weights import AUTO, BOTH, IMAGENET, SCRATCH, find_init_weights

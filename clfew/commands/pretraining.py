@@ -191,7 +191,6 @@ def resolve(
     _require_images(settings, len(indices))
     network, why_encoder = _choose_network(settings, init_weights, size, cache, indices, device)
     recipe, why_recipe = choose_recipe(min(size, native), cache, indices, settings.flip)
-    recipe = replace(recipe, crop_side=METHODS[settings.method].crop_side)
     weights = "scratch" if init_weights is None else init_weights.what
     console.say(f"images     {len(indices):,} of {len(source):,} in {settings.source}")
     _report(
@@ -214,7 +213,7 @@ def resolve(
         "split_rule": split_rule,
         "method": settings.method,
         "options": options,
-        "recipe": asdict(recipe),
+        "recipe": asdict(replace(recipe, crop_side=METHODS[settings.method].crop_side)),
         "samples": settings.save_samples,
         "size": size,
         "side": cache.side,

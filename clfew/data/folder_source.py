@@ -97,7 +97,7 @@ def _words(layout: Layout, images: list[str], splits: list[str], class_names: li
         deeper = _subfolders(sorted(counts)[:MOST_NAMED], images, class_names)
         said = f"class folders{within}: {class_words(counts, deeper)}"
         if unlabelled:
-            said += f", {unlabelled:,} images without a label"
+            said += f", {unlabelled:,} image{'s' if unlabelled > 1 else ''} without a label"
     return said + split_words(splits, class_names, layout.splits)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from clfew.data.decode import BadImage, read_bytes
 from clfew.data.layout import exact_split, list_words, split_of
-from clfew.data.lists import LABEL_NAMES, likeliest, parse, with_columns
+from clfew.data.lists import LABEL_NAMES, likeliest, split_columns, with_columns
 from clfew.data.source import RULE, SPLITS, Source, encode_labels
 from clfew.errors import UserError
 
@@ -22,9 +22,8 @@ def open_dataset(spec: str, rule: int = RULE) -> Source:
 
     A local folder is read without any network access. rule: see `source.RULE`. Raises UserError.
     """
-    named = parse(spec)
-    whole = spec if (named.path_column, named.label_column) == (None, None) else spec.split(":path=")[0]
-    name, config = whole.split(":label=")[0].removeprefix("hf:"), ""
+    named, *columns = split_columns(spec)
+    name, config = named.removeprefix("hf:"), ""
     if not Path(name).expanduser().exists():
         name, _, config = name.partition(":")
     path = Path(name).expanduser()
@@ -46,7 +45,6 @@ def open_dataset(spec: str, rule: int = RULE) -> Source:
     if not isinstance(loaded, dict):
         loaded = {"train": loaded}
     folders = _folders_of(path) if is_local else [Path(datasets.config.HF_CACHE_HOME)]
-    columns = named.path_column, named.label_column
     full = with_columns(f"hf:{path.resolve()}", *columns) if is_local else spec
     return _as_source(full, loaded, folders, columns, rule)
 
@@ -149,7 +147,7 @@ def _as_source(
     spec: str,
     loaded: dict[str, Any],
     folders: list[Path] | None,
-    columns: tuple[str | None, str | None],
+    columns: list[str | None],
     rule: int,
 ) -> Source:
     """folders: see `_folders_of`. columns: those of images and labels, where the user names them."""

@@ -17,8 +17,9 @@ SPLIT_WORDS = {
 """The words for splits, those that `datasets` knows."""
 
 UNLABELLED = ("unlabeled", "unlabelled")
-LABELLED = ("labeled", "labelled")
-"""clfew's own words for folders of images without labels and of class folders."""
+LABELLED_FOLDERS = ("labeled", "labelled")
+"""clfew's own words for folders of images without labels and of class folders. The latter are looked for
+too when no source is named."""
 
 IMAGE_WORDS = ("image", "images", "img", "imgs", "photo", "photos", "picture", "pictures", "jpg", "jpeg")
 """Names of folders that say nothing of what their images show."""
@@ -112,15 +113,15 @@ def understand(names: Iterable[str]) -> Layout:
     folders = _folders(counts, root)
     named = {name: split_of(name) for name in folders}
     exact = {name: split for name in folders if (split := exact_split(name))}
-    plain = [n for n in folders if n not in exact and n.lower() not in (*UNLABELLED, *LABELLED)]
+    plain = [n for n in folders if n not in exact and n.lower() not in (*UNLABELLED, *LABELLED_FOLDERS)]
     if folders and _are_albums(folders):
         return Layout(root, is_beside=False)
     if _is_inner(folders):
         return Layout(root, inner=True)
-    if not plain and any(n.lower() in LABELLED and folders[n].below for n in folders):
-        labelled = {n: "train" for n in folders if n.lower() in LABELLED}
+    if not plain and any(n.lower() in LABELLED_FOLDERS and folders[n].below for n in folders):
+        labelled = {n: "train" for n in folders if n.lower() in LABELLED_FOLDERS}
         return _of_splits(root, labelled | exact, folders)
-    others = {n: s for n, s in named.items() if n.lower() not in (*UNLABELLED, *LABELLED)}
+    others = {n: s for n, s in named.items() if n.lower() not in (*UNLABELLED, *LABELLED_FOLDERS)}
     if others and None not in others.values() and _are_splits(others, folders):
         return _of_splits(root, {n: s for n, s in others.items() if s}, folders)
     if any(folders[name].below for name in exact) and not _is_thing(exact, plain, folders):

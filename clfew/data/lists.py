@@ -38,7 +38,7 @@ first name of all wins over those of its group."""
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 _DELIMITERS = ",;\t|"
-_SPEC = re.compile(r"(.+)((?::(?:path|label)=[^:]+)+)")
+_SPEC = re.compile(r"(.+?)((?::(?:path|label)=[^:]+)+)")
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,23 @@ def is_list(spec: str) -> bool:
 
 
 def parse(spec: str) -> ListFile:
-    """Parses the name of a list or data set: FILE, or FILE:path=COLUMN:label=COLUMN."""
-    match = _SPEC.fullmatch(spec)
-    is_named = match and (spec.startswith("hf:") or Path(match[1]).suffix.lower() in ENDINGS)
-    if match is None or not is_named:
+    """Parses the name of a list: FILE, or FILE:path=COLUMN:label=COLUMN."""
+    name, path_column, label_column = split_columns(spec)
+    if Path(name).suffix.lower() not in ENDINGS:
         return ListFile(Path(spec))
+    return ListFile(Path(name), path_column, label_column)
+
+
+def split_columns(spec: str) -> tuple[str, str | None, str | None]:
+    """Returns what `with_columns` was called with, None for a column that is not named."""
+    if (match := _SPEC.fullmatch(spec)) is None:
+        return spec, None, None
     columns = dict(each.split("=", 1) for each in match[2][1:].split(":"))
-    return ListFile(Path(match[1]), columns.get("path"), columns.get("label"))
+    return match[1], columns.get("path"), columns.get("label")
 
 
 def with_columns(spec: str, path_column: str | None, label_column: str | None) -> str:
-    """Returns the name of a list together with those of its columns, as `parse` reads it."""
+    """Returns the name of a list or data set together with those of its columns."""
     path = f":path={path_column}" if path_column else ""
     label = f":label={label_column}" if label_column else ""
     return f"{spec}{path}{label}"

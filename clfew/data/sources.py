@@ -15,9 +15,6 @@ from clfew.data.lists import is_list, parse
 from clfew.data.source import RULE, Source
 from clfew.errors import UserError
 
-LABELLED_FOLDERS = ("labeled", "labelled")
-"""The folders in which labelled images are looked for when no source is named."""
-
 
 def say_source(source: Source) -> None:
     """Prints how a source was understood and what is left out."""

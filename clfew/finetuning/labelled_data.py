@@ -10,8 +10,9 @@ from clfew import console
 from clfew.data.held_out import NONE, SPLIT_RULE, split_images
 from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import LabelSpec, apply_label_csv
+from clfew.data.layout import LABELLED_FOLDERS
 from clfew.data.source import Source
-from clfew.data.sources import LABELLED_FOLDERS, open_source
+from clfew.data.sources import open_source
 from clfew.data.splits import evenly_spaced, split_to_test, test_indices
 from clfew.errors import UserError
 from clfew.finetuning.label_propagation import MAX_IMAGES
@@ -61,7 +62,8 @@ def with_labels(
     if not source.is_labelled:
         raise UserError(
             f"{source.spec} has no labels.",
-            "put each class into its own subfolder, or list path,label in a CSV: --labels FILE.csv",
+            "put each class into its own subfolder, list path,label in a CSV (--labels FILE.csv), or name "
+            "the column of the labels: --label-column NAME",
         )
     if len(source.classes) < 2:
         raise UserError(

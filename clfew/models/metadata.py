@@ -159,6 +159,9 @@ def _data_problem(metadata: dict[str, Any]) -> str:
             return f"its field data lacks a valid {wrong[0]} for {step}"
         if type(step_data.get("split_rule", 1)) is not int:
             return f"its field data has no valid split_rule for {step}"
+        columns = step_data.get("label_columns", [None, None])
+        if type(columns) is not list or [type(c) in (str, type(None)) for c in columns] != [True, True]:
+            return f"its field data has no valid label_columns for {step}"
     return ""
 
 

@@ -90,7 +90,7 @@ _CASES = [
         "val/dog/4.png=val:dog test/5.png=test:",
         "splits: train 2 in train/, val 2 in val/, test 1 in test/",
         "test has no labels: val is tested on",
-        "1 images without a label",
+        "1 image without a label",
     ),
     _folders(
         UNLABELLED_TEST,
@@ -214,7 +214,7 @@ _CASES = [
         CLASSES,
         "loose-beside",
         "1.png=train: cat/2.png=train:cat dog/3.png=train:dog",
-        "1 images without a label",
+        "1 image without a label",
     ),
     _folders(CLASSES, "albums", "2020/may/1.png=train: 2021/june/2.png=train:"),
     _folders(CLASSES, "one-wrapper", "photos/cat/1.png=train:cat photos/dog/2.png=train:dog"),

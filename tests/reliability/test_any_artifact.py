@@ -17,6 +17,12 @@ from clfew.models.artifacts import load_classifier, load_encoder, save_classifie
 from clfew.models.metadata import FORMAT_VERSION, ArtifactMetadata, read_metadata
 from clfew.runs.checksum import MAX_HEADER, add_checksum
 
+
+def with_columns(columns) -> dict:
+    """Returns the data of a classifier with these as the columns of its list of labels."""
+    return {"finetune": METADATA.data["finetune"] | {"label_columns": columns}}
+
+
 FIELDS = {
     "no version": {"format_version": ...}, "a version to come": {"format_version": 99},
     "a version that is no number": {"format_version": "3"}, "true": {"format_version": True},
@@ -47,6 +53,9 @@ FIELDS = {
     }}},
     "data of nothing": {"data": {}}, "a step that is a number": {"training": {"pretrain": 3}},
     "a source that is a number": {"data": {"finetune": METADATA.data["finetune"] | {"source": 1}}},
+    "columns that are numbers": {"data": with_columns([1, 2])},
+    "three columns": {"data": with_columns(["a", "b", "c"])},
+    "columns that are text": {"data": with_columns("ab")},
     "a drift that is a list": {"training": {"pretrain": {"drift": [1]}}},
     "weights without a name": {"training": {"init": {}}},
 }  # fmt: skip
