@@ -62,8 +62,8 @@ def with_labels(
     if not source.is_labelled:
         raise UserError(
             f"{source.spec} has no labels.",
-            "put each class into its own subfolder, list path,label in a CSV (--labels FILE.csv), or name "
-            "the column of the labels: --label-column NAME",
+            "put each class into its own subfolder, list path,label in a CSV (--labels FILE.csv), or "
+            "name the column of the labels (--label-column NAME).",
         )
     if len(source.classes) < 2:
         raise UserError(
