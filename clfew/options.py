@@ -119,6 +119,17 @@ LabelColumn = Annotated[
     str | None, _option("Column of the labels in a list of images (default: found by its name).")
 ]
 
+# For images with other bands than red, green and blue.
+MOST_BANDS = 1000
+Bands = Annotated[
+    str | None,
+    _option(
+        "Bands to take as red, green and blue, such as 4,3,2, or the one to take as grey (default: "
+        "1,2,3, where images have more than three).",
+        metavar="N,N,N",
+    ),
+]
+
 # For pretraining.
 Source = Annotated[str | None, typer.Argument(help="Folder, CSV or hf:NAME.")]
 Compile = Annotated[

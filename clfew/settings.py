@@ -26,6 +26,8 @@ class _OfLists:
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = vars(self)
+        if values.get("bands") is not None:
+            object.__setattr__(self, "bands", _checked_bands(values["bands"]))
         columns = values["path_column"], values["label_column"]
         if columns == (None, None):
             return
@@ -36,7 +38,7 @@ class _OfLists:
                 "--path-column and --label-column name columns of a list, and no list was named.",
                 "for example: clfew finetune photos.csv --label-column species --labels 1%",
             )
-        # The only assignment: from here on the settings are frozen.
+        # From here on the settings are frozen.
         object.__setattr__(self, name, with_columns(named, *columns))
         object.__setattr__(self, "path_column", None)
         object.__setattr__(self, "label_column", None)
@@ -50,6 +52,7 @@ class PretrainSettings(_OfLists):
     _: KW_ONLY
     path_column: opt.PathColumn = None
     label_column: opt.LabelColumn = None
+    bands: opt.Bands = None
     method: opt.Method = "simclr"
     encoder: opt.Encoder = "auto"
     init: opt.PretrainInit = "auto"
@@ -89,6 +92,7 @@ class FinetuneSettings(_OfLists):
     _: KW_ONLY
     path_column: opt.PathColumn = None
     label_column: opt.LabelColumn = None
+    bands: opt.Bands = None
     labels: opt.Labels = None
     origin: opt.Froms = None
     init: opt.Init = "auto"
@@ -171,6 +175,7 @@ class EmbedSettings(_OfLists):
     _: KW_ONLY
     path_column: opt.PathColumn = None
     label_column: opt.LabelColumn = None
+    bands: opt.Bands = None
     origin: opt.From = None
     init: opt.Init = "auto"
     encoder: opt.Encoder = "auto"
@@ -190,6 +195,7 @@ class CompareSettings(_OfLists):
     _: KW_ONLY
     path_column: opt.PathColumn = None
     label_column: opt.LabelColumn = None
+    bands: opt.Bands = None
     methods: opt.Methods = "all"
     labels: opt.Budgets = "1%,5%,10%"
     draws: opt.Draws = 5
@@ -275,6 +281,26 @@ def _is_python_only(hint: Any) -> bool:
 
 def _help(hint: Any) -> str:
     return next(each.help for each in hint.__metadata__ if hasattr(each, "help"))
+
+
+def _checked_bands(bands: Any) -> str:
+    """Returns the bands that a user named as text, such as "4,3,2". Raises UsageError."""
+    text = ",".join(map(str, bands)) if isinstance(bands, (list, tuple)) else str(bands)
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if len(numbers) not in (1, 3) or not all(1 <= number <= opt.MOST_BANDS for number in numbers):
+        raise UsageError(
+            f"--bands {text} does not name one band or three, by numbers from 1 to {opt.MOST_BANDS:,}.",
+            "for example --bands 4,3,2 for red, green and blue.",
+        )
+    return ",".join(map(str, numbers))
+
+
+def bands_of(
+    settings: PretrainSettings | FinetuneSettings | EmbedSettings | CompareSettings,
+) -> tuple[int, ...] | None:
+    """Returns the bands that are taken as red, green and blue, or the one that is grey; None where no
+    bands were named."""
+    return tuple(map(int, settings.bands.split(","))) if settings.bands else None
 
 
 def source_of(settings: PretrainSettings | CompareSettings) -> str:

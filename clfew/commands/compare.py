@@ -48,6 +48,7 @@ from clfew.settings import (
     CompareSettings,
     PretrainSettings,
     arguments_of,
+    bands_of,
     function_of,
     source_of,
 )
@@ -119,6 +120,7 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
             "minutes": minutes,
             "epochs": epochs,
             "split_rule": SPLIT_RULE,
+            "bands": bands_of(settings),
         }
     )
     _check(plan)
@@ -293,6 +295,7 @@ def _pretrain(comparison: Comparison, method: str, number: int) -> None:
         epochs=settings.epochs_of(method, number),
         minutes=settings.minutes,
         flip=settings.flip,
+        bands=",".join(map(str, settings.bands)) if settings.bands else None,
         init="scratch",
         save_samples=True,
         seed=settings.seed + number,

@@ -31,6 +31,7 @@ from clfew.methods.base import METHODS, Method
 from clfew.models.defaults import cached_side, choose_batch, choose_encoder, choose_size
 from clfew.models.encoder import Encoder
 from clfew.models.features import apply_to_cache
+from clfew.models.kept_scale import scaled
 from clfew.runs.files import write_json
 from clfew.training.batch import TrainingData
 from clfew.training.device import choose_device, choose_precision
@@ -70,6 +71,7 @@ class ComparisonPlan:
     threads: int | None
     split_rule: int = 1
     """Of comparisons before it had a number; new ones have SPLIT_RULE."""
+    bands: tuple[int, ...] | None = None
 
     def epochs_of(self, method: str, number: int) -> float | str | None:
         """Returns the epochs of a pretraining run, as `pretrain --epochs` takes them."""
@@ -116,6 +118,7 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
     source, _ = with_labels(open_source(settings.source, settings.split_rule), LabelSpec(), [])
+    source = scaled(source, tuple(settings.bands) if settings.bands else None, [])
     say_source(source)
     require_testable(source)
     native = typical_side(source)

@@ -13,9 +13,11 @@ from clfew.errors import UserError
 from clfew.finetuning.find_start import find_start, is_from_scratch
 from clfew.finetuning.start import Network, Start, open_start
 from clfew.models.features import apply_to_files
+from clfew.models.kept_scale import scaled
+from clfew.models.metadata import read_metadata
 from clfew.runs.files import write_bytes, write_csv
 from clfew.runs.folders import check_new, new_run
-from clfew.settings import EmbedSettings, function_of
+from clfew.settings import EmbedSettings, bands_of, function_of
 from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 
@@ -34,6 +36,8 @@ def run(settings: EmbedSettings) -> tuple[Path, int, int]:
     if from_scratch:
         found = None  # The newest run must not decide which random network is embedded with.
     opened = open_source(settings.source)
+    artifacts = [read_metadata(found)[0]] if isinstance(found, Path) else []
+    opened = scaled(opened, bands_of(settings), artifacts)
     say_source(opened)
     network = Network(settings.encoder, settings.size, stage=settings.stage, from_scratch=from_scratch)
     (start,) = open_start(found, opened, network, device, compare=False)
@@ -67,7 +71,14 @@ def _features_of(
     bad: list[tuple[str, str]] = []
     size, side = start.metadata.size, start.metadata.side
     outputs = apply_to_files(
-        start.encoder, size, side, range(len(source)), source.content, device, precision
+        start.encoder,
+        size,
+        side,
+        range(len(source)),
+        source.content,
+        device,
+        precision,
+        source.scale,
     )
     with console.progress_bar("embed") as update:
         for indices, errors, rows in outputs:

@@ -40,6 +40,7 @@ from clfew.finetuning.start import Network, Start, open_starts, side_by_side
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import SCRATCH, InitWeights
+from clfew.models.kept_scale import scaled
 from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
@@ -56,7 +57,7 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
-from clfew.settings import FinetuneSettings, arguments_of, function_of, labels_of
+from clfew.settings import FinetuneSettings, arguments_of, bands_of, function_of, labels_of
 from clfew.training.device import (
     choose_device,
     choose_precision,
@@ -164,6 +165,8 @@ def prepare(
     files = [each for each in found if isinstance(each, Path) and not from_scratch]
     before = [read_metadata(file)[0] for file in files]
     opened, listed = with_labels(open_source(settings.source or "", split_rule), spec, before)
+    if resumed is None or "pixels" in read_config(resumed):
+        opened = scaled(opened, bands_of(settings), before)
     say_source(opened)
     if resumed is not None:
         check_unchanged(resumed, read_config(resumed), opened.digest())
@@ -295,6 +298,7 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
             "labels": settings.labels,
             "split_rule": prepared.learned.split_rule,
             "digest": opened.digest(),
+            "pixels": opened.scale.as_data() if opened.scale else None,
             "start": [start_row(each) for each in prepared.found],
             "pretrained_on": other_sources([start for start, _ in prepared.candidates], opened),
             "device": str(device),
@@ -348,6 +352,7 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     used = {
         "source": opened.spec,
         "fingerprint": opened.fingerprint,
+        "pixels": opened.scale.as_data() if opened.scale else None,
         "split_seed": learned.split_seed,
         "split_rule": learned.split_rule,
         "labels": len(fitted.labelled),

@@ -11,6 +11,7 @@ from clfew.data.decode import read_bytes
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_files
+from clfew.models.kept_scale import kept_scale
 from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import find_artifact
 from clfew.settings import PredictSettings, function_of
@@ -83,6 +84,7 @@ def _predictions(
         lambda path: read_bytes(Path(path)),
         device,
         precision,
+        kept_scale(metadata),
     )
     for paths, errors, logits in outputs:
         probabilities = torch.softmax(torch.from_numpy(logits), dim=1)

@@ -14,6 +14,7 @@ from clfew import console
 from clfew.data.augment import Recipe
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
+from clfew.data.pixel_scale import scale_from
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.errors import UserError
@@ -47,7 +48,14 @@ from clfew.models.defaults import (
 )
 from clfew.models.drift import report_drift
 from clfew.models.encoder import Encoder
-from clfew.models.init_weights import SCRATCH, InitWeights, load_init_weights, seen_before
+from clfew.models.init_weights import (
+    SCRATCH,
+    InitWeights,
+    artifacts_of,
+    load_init_weights,
+    seen_before,
+)
+from clfew.models.kept_scale import scaled
 from clfew.report.samples import write_samples
 from clfew.runs.files import sync
 from clfew.runs.folders import (
@@ -62,7 +70,7 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
-from clfew.settings import PretrainSettings, arguments_of, source_of
+from clfew.settings import PretrainSettings, arguments_of, bands_of, source_of
 from clfew.training.batch import TrainingData
 from clfew.training.budget import Budget, PlanOptions, budget_of, plan_within
 from clfew.training.compilation import check_compile
@@ -181,8 +189,7 @@ def resolve(
     init_weights, why_start = find_pretraining_start(
         settings.init, settings.encoder, settings.method, device
     )
-    source = open_source(source_of(settings), split_rule)
-    say_source(source)
+    source = _open(settings, split_rule, init_weights)
     native = typical_side(source)
     size, why_size = _choose_size(settings, init_weights, native, device)
     cache = cached_images(source, cached_side(size, native))
@@ -207,6 +214,7 @@ def resolve(
         "source": source.spec,
         "fingerprint": source.fingerprint,
         "digest": source.digest(),
+        "pixels": source.scale.as_data() if source.scale else None,
         "images": len(indices),
         "transductive": settings.transductive,
         "split_seed": split_seed,
@@ -226,6 +234,13 @@ def resolve(
         "arguments": arguments_of(settings),
     }
     return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe, budget)
+
+
+def _open(settings: PretrainSettings, split_rule: int, init_weights: InitWeights | None) -> Source:
+    source = open_source(source_of(settings), split_rule)
+    source = scaled(source, bands_of(settings), artifacts_of(init_weights))
+    say_source(source)
+    return source
 
 
 def checked(
@@ -352,6 +367,7 @@ def restore(folder: Path, config: dict[str, Any], device: str, threads: int | No
     check_compile("on" if plan.compile else "off", chosen)
     source = open_source(config["source"], config.get("split_rule", 1))
     check_unchanged(folder, config, source.digest())
+    source = replace(source, scale=scale_from(config.get("pixels")))
     cache = cached_images(source, config["side"])
     indices = pretraining_images(
         source, cache, config["transductive"], config["split_seed"], config.get("split_rule", 1)

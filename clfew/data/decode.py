@@ -7,15 +7,30 @@ decoded, and the whole image is decoded (Pillow's `verify` accepts truncated fil
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from clfew.data.pixel_scale import WHOLE, PixelScale, to_rgb
 from clfew.data.turns import Turns
+from clfew.data.wide import (
+    NotRead,
+    Wide,
+    bits_of,
+    is_misread,
+    is_tiff,
+    is_wide,
+    read_wide,
+    size_of,
+    upright,
+)
 
 ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -49,6 +64,7 @@ _BAND_PIXELS = 2**18
 # `warnings.catch_warnings` would not be safe in the threads that decode.
 # The user's own filters come first.
 warnings.filterwarnings("ignore", module=r"PIL\.", append=True)
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 turns = Turns()
@@ -78,7 +94,10 @@ def read_bytes(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise BadImage(error.strerror or type(error).__name__) from None
+        is_link = isinstance(error, FileNotFoundError) and path.is_symlink()
+        raise BadImage(
+            "a link to a file that is not here" if is_link else error.strerror or type(error).__name__
+        ) from None
     except ValueError as error:  # A null byte in the name.
         raise BadImage(str(error)) from None
     if len(content) > MAX_BYTES:
@@ -86,24 +105,83 @@ def read_bytes(path: Path) -> bytes:
     return content
 
 
-def decode(content: bytes, at_least: int | None = None) -> Image.Image:
+def decode(content: bytes, at_least: int | None = None, scale: PixelScale | None = None) -> Image.Image:
     """Decodes an encoded image to upright RGB (the first frame, with transparency on white).
 
     With `at_least`, a JPEG may be decoded at a smaller scale whose sides have at least this many pixels.
-    Raises BadImage.
+    scale: of wide pixels and bands (see `pixel_scale`), None for the usual one. Raises BadImage.
     """
+    with _reasons(content), _turn_for(content, at_least) as image:
+        if image is None or (scale is not None and is_wide(content, image)):
+            wide = _values(content, image, scale or PixelScale())
+            return upright(to_rgb(wide, scale), wide.orientation)
+        image.load()
+        if scale is not None and scale.bands is not None:
+            return to_rgb(_as_wide(_upright(image)), scale)
+        return _to_rgb(_upright(image))
+
+
+def wide_pixels(content: bytes, bands: tuple[int, ...] | None = None) -> Wide | None:
+    """Returns the pixels of an image as its file holds them, if they are wide (see `wide.is_wide`) or a
+    fourth band beside colours; else None. bands: those that will be taken. Raises BadImage."""
+    with _reasons(content), _turn_for(content) as image:
+        if image is not None and not is_wide(content, image):
+            if image.mode != "RGBA":
+                return None
+            image.load()
+            return _as_wide(image)
+        wide = _values(content, image, PixelScale(bands=bands))
+        if wide.values.dtype == np.uint8 and image is not None and bits_of(image) > 8:
+            wide = replace(wide, values=wide.values.astype(np.uint16) * 257)  # Of high bytes only.
+        return replace(wide, is_misread=image is not None and is_misread(image))
+
+
+def _values(content: bytes, image: Image.Image | None, scale: PixelScale) -> Wide:
+    """Returns the pixels of a wide image. Raises NotRead."""
+    try:
+        return read_wide(content, image, max(scale.bands or (1,)))
+    except NotRead:
+        # The high bytes, which Pillow reads without any extra, are enough of whole 16 bits.
+        is_enough = (scale.low, scale.high) == WHOLE
+        if image is None or not is_enough or image.mode not in ("RGB", "RGBA"):
+            raise
+        image.load()
+        return _as_wide(_upright(image))
+
+
+def _as_wide(image: Image.Image) -> Wide:
+    """Returns an ordinary image's bands."""
+    if image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = _to_rgb(image)
+    values = np.asarray(image)
+    values = values[..., None] if values.ndim == 2 else values
+    return Wide(values, has_alpha=image.mode in ("LA", "RGBA"))
+
+
+@contextlib.contextmanager
+def _turn_for(content: bytes, at_least: int | None = None) -> Iterator[Image.Image | None]:
+    """Opens an image and waits for a turn to decode it (at_least: see `decode`). Yields the image, None
+    if Pillow does not know its layout. Raises BadImage if it has too many pixels."""
+    image = _open_or_none(content)
+    width, height = size_of(content) if image is None else image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{width}×{height} is more than {MAX_PIXELS:,} pixels")
+    if image is not None and at_least is not None:
+        image.draft("RGB", (at_least, at_least))
+        width, height = image.size
+    with turns.turn(width * height):
+        yield image
+
+
+@contextlib.contextmanager
+def _reasons(content: bytes) -> Iterator[None]:
+    """Raises BadImage with the reason for whatever the decoders raise."""
     if not content:
         raise BadImage("empty file")
     try:
-        image = _open(content)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise BadImage(f"{width}×{height} is more than {MAX_PIXELS:,} pixels")
-        if at_least is not None:
-            image.draft("RGB", (at_least, at_least))
-        with turns.turn(image.width * image.height):
-            image.load()
-            return _to_rgb(_upright(image))
+        yield
+    except NotRead as error:
+        raise BadImage(str(error)) from None
     except UnidentifiedImageError:
         if "HEIF" not in FORMATS and content[4:12] in _HEIF_STARTS:
             raise BadImage("HEIF, which is read after: pip install 'clfew[heif]'") from None
@@ -130,16 +208,28 @@ def to_square(image: Image.Image, side: int) -> tuple[np.ndarray, float]:
     return np.asarray(image), aspect
 
 
-def load_square(content: bytes, side: int) -> tuple[np.ndarray, float]:
+def load_square(content: bytes, side: int, scale: PixelScale | None = None) -> tuple[np.ndarray, float]:
     """`decode` and `to_square` in one. The image cache, `predict` and `embed` all use it."""
-    return to_square(decode(content, at_least=side), side)
+    return to_square(decode(content, side, scale), side)
 
 
 def image_size(content: bytes) -> tuple[int, int] | None:
     """Returns width and height from the header alone, or None if it cannot be read."""
     try:
-        return _open(content).size
+        image = _open_or_none(content)
+        return size_of(content) if image is None else image.size
     except Exception:  # Any failure is reported when the image is decoded.
+        return None
+
+
+def _open_or_none(content: bytes) -> Image.Image | None:
+    """Opens an image without decoding it. Returns None for a TIFF whose layout Pillow does not know;
+    raises what Pillow does for other files."""
+    try:
+        return _open(content)
+    except UnidentifiedImageError:
+        if not is_tiff(content):
+            raise
         return None
 
 

@@ -29,7 +29,7 @@ from clfew.data.workers import decode_ahead, decoders
 from clfew.errors import UserError
 from clfew.runs.files import write_json
 
-FORMAT = 2
+FORMAT = 3
 _CHUNK = 256
 MAX_BAD_FRACTION = 0.5
 """If a larger fraction of a source's images is bad, the run stops: something else is wrong."""
@@ -137,10 +137,8 @@ def open_image_cache(
     `progress(done, total)` is called while it is built. Raises UserError if more than half of the
     images are bad, the disk is full, or the cache is damaged.
     """
-    key = hashlib.blake2b(
-        f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}".encode("utf-8", "surrogateescape"),
-        digest_size=12,
-    ).hexdigest()
+    made_from = f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}\0{source.scale}"
+    key = hashlib.blake2b(made_from.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
     folder = cache_folder() / key
     if not (folder / "store.json").exists():
         _build(source, side, folder, progress)
@@ -223,7 +221,7 @@ def _decode_all(
     _reserve(path)
     bad: dict[int, str] = {}
 
-    for index, image in decode_ahead(range(count), source.content, side, decoders()):
+    for index, image in decode_ahead(range(count), source.content, side, decoders(), source.scale):
         if index % _CHUNK == 0:
             progress(index, count)
         if isinstance(image, BadImage):

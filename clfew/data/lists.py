@@ -226,8 +226,12 @@ def likeliest(
     path: str | Path, name: str, groups: tuple[tuple[str, ...], ...], columns: list[str]
 ) -> str | None:
     """Returns the column with the most telling name, None if there is none. Raises UserError for two."""
-    for group in groups:
-        found = list(dict.fromkeys(c for c in columns if _normal(c) in group))
+    last_words = {c: _normal(c).rsplit("_", 1)[-1] for c in columns if "_" in _normal(c)}
+    telling = [[c for c in columns if _normal(c) in group] for group in groups]
+    # Last, what ends in one of the telling words: fine_label, bird_species.
+    words = {word for group in groups[:2] for word in group}
+    for candidates in [*telling, [c for c, word in last_words.items() if word in words]]:
+        found = list(dict.fromkeys(candidates))
         exact = [c for c in found if _normal(c) == name]
         if len(exact or found) == 1:
             return (exact or found)[0]

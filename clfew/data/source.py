@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clfew.data.image_files import LeftOut
+from clfew.data.pixel_scale import PixelScale
 
 RULE = 3
 """The rule by which new runs read sources and split them. Runs and artifacts carry the number of
@@ -28,7 +29,8 @@ class Source:
     labels: int64 (N,), an index into `classes`, or -1 for no label. splits: "train", "val" or "test"
     for each image. content: reads the encoded bytes of image i. fingerprint: a digest that changes when
     an image is added, removed or changed. left_out: what lies beside the images and is not read.
-    reading: how the source was understood, in words. rule: see RULE.
+    reading: how the source was understood, in words. rule: see RULE. scale: how wide pixels are read,
+    None for whole 16 bits and the files' own colours.
     """
 
     spec: str
@@ -41,6 +43,7 @@ class Source:
     left_out: LeftOut = field(default_factory=LeftOut)
     reading: str = ""
     rule: int = RULE
+    scale: PixelScale | None = None
 
     def __len__(self) -> int:
         return len(self.identities)

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from clfew.data import decode
 from clfew.data.decode import BadImage, load_square
+from clfew.data.pixel_scale import PixelScale, scale_from
 from clfew.data.turns import Turns
 
 CHUNK = 32
@@ -48,6 +49,14 @@ class Decoded:
     digest: int
 
 
+@dataclass(frozen=True)
+class _Form:
+    """What images are decoded to: side×side pixels, on a scale (see `decode`)."""
+
+    side: int
+    scale: PixelScale | None
+
+
 def content_digest(content: bytes) -> int:
     """A 64-bit digest of a file's bytes, by which images are recognised across sources."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
@@ -67,13 +76,19 @@ def decoders() -> int:
 
 
 def decode_ahead(
-    references: Iterable[T], read: Callable[[T], bytes], side: int, workers: int
+    references: Iterable[T],
+    read: Callable[[T], bytes],
+    side: int,
+    workers: int,
+    scale: PixelScale | None = None,
 ) -> Iterator[tuple[T, Decoded | BadImage]]:
     """Yields each reference with its image, in order. At most 64 images a worker are decoded ahead, or
     256 if that is more.
 
-    `read` returns the encoded bytes of a reference or raises BadImage; it is called in threads.
+    `read` returns the encoded bytes of a reference or raises BadImage; it is called in threads. scale:
+    see `decode`.
     """
+    form = _Form(side, scale)
     remaining = iter(references)
     chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
     ahead = max(8, 2 * workers)
@@ -83,8 +98,8 @@ def decode_ahead(
     try:
         for number, chunk in enumerate(chunks):
             if number == FEW // CHUNK and workers > 1 and _decodes_as_elsewhere():
-                processes = _Processes(side, workers)
-            waiting.append((chunk, threads.submit(_decode_chunk, chunk, read, side, processes)))
+                processes = _Processes(form, workers)
+            waiting.append((chunk, threads.submit(_decode_chunk, chunk, read, form, processes)))
             if len(waiting) >= ahead:
                 first, future = waiting.popleft()
                 yield from zip(first, future.result(), strict=True)
@@ -97,7 +112,7 @@ def decode_ahead(
 
 
 def _decode_chunk(
-    chunk: list[T], read: Callable[[T], bytes], side: int, processes: "_Processes | None"
+    chunk: list[T], read: Callable[[T], bytes], form: _Form, processes: "_Processes | None"
 ) -> list[Decoded | BadImage]:
     results: list[Decoded | BadImage] = []
     contents: list[bytes | BadImage] = []
@@ -108,23 +123,23 @@ def _decode_chunk(
             contents.append(error)
         held = sum(len(content) for content in contents if isinstance(content, bytes))
         if held > _HELD_BYTES or number == len(chunk):
-            results += _decode_together(contents, side, processes)
+            results += _decode_together(contents, form, processes)
             contents = []
     return results
 
 
 def _decode_together(
-    contents: list[bytes | BadImage], side: int, processes: "_Processes | None"
+    contents: list[bytes | BadImage], form: _Form, processes: "_Processes | None"
 ) -> list[Decoded | BadImage]:
     good = [content for content in contents if isinstance(content, bytes)]
     results = None if processes is None else processes.decode(good)
-    decoded = iter([_decode(content, side) for content in good] if results is None else results)
+    decoded = iter([_decode(content, form) for content in good] if results is None else results)
     return [content if isinstance(content, BadImage) else next(decoded) for content in contents]
 
 
-def _decode(content: bytes, side: int) -> Decoded | BadImage:
+def _decode(content: bytes, form: _Form) -> Decoded | BadImage:
     try:
-        return Decoded(*load_square(content, side), content_digest(content))
+        return Decoded(*load_square(content, form.side, form.scale), content_digest(content))
     except BadImage as error:
         return error
 
@@ -132,12 +147,14 @@ def _decode(content: bytes, side: int) -> Decoded | BadImage:
 class _Processes:
     """Processes that decode. Each is used by one thread at a time."""
 
-    def __init__(self, side: int, count: int) -> None:
-        self._side, self._all = side, []
+    def __init__(self, form: _Form, count: int) -> None:
+        self._side, self._all = form.side, []
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         # It gets this process's sys.path. With -m, Python would search the user's folder first.
         path = f"import sys; sys.path[:] = {sys.path!r}; "
-        program = path + f"from clfew.data import workers; workers.serve({side}, {decode.turns.pipe})"
+        scale = None if form.scale is None else form.scale.as_data()
+        call = f"workers.serve({form.side}, {scale!r}, {decode.turns.pipe})"
+        program = path + f"from clfew.data import workers; {call}"
         # Without this, NumPy's BLAS would start a thread for each core in each process, and use none.
         one_thread = os.environ | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         for _ in range(count):
@@ -202,16 +219,17 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
     return content
 
 
-def serve(side: int, pipe: tuple[int, int]) -> None:
-    """Runs in the other processes: reads encoded images from stdin and writes pixels to stdout. pipe:
-    that of the first process's `decode.turns`."""
+def serve(side: int, scale: dict[str, Any] | None, pipe: tuple[int, int]) -> None:
+    """Runs in the other processes: reads encoded images from stdin and writes pixels to stdout. scale:
+    as `PixelScale.as_data` gives it. pipe: that of the first process's `decode.turns`."""
+    form = _Form(side, scale_from(scale))
     decode.turns = Turns(pipe)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent decides when it ends.
     if hasattr(os, "nice"):
         os.nice(10)  # The network that trains goes first: decoded images already wait for it.
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     while line := requests.readline():
-        images = [_decode(_exactly(requests, size), side) for size in json.loads(line)]
+        images = [_decode(_exactly(requests, size), form) for size in json.loads(line)]
         entries = [str(i) if isinstance(i, BadImage) else [float(i.aspect), i.digest] for i in images]
         replies.write(json.dumps(entries).encode() + b"\n")
         for image in images:

@@ -25,6 +25,7 @@ from clfew.finetuning.start import (
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.init_weights import AUTO, SCRATCH, derives_from_published, find_init_weights
+from clfew.models.kept_scale import kept_scale
 from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.runs.files import unguarded
 from clfew.runs.folders import LABELS, read_config
@@ -88,7 +89,7 @@ def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
     """
     learned = teacher.metadata.data["finetune"]
     rule = learned.get("split_rule", 1)
-    source = open_source(learned["source"], rule)
+    source = replace(open_source(learned["source"], rule), scale=kept_scale(teacher.metadata))
     if learned["label_file"] and Path(learned["label_file"]).is_file():
         source, _ = apply_label_csv(source, label_list_of(learned))
     seed = learned["split_seed"]

@@ -1,6 +1,6 @@
 """The images, labels and features that fine-tuning and distillation learn from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +181,7 @@ def find_others(
     if len(elsewhere) > 1:
         console.say(f"note       of other pretraining images, only those in {spec} are used")
     try:
-        others = open_source(spec, source.rule)
+        others = replace(open_source(spec, source.rule), scale=source.scale)
         cache = cached_images(others, max(each.metadata.side for each in starts))
     except UserError:
         console.say(f"note       the pretraining images in {spec} cannot be read and are not used")
@@ -268,6 +268,7 @@ def merged(first: Source, second: Source, split_seed: int) -> tuple[Source, np.n
         fingerprint=f"{first.fingerprint} {second.fingerprint}",
         reading=f"{first.summary()}; and of {second.spec}: {second.summary()}",
         rule=first.rule,
+        scale=first.scale,
     )
     return both, np.concatenate(held_out)
 

@@ -40,7 +40,7 @@ DEFAULT_MINUTES = 10.0
 
 _LOOK_AT_IMAGES = 2000
 _TRAINING_KEYS = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
-_DATA_KEYS = ("source", "fingerprint", "images", "transductive", "split_seed", "split_rule")
+_DATA_KEYS = ("source", "fingerprint", "images", "transductive", "split_seed", "split_rule", "pixels")
 _NOT_OPTIONS = ("self", "encoder", "recipe", "gentle")
 
 Objective = Method | Adapter

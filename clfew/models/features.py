@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clfew.data.augment import evaluation_view
 from clfew.data.decode import BadImage
 from clfew.data.image_cache import RowReader
+from clfew.data.pixel_scale import PixelScale
 from clfew.data.to_device import to_device
 from clfew.data.workers import decode_ahead, decoders
 from clfew.models.encoder import Encoder
@@ -141,6 +142,7 @@ def apply_to_files(
     read: Callable[[T], bytes],
     device: torch.device,
     precision: str = "fp32",
+    scale: PixelScale | None = None,
 ) -> Iterator[tuple[list[T], list[BadImage | None], np.ndarray]]:
     """Applies `network` to images while later ones are decoded on all cores, in order and in bounded
     memory.
@@ -150,7 +152,7 @@ def apply_to_files(
     """
     keep_freed_memory(device)
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    decoded = decode_ahead(references, read, side, min(decoders(), torch.get_num_threads()))
+    decoded = decode_ahead(references, read, side, min(decoders(), torch.get_num_threads()), scale)
     step = batch_size(size, device)
     while batch := list(islice(decoded, step)):
         errors = [image if isinstance(image, BadImage) else None for _, image in batch]

@@ -168,6 +168,12 @@ def own_artifact(path: Path) -> Path | None:
     return next((file for file in inside if file.is_file() and is_artifact(file)), None)
 
 
+def artifacts_of(init_weights: InitWeights | None) -> list[ArtifactMetadata]:
+    """Returns the metadata of the artifact of clfew that weights are in, none for other weights."""
+    artifact = own_artifact(Path(init_weights.source)) if init_weights else None
+    return [read_metadata(artifact)[0]] if artifact else []
+
+
 def _from_own_artifact(path: Path, encoder: str) -> InitWeights:
     metadata, _ = read_metadata(path)
     if metadata.parts:

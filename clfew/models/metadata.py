@@ -10,6 +10,7 @@ from typing import Any, get_origin, get_type_hints
 
 import safetensors
 
+from clfew.data.pixel_scale import scale_from
 from clfew.errors import UserError
 from clfew.runs.checksum import Damaged, has_checksum, read_header
 
@@ -162,6 +163,10 @@ def _data_problem(metadata: dict[str, Any]) -> str:
         columns = step_data.get("label_columns", [None, None])
         if type(columns) is not list or [type(c) in (str, type(None)) for c in columns] != [True, True]:
             return f"its field data has no valid label_columns for {step}"
+        try:
+            scale_from(step_data.get("pixels"))
+        except ValueError as error:
+            return f"its field data is not valid for {step}: {error}"
     return ""
 
 

@@ -28,7 +28,7 @@ def leftovers(cache):
 
 
 def forbid_decoding(monkeypatch):
-    def fail(content, side):
+    def fail(content, side, *rest):
         raise AssertionError("decoded again")
 
     monkeypatch.setattr(workers, "load_square", fail)
@@ -90,7 +90,7 @@ def test_more_than_half_bad_is_a_user_error_that_leaves_nothing(folder, cache):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_a_build_that_fails_leaves_nothing_behind(folder, cache, error):
-    def fail(done, total):
+    def fail(done, total, *rest):
         if done == total:
             raise error
 

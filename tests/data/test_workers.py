@@ -150,6 +150,6 @@ def test_modules_in_the_users_folder_are_not_run(files, tmp_path, monkeypatch):
     for name in ("json", "PIL", "numpy", "clfew"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('run from the wrong place')")
     monkeypatch.chdir(tmp_path)
-    processes = workers._Processes(12, 1)
+    processes = workers._Processes(workers._Form(12, None), 1)
     assert processes.decode([files[0].read_bytes()]) is not None
     processes.close()

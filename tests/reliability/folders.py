@@ -254,6 +254,35 @@ _CASES = [
     ),
     Case(
         FORMATS,
+        "heif-endings",
+        {f"cat/{n}": saved(picture(1), "HEIF", quality=90) for n in ("1.heif", "2.hif")}
+        | {"dog/3.HEIF": saved(picture(2), "HEIF", quality=90)},
+        {"cat/1.heif": "train:cat", "cat/2.hif": "train:cat", "dog/3.HEIF": "train:dog"},
+    ),
+    Case(
+        FORMATS,
+        "many-of-one-camera",
+        {
+            f"cat/{n}.{end}": saved(picture(1), kind)
+            for n, end, kind in (
+                (1, "JPG", "JPEG"),
+                (2, "jfif", "JPEG"),
+                (3, "TIFF", "TIFF"),
+                (4, "webp", "WEBP"),
+            )
+        }
+        | {"dog/5.Png": None, "dog/5.CR3": "raw", "dog/5.xmp": "<x/>"},
+        {
+            "cat/1.JPG": "train:cat",
+            "cat/2.jfif": "train:cat",
+            "cat/3.TIFF": "train:cat",
+            "cat/4.webp": "train:cat",
+            "dog/5.Png": "train:dog",
+        },
+        ("1 .cr3 in dog/",),
+    ),
+    Case(
+        FORMATS,
         "only-raw",
         {"cat/1.NEF": "raw", "dog/2.NEF": "raw"},
         refused=r"no images in .*: only 2 \.nef in cat/ and dog/\.",
@@ -323,6 +352,35 @@ _CASES = [
         _of("store/1.png") | {"cat/1.png": "-> ../store/1.png", "list.csv": "path,label\ncat/1.png,a\n"},
         {"cat/1.png": "train:a"},
         spec="list.csv",
+    ),
+    Case(
+        LINKS,
+        "dvc",
+        _of(".dvc/cache/files/md5/ab/1.png cat/0.png")
+        | {"cat/1.png": "-> ../.dvc/cache/files/md5/ab/1.png", "list.csv": "path,label\ncat/1.png,a\n"},
+        {"cat/1.png": "train:a"},
+        spec="list.csv",
+    ),
+    Case(
+        LINKS,
+        "names-of-the-store-without-endings",
+        {"blobs/c0ffee": _IMAGE, "cat/1.png": "-> ../blobs/c0ffee", "dog/2.png": None},
+        {"cat/1.png": "train:cat", "dog/2.png": "train:dog"},
+    ),
+    Case(
+        LINKS,
+        "store-out-of-the-folder",
+        _of("store/1.png photos/dog/2.png") | {"photos/cat/1.png": "-> ../../store/1.png"},
+        {"cat/1.png": "train:cat", "dog/2.png": "train:dog"},
+        spec="photos",
+    ),
+    Case(
+        LINKS,
+        "a-folder-of-links",
+        _of("store/1.png store/2.png")
+        | {"here": "-> photos", "photos/cat/1.png": "-> ../../store/1.png"},
+        {"1.png": "train:"},
+        spec="here/cat",
     ),
     Case(
         LINKS,
@@ -450,6 +508,10 @@ def data_sets(folder: Path) -> dict[str, tuple[str, list[str], tuple[str, ...]]]
     parquet("pandas/data.parquet", table(image=structs, label=names))
     parquet("polars/data.parquet", table(photo=pa.array(images, pa.large_binary()), species=names))
     parquet("sets [2024]/data.parquet", table(image=structs, label=names))
+    parquet("numbers/data.parquet", table(img=structs, fine_label=[0, 1, 0, 1]))
+    parquet("named [a-z]*/x.parquet", table(image_bytes=pa.array(images, pa.binary()), label=names))
+    paths = [{"bytes": image, "path": f"{n}.png"} for n, image in enumerate(images)]
+    parquet("paths/data.parquet", table(image=paths, target=pa.array(names).dictionary_encode()))
     parquet("words/digits_train.parquet", table(image=structs[:2], label=names[:2]))
     parquet("words/digits_test.parquet", table(image=structs[2:], label=names[2:]))
     parquet("numbered/train_0.parquet", table(image=structs[:2], label=names[:2]))
@@ -468,6 +530,9 @@ def data_sets(folder: Path) -> dict[str, tuple[str, list[str], tuple[str, ...]]]
         "pandas": ("parquet", labelled, ("4 images", "labels from 'label'")),
         "polars": ("parquet", labelled, ("images from 'photo', labels from 'species'",)),
         "sets [2024]": ("parquet", labelled, ()),
+        "numbers": ("parquet", ["train:0", "train:1", "train:0", "train:1"], ("'fine_label'",)),
+        "named [a-z]*": ("parquet", labelled, ("images from 'image_bytes'",)),
+        "paths": ("parquet", labelled, ("labels from 'target'",)),
         "words": (SPLITS, ["test:a", "test:b", "train:a", "train:b"], ("train 2, test 2",)),
         "numbered": (SPLITS, ["test:a", "test:b", "train:a", "train:b"], ()),
         "unlabelled-test": (

@@ -1,9 +1,13 @@
 """What people have on their disks is read as they mean it, and nothing is left out silently."""
 
 import pytest
+from corpus import picture
 from folders import CASES, UNLABELLED_TEST, data_sets, lay_out_case
+from handmade import RGB, png
+from pixels import CASES as PIXELS
 
 from clfew.data import splits
+from clfew.data.decode import BadImage
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
@@ -42,6 +46,9 @@ def sets(tmp_path_factory):
         "pandas",
         "polars",
         "sets [2024]",
+        "numbers",
+        "named [a-z]*",
+        "paths",
         "words",
         "numbered",
         "unlabelled-test",
@@ -58,7 +65,7 @@ def test_a_data_set_is_read_as_it_is_meant(sets, name):
 
 
 def test_there_are_enough_cases():
-    assert len(CASES) + 7 >= 80
+    assert len(CASES) + len(PIXELS) + 10 >= 120
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.kind == UNLABELLED_TEST], ids=lambda c: c.name)
@@ -68,3 +75,13 @@ def test_unlabelled_test_images_are_neither_tested_on_nor_learned_from(case, tmp
     unlabelled = [i for i, split in enumerate(source.splits) if split == "test"]
     assert set(unlabelled) <= set(held_out)
     assert splits.split_to_test(source) in ("val", None)
+
+
+def test_a_link_to_what_was_not_fetched_is_a_bad_image_with_its_reason(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat/1.png").write_bytes(png(picture(1), 8, RGB))
+    (tmp_path / "cat/2.png").symlink_to("../.git/annex/objects/gone.png")
+    source = open_source(str(tmp_path))
+    assert source.identities == ["cat/1.png", "cat/2.png"]
+    with pytest.raises(BadImage, match="a link to a file that is not here"):
+        source.content(1)
