@@ -3,7 +3,9 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -160,20 +162,10 @@ def apply_label_csv(source: Source, named: ListFile) -> tuple[Source, np.ndarray
     empty = [row["path"] for row in rows if not row["label"].strip()]
     if empty:
         raise UserError(f"{path} has an empty label for {empty[0]}.", "remove the line or fill it in.")
-    by_name = {name: i for i, name in enumerate(source.identities)}
-    by_stem = {os.path.splitext(name)[0]: i for name, i in by_name.items()}
-    root = parse(source.spec).file.parent if is_list(source.spec) else Path(source.spec)
+    find = _finder(source, path)
     indices = []
     for row in rows:
-        name = row["path"] if row["path"] in by_name else row["path"].replace("\\", "/")
-        index = by_name.get(name)
-        for base in (path.parent, Path.cwd()):
-            # First without following links: an image that is one is known by its own name.
-            for place in (os.path.abspath(base / name), base / name):
-                if index is None:
-                    index = by_name.get(_relative(Path(place), root, place == base / name))
-        if index is None:
-            index = by_stem.get(name)
+        index = find(row["path"])
         if index is None:
             raise UserError(
                 f"{path} names {row['path']}, which is not among the images of {source.spec}.",
@@ -202,6 +194,37 @@ def apply_label_csv(source: Source, named: ListFile) -> tuple[Source, np.ndarray
         reading = f"{len(source):,} images; {listed}: {class_words(Counter(names))}"
     relabelled = replace(source.relabelled(labels, list(known)), reading=reading)
     return relabelled, np.array(indices)
+
+
+def _finder(source: Source, path: Path) -> Callable[[str], int | None]:
+    """Returns a function from a path in the list `path` to the image's index, None for no image."""
+    by_name = {name: i for i, name in enumerate(source.identities)}
+    by_stem = {os.path.splitext(name)[0]: i for name, i in by_name.items()}
+    root = parse(source.spec).file.parent if is_list(source.spec) else Path(source.spec)
+
+    @cache
+    def by_target() -> dict[str, int]:
+        return {os.path.realpath(root / name): i for name, i in by_name.items() if "\0" not in name}
+
+    def find(listed: str) -> int | None:
+        name = listed if listed in by_name else listed.replace("\\", "/")
+        places = [base / name for base in (path.parent, Path.cwd())]
+        # First without following links: an image that is one is known by its own name.
+        candidates = [name]
+        for place in places:
+            candidates += [
+                _relative(Path(os.path.abspath(place)), root, False),
+                _relative(place, root, True),
+            ]
+        index = next((by_name[each] for each in candidates if each in by_name), by_stem.get(name))
+        if index is None and "\0" not in name and root.is_dir():
+            # The list may name what the source's links point to.
+            index = next(
+                (i for p in places if (i := by_target().get(os.path.realpath(p))) is not None), None
+            )
+        return index
+
+    return find
 
 
 def _relative(file: Path, root: Path, resolves: bool) -> str:

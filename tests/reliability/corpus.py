@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import tifffile
 from handmade import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, bmp, gif, png, rle8, tiff_of
 from PIL import Image
 from pillow_heif import register_heif_opener
@@ -245,6 +246,17 @@ def tiffs() -> Iterator[File]:
         stored = np.ascontiguousarray(STORED_AS[orientation](p))
         yield File(f"orientation-{orientation}.tif", tiff_of(stored, tag_274=orientation), p)
     yield File("orientation-9.tif", tiff_of(p, tag_274=9), p)
+    more = np.dstack([p, picture(11), picture(12)])
+    yield File("bands.tif", tiff_of(more, tag_262=1), p)
+    yield File("bands-in-planes.tif", tiff_of(more, tag_262=1, planar=True), p)
+    yield File("bands-in-tiles.tif", tiff_of(more, tag_262=1, tile=(16, 16)), p)
+    yield File("bands-orientation-6.tif", tiff_of(STORED_AS[6](more).copy(), tag_262=1, tag_274=6), p)
+    yield File("bands-16.tif", tiff_of(wide, tag_262=1), p)
+    options = {"photometric": "minisblack", "planarconfig": "contig"}
+    for compression in ("lzw", "zlib", "zstd", "packbits"):
+        content = io.BytesIO()
+        tifffile.imwrite(content, more, compression=compression, **options)
+        yield File(f"bands-{compression}.tif", content.getvalue(), p)
 
 
 def newer() -> Iterator[File]:

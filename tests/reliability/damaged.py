@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from corpus import HEIGHT, WIDTH, File, picture, saved
-from handmade import RGB, bmp, gif, jpeg_frame, png, tiff_of, webp_header
+from handmade import RGB, bmp, gif, jpeg_frame, png, tiff, tiff_of, webp_header
 from PIL import Image
 
 CANNOT = "cannot be decoded|whose header cannot be read"
@@ -30,6 +30,7 @@ def truncated() -> Iterator[File]:
         "raw.tif": saved(p, "TIFF"),
         "lzw.tif": saved(p, "TIFF", compression="tiff_lzw"),
         "tiled.tif": tiff_of(p, tile=(16, 16)),
+        "bands.tif": tiff_of(np.dstack([p, p]), tag_262=1),
         "binary.ppm": b"P6 24 16 255 " + p.tobytes(),
     }.items():
         for fraction in (50, 95):
@@ -44,6 +45,17 @@ def bombs() -> Iterator[File]:
     yield File("bomb.bmp", bmp(*huge, 24, p.tobytes()), reason="pixels")
     yield File("bomb.ppm", b"P6 50000 50000 255 " + p.tobytes(), reason="pixels")
     yield File("bomb.tif", tiff_of(p, tag_256=huge[0], tag_257=huge[1]), reason="pixels")
+    bands = np.dstack([p, p])
+    yield File(
+        "bomb-of-bands.tif", tiff_of(bands, tag_262=1, tag_256=50_000, tag_257=50_000), reason="pixels"
+    )
+    many = tiff_of(bands, tag_262=1, tag_256=9_000, tag_257=9_000, tag_277=60_000)
+    yield File("bomb-of-samples.tif", many, reason=CANNOT + "|GiB")
+    deflated = tiff(
+        {256: WIDTH, 257: HEIGHT, 258: [8] * 5, 259: 8, 277: 5, 262: 1, 278: HEIGHT},
+        [zlib.compress(bytes(300_000_000), 9)],
+    )
+    yield File("bomb-in-a-strip.tif", deflated, reason=CANNOT)
     yield File("bomb.gif", gif((60_000, 60_000), (0, 0, 5, 4), np.zeros((4, 5), int)), reason="pixels")
     beyond = gif((5, 4), (0, 0, 60_000, 60_000), np.zeros((4, 5), int))
     yield File("bomb-in-a-frame.gif", beyond, reason="pixels")

@@ -74,7 +74,7 @@ def lay_out(folder: Path) -> tuple[dict[str, File], dict[str, str]]:
     os.mknod(folder / "b/socket.png", stat.S_IFSOCK | 0o600)
     (folder / "b/device.png").symlink_to("/dev/zero")
     (folder / SECRET).write_bytes(png(pixels, 8, RGB))
-    bad["a/nowhere.png"] = "No such file"
+    bad["a/nowhere.png"] = "a link to a file that is not here"
     bad[SECRET] = "Permission denied"
     bad |= dict.fromkeys(("a/itself.png", "a/there.png", "a/back.png"), "symbolic links")
     bad |= dict.fromkeys(("a/pipe.png", "b/socket.png", "b/device.png"), "not a regular file")

@@ -8,6 +8,8 @@ from pixels import CASES as PIXELS
 
 from clfew.data import splits
 from clfew.data.decode import BadImage
+from clfew.data.labels import apply_label_csv
+from clfew.data.lists import ListFile
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
@@ -85,3 +87,18 @@ def test_a_link_to_what_was_not_fetched_is_a_bad_image_with_its_reason(tmp_path)
     assert source.identities == ["cat/1.png", "cat/2.png"]
     with pytest.raises(BadImage, match="a link to a file that is not here"):
         source.content(1)
+
+
+@pytest.mark.parametrize(
+    "named", ["1.png", "photos/1.png", "{0}/photos/1.png", "{0}/store/1.png", "store/1.png"]
+)
+def test_a_label_list_finds_images_that_are_links(named, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "photos").mkdir()
+    for name in ("1.png", "2.png"):
+        (tmp_path / "store" / name).write_bytes(png(picture(1), 8, RGB))
+        (tmp_path / "photos" / name).symlink_to(f"../store/{name}")
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path,label\n{named.format(tmp_path)},a\n")
+    labelled, indices = apply_label_csv(open_source(str(tmp_path / "photos")), ListFile(listed))
+    assert indices.tolist() == [0] and read(labelled) == ["train:a", "train:"]

@@ -41,7 +41,9 @@ def test_the_corpus_has_every_kind():
     assert len(GOOD) + len(BAD) >= 60
     names = [file.name for file in GOOD + BAD]
     assert len(names) == len(set(names))
-    kinds = {Image.open(io.BytesIO(file.content)).format for file in GOOD}
+    # Pillow does not know the layout of those with bands.
+    known = [file for file in GOOD if not file.name.startswith("bands")]
+    kinds = {Image.open(io.BytesIO(file.content)).format for file in known}
     assert kinds == {*decoding.FORMATS, "MPO"}
 
 
