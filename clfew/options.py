@@ -120,7 +120,6 @@ LabelColumn = Annotated[
 ]
 
 # For images with other bands than red, green and blue.
-MOST_BANDS = 1000
 Bands = Annotated[
     str | None,
     _option(

@@ -286,10 +286,11 @@ def _help(hint: Any) -> str:
 def _checked_bands(bands: Any) -> str:
     """Returns the bands that a user named as text, such as "4,3,2". Raises UsageError."""
     text = ",".join(map(str, bands)) if isinstance(bands, (list, tuple)) else str(bands)
-    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-    if len(numbers) not in (1, 3) or not all(1 <= number <= opt.MOST_BANDS for number in numbers):
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [int(part) if part.isdecimal() and len(part) < 5 else 0 for part in parts]
+    if len(numbers) not in (1, 3) or min(numbers) < 1:
         raise UsageError(
-            f"--bands {text} does not name one band or three, by numbers from 1 to {opt.MOST_BANDS:,}.",
+            f"--bands {text[:40]} does not name one band or three, by numbers from 1.",
             "for example --bands 4,3,2 for red, green and blue.",
         )
     return ",".join(map(str, numbers))

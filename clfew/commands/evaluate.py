@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.find_scale import with_scale
 from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import apply_label_csv, label_list_of
@@ -22,7 +21,7 @@ from clfew.finetuning.metrics import classification_report, expected_calibration
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_cache
-from clfew.models.kept_scale import kept_scale
+from clfew.models.kept_scale import scaled
 from clfew.models.metadata import ArtifactMetadata
 from clfew.report.page import ReportDetails, write_report
 from clfew.runs.files import write_json
@@ -79,8 +78,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     artifact = find_artifact(settings.origin, "finetune", hint)
     classifier, metadata, seen = load_classifier(artifact)
     source = _in_classes_of(metadata, _open(settings.source, metadata))
-    if kept := kept_scale(metadata):
-        source = with_scale(source, kept=kept)
+    source = scaled(source, None, [metadata])
     say_source(source)
     cache = cached_images(source, metadata.side)
     data, split = _tested(source, cache, metadata, seen["finetuning"])

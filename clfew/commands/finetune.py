@@ -10,9 +10,11 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.find_scale import with_scale
 from clfew.data.held_out import NONE, SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.labels import parse_labels, sample_labels
+from clfew.data.pixel_scale import scale_from
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_testable
@@ -165,8 +167,10 @@ def prepare(
     files = [each for each in found if isinstance(each, Path) and not from_scratch]
     before = [read_metadata(file)[0] for file in files]
     opened, listed = with_labels(open_source(settings.source or "", split_rule), spec, before)
-    if resumed is None or "pixels" in read_config(resumed):
+    if resumed is None:
         opened = scaled(opened, bands_of(settings), before)
+    elif kept := scale_from(read_config(resumed).get("pixels")):
+        opened = with_scale(opened, kept=kept)
     say_source(opened)
     if resumed is not None:
         check_unchanged(resumed, read_config(resumed), opened.digest())

@@ -24,7 +24,8 @@ from clfew.data.wide import (
     NotRead,
     Wide,
     bits_of,
-    is_misread,
+    bytes_of,
+    has_pages,
     is_tiff,
     is_wide,
     read_wide,
@@ -59,6 +60,8 @@ MAX_PIXELS = 100_000_000
 """Decoding takes at most 20 bytes a pixel, 2 GB, which decoders take in turn (see `turns`). Pillow alone
 stops at 179 million pixels."""
 _BAND_PIXELS = 2**18
+_BYTES_A_PIXEL = 8
+"""Of an image with more, the decoder takes more than the 20 bytes a pixel."""
 
 # What Pillow warns about (odd metadata, large images) is either harmless or refused below, and
 # `warnings.catch_warnings` would not be safe in the threads that decode.
@@ -112,11 +115,11 @@ def decode(content: bytes, at_least: int | None = None, scale: PixelScale | None
     scale: of wide pixels and bands (see `pixel_scale`), None for the usual one. Raises BadImage.
     """
     with _reasons(content), _turn_for(content, at_least) as image:
-        if image is None or (scale is not None and is_wide(content, image)):
+        if image is None or (scale is not None and _is_read_as_wide(content, image, scale.bands)):
             wide = _values(content, image, scale or PixelScale())
             return upright(to_rgb(wide, scale), wide.orientation)
         image.load()
-        if scale is not None and scale.bands is not None:
+        if scale is not None and (scale.bands or scale.is_opaque):
             return to_rgb(_as_wide(_upright(image)), scale)
         return _to_rgb(_upright(image))
 
@@ -125,7 +128,7 @@ def wide_pixels(content: bytes, bands: tuple[int, ...] | None = None) -> Wide | 
     """Returns the pixels of an image as its file holds them, if they are wide (see `wide.is_wide`) or a
     fourth band beside colours; else None. bands: those that will be taken. Raises BadImage."""
     with _reasons(content), _turn_for(content) as image:
-        if image is not None and not is_wide(content, image):
+        if image is not None and not _is_read_as_wide(content, image, bands):
             if image.mode != "RGBA":
                 return None
             image.load()
@@ -133,7 +136,11 @@ def wide_pixels(content: bytes, bands: tuple[int, ...] | None = None) -> Wide | 
         wide = _values(content, image, PixelScale(bands=bands))
         if wide.values.dtype == np.uint8 and image is not None and bits_of(image) > 8:
             wide = replace(wide, values=wide.values.astype(np.uint16) * 257)  # Of high bytes only.
-        return replace(wide, is_misread=image is not None and is_misread(image))
+        return wide
+
+
+def _is_read_as_wide(content: bytes, image: Image.Image, bands: tuple[int, ...] | None) -> bool:
+    return is_wide(content, image) or has_pages(image, max(bands or (1,)))
 
 
 def _values(content: bytes, image: Image.Image | None, scale: PixelScale) -> Wide:
@@ -169,7 +176,9 @@ def _turn_for(content: bytes, at_least: int | None = None) -> Iterator[Image.Ima
     if image is not None and at_least is not None:
         image.draft("RGB", (at_least, at_least))
         width, height = image.size
-    with turns.turn(width * height):
+    is_reduced = image is not None and image.format == "JPEG"
+    values = 0 if is_reduced else bytes_of(content, image)
+    with turns.turn(max(width * height, values // _BYTES_A_PIXEL)):
         yield image
 
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from clfew.data import decode
 from clfew.data.decode import BadImage
-from clfew.data.pixel_scale import FIRST_THREE, FIRST_TWO, WHOLE, PixelScale, taken_bands
+from clfew.data.pixel_scale import LARGEST, WHOLE, PixelScale, taken_bands, whole_of
 from clfew.data.source import Source
-from clfew.data.wide import NotRead
+from clfew.data.wide import NotRead, is_tiff
 
 MOST_TRIED = 512
 MOST_MEASURED = 64
@@ -18,6 +18,13 @@ MOST_BYTES = 2**28
 
 FEW_BEYOND = 0.25
 """Among images within 16 bits, at most this fraction of others is taken for strays."""
+
+FILLED = 0.0005
+"""A value that marks what was not measured has at least this fraction of the pixels."""
+
+OPAQUE, OPAQUE_ELSEWHERE = 0.5, 0.01
+"""A band of transparency hides and shows at least this fraction of its pixels as a whole; one with less
+is a band of its own: near infrared, or depth."""
 
 PERCENTILES = (0.1, 99.9)
 _PIXELS = 10_000
@@ -28,14 +35,12 @@ _FEW = 64
 
 @dataclass(frozen=True)
 class _Look:
-    """What one image shows. values: some of those that are taken. opaque: the fraction of its last
-    band's that are fully or not at all opaque, None where it is neither declared as transparency nor
-    taken for it."""
+    """What one image shows. values: some of those that are taken. bands: without one of transparency.
+    is_opaque: whether one that is declared as transparency is none; None where none is declared."""
 
     values: np.ndarray
     bands: int
-    is_misread: bool
-    opaque: float | None
+    is_opaque: bool | None
     highest: float | None
 
 
@@ -56,16 +61,11 @@ def with_scale(
 
 
 def _scale_of(looks: list[_Look], bands: tuple[int, ...] | None) -> tuple[PixelScale | None, str]:
-    """Returns the scale, None for the usual one, and words for it, "" where nothing is unusual."""
-    counted = [look.opaque for look in looks if look.opaque is not None]
-    most = max((look.bands for look in looks), default=0)
-    used = bands
-    if bands is None and (
-        # The last band is no transparency, whatever the files say.
-        (counted and np.median(counted) < 0.5)
-        or any(look.is_misread and look.bands > 1 for look in looks)
-    ):
-        used = FIRST_TWO if most == 2 else FIRST_THREE
+    """Returns the scale, None where there is nothing but ordinary pixels, and words for it, "" where
+    nothing is unusual."""
+    declared = [look.is_opaque for look in looks if look.is_opaque is not None]
+    is_opaque = sum(declared) > len(declared) / 2
+    most = max((look.bands + (is_opaque and look.is_opaque is not None) for look in looks), default=0)
     words = []
     measured = _of_most_kind([look for look in looks if look.values.dtype != np.uint8])
     low, high, why = _range_of(measured)
@@ -74,13 +74,12 @@ def _scale_of(looks: list[_Look], bands: tuple[int, ...] | None) -> tuple[PixelS
     if bands is not None:
         named = "bands " + ", ".join(map(str, bands)) if len(bands) > 1 else f"band {bands[0]}"
         words.append(named + (f" of {most}" if most else ""))
-    elif most == 2:
-        words.append("bands 1, 2, 2 of 2 (--bands takes others)")
-    elif most > 3 and (used or not counted or most > 4):
-        words.append(f"bands 1, 2, 3 of {most} (--bands takes others)")
+    elif most == 2 or most > 3:
+        words.append(f"bands 1, 2, {min(most, 3)} of {most} (--bands takes others)")
     is_float = bool(measured) and measured[0].values.dtype.kind == "f"
-    scale = PixelScale(low, high, used, is_float)
-    return (None if scale == PixelScale() else scale), ", ".join(words)
+    scale = PixelScale(low, high, bands, is_float, is_opaque)
+    is_usual = scale == PixelScale() and not measured and most in (0, 1, 3)
+    return (None if is_usual else scale), ", ".join(words)
 
 
 def _of_most_kind(looks: list[_Look]) -> list[_Look]:
@@ -105,9 +104,11 @@ def _range_of(looks: list[_Look]) -> tuple[float, float, str]:
     measured = np.concatenate([look.values.ravel() for look in looks])
     is_float = measured.dtype.kind == "f"
     measured = measured[np.isfinite(measured)].astype(np.float64)
-    # What is saturated or filled in is at the ends.
-    inner = measured if is_float else measured[(measured != WHOLE[0]) & (measured != WHOLE[1])]
-    inner = inner if len(inner) else measured
+    measured = measured[np.abs(measured) < LARGEST]
+    inner = _without_fill(measured)
+    if not is_float:  # What is saturated is at the ends.
+        within = inner[(inner != WHOLE[0]) & (inner != WHOLE[1])]
+        inner = within if len(within) else inner
     if not len(inner):
         return *WHOLE, ""
     low, high = (float(each) for each in np.percentile(inner, PERCENTILES))
@@ -118,9 +119,23 @@ def _range_of(looks: list[_Look]) -> tuple[float, float, str]:
     if not is_float and low >= 0 and WHOLE[1] / 2 <= high <= WHOLE[1]:
         return *WHOLE, ""
     if not low < high:
-        low, high = (0.0, high) if high > 0 else (low, low + 1)
+        low, high = (0.0, high) if high > 0 else (low, low + max(1.0, abs(low)))
     count = f"{len(looks)} image" + "s" * (len(looks) > 1)
     return low, high, f"percentiles {PERCENTILES[0]} and {PERCENTILES[1]} of {count}"
+
+
+def _without_fill(values: np.ndarray) -> np.ndarray:
+    """Returns the numbers without the lowest and the highest one, if many pixels have it and it is
+    farther from the others than these are from each other: it marks what was not measured."""
+    for end in (np.min, np.max):
+        if not len(values):
+            break
+        fill = end(values)
+        rest = values[values != fill]
+        is_far = len(rest) and abs(fill - (rest.min() if end is np.min else rest.max())) > np.ptp(rest)
+        if is_far and len(values) - len(rest) > FILLED * len(values):
+            values = rest
+    return values
 
 
 def _looks(source: Source, bands: tuple[int, ...] | None, most: int = MOST_MEASURED) -> list[_Look]:
@@ -157,21 +172,19 @@ def _look(content: bytes, bands: tuple[int, ...] | None) -> _Look | None:
     wide = decode.wide_pixels(content, bands)
     if wide is None:
         return None
-    last = wide.values[..., -1]
-    may_be_alpha = wide.bands == 4 and last.dtype in (np.uint8, np.uint16)
-    whole = np.iinfo(last.dtype).max if may_be_alpha else 0
-    every = max(1, last.size // _PIXELS)
-    flat = wide.values.reshape(-1, wide.bands)[::every]
     try:
         taken = taken_bands(wide, PixelScale(bands=bands))
     except NotRead as error:
         raise BadImage(str(error)) from None
+    flat = wide.values.reshape(-1, wide.bands)
+    if len(flat) > _PIXELS:
+        flat = flat[np.random.default_rng(0).integers(0, len(flat), _PIXELS)]
     values = flat[:, [band - 1 for band in taken]]
     if wide.nodata is not None:
         values = values[(values != wide.nodata).all(axis=1)]
-    opaque = None
-    if may_be_alpha and wide.has_alpha:
-        opaque = float(np.isin(flat[:, -1], (0, whole)).mean())
-    # A band of grey and one of transparency are one band.
-    count = 1 if wide.has_alpha and wide.bands == 2 else wide.bands
-    return _Look(values, count, wide.is_misread, opaque, wide.highest)
+    is_opaque = None
+    if wide.has_alpha:
+        is_clear = np.isin(flat[:, -1], (0, whole_of(flat.dtype))).mean()
+        # In other formats than TIFF nothing else than transparency can be declared.
+        is_opaque = bool(is_clear < (OPAQUE if is_tiff(content) else OPAQUE_ELSEWHERE))
+    return _Look(values, wide.bands - wide.has_alpha, is_opaque, wide.highest)

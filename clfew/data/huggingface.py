@@ -11,7 +11,7 @@ import numpy as np
 
 from clfew.data.decode import BadImage, read_bytes
 from clfew.data.layout import exact_split, list_words, split_of
-from clfew.data.lists import LABEL_NAMES, likeliest, split_columns, with_columns
+from clfew.data.lists import LABEL_NAMES, by_its_end, likeliest, split_columns, with_columns
 from clfew.data.source import RULE, SPLITS, Source, encode_labels
 from clfew.errors import UserError
 
@@ -241,7 +241,10 @@ def _label_column(spec: str, features: Any, rule: int) -> str | None:
     if found is None and rule >= 3:
         plain = (datasets.Value, list)
         others = [c for c, f in features.items() if isinstance(f, plain) or hasattr(f, "feature")]
-        return likeliest(spec, "label", LABEL_NAMES, others)
+        # The cells of a data set are not read for it: they may be large.
+        return likeliest(spec, "label", LABEL_NAMES, others) or by_its_end(
+            LABEL_NAMES, others, lambda column: {column}
+        )
     return found
 
 

@@ -208,21 +208,19 @@ def _finder(source: Source, path: Path) -> Callable[[str], int | None]:
 
     def find(listed: str) -> int | None:
         name = listed if listed in by_name else listed.replace("\\", "/")
+        if name in by_name:
+            return by_name[name]
         places = [base / name for base in (path.parent, Path.cwd())]
-        # First without following links: an image that is one is known by its own name.
-        candidates = [name]
         for place in places:
-            candidates += [
-                _relative(Path(os.path.abspath(place)), root, False),
-                _relative(place, root, True),
-            ]
-        index = next((by_name[each] for each in candidates if each in by_name), by_stem.get(name))
-        if index is None and "\0" not in name and root.is_dir():
-            # The list may name what the source's links point to.
-            index = next(
-                (i for p in places if (i := by_target().get(os.path.realpath(p))) is not None), None
-            )
-        return index
+            # First without following links: an image that is one is known by its own name.
+            for resolves, each in ((False, Path(os.path.abspath(place))), (True, place)):
+                if (found := _relative(each, root, resolves)) in by_name:
+                    return by_name[found]
+        if name in by_stem or "\0" in name or not root.is_dir():
+            return by_stem.get(name)
+        # The list may name what the source's links point to.
+        targets = [by_target().get(os.path.realpath(place)) for place in places]
+        return next((target for target in targets if target is not None), None)
 
     return find
 

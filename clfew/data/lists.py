@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ SPLIT_NAMES = (("split",), ("subset", "set", "partition"))
 first name of all wins over those of its group."""
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
+_YES_OR_NO = {"", "0", "1", "0.0", "1.0", "true", "false", "yes", "no", "y", "n"}
 _DELIMITERS = ",;\t|"
 _SPEC = re.compile(r"(.+?)((?::(?:path|label)=[^:]+)+)")
 
@@ -106,6 +108,10 @@ def read_list(named: ListFile) -> Listed:
     columns, numbered = _table(path)
     taken = _columns(named, columns)
     flags = _flags([row for _, row in numbered], columns, taken)
+    if "label" not in taken and not flags:
+        free = [column for column in columns if column not in taken.values()]
+        column = by_its_end(LABEL_NAMES, free, lambda c: {str(row.get(c)) for _, row in numbered})
+        taken |= {"label": column} if column else {}
     rows = []
     for number, row in numbered:
         if None in row or None in row.values():
@@ -226,12 +232,8 @@ def likeliest(
     path: str | Path, name: str, groups: tuple[tuple[str, ...], ...], columns: list[str]
 ) -> str | None:
     """Returns the column with the most telling name, None if there is none. Raises UserError for two."""
-    last_words = {c: _normal(c).rsplit("_", 1)[-1] for c in columns if "_" in _normal(c)}
-    telling = [[c for c in columns if _normal(c) in group] for group in groups]
-    # Last, what ends in one of the telling words: fine_label, bird_species.
-    words = {word for group in groups[:2] for word in group}
-    for candidates in [*telling, [c for c, word in last_words.items() if word in words]]:
-        found = list(dict.fromkeys(candidates))
+    for group in groups:
+        found = list(dict.fromkeys(c for c in columns if _normal(c) in group))
         exact = [c for c in found if _normal(c) == name]
         if len(exact or found) == 1:
             return (exact or found)[0]
@@ -243,6 +245,17 @@ def likeliest(
                 f"name the right one: --{name}-column {found[0]}",
             )
     return None
+
+
+def by_its_end(
+    groups: tuple[tuple[str, ...], ...], columns: list[str], cells: Callable[[str], set[str]]
+) -> str | None:
+    """Returns the one column whose name ends in a telling word (fine_label, bird_species); None where
+    there are several, or where its cells only say yes or no (has_label)."""
+    words = {word for group in groups[:2] for word in group}
+    found = [c for c in dict.fromkeys(columns) if _normal(c).rsplit("_", 1)[-1] in words]
+    is_one = len(found) == 1 and {cell.strip().lower() for cell in cells(found[0])} - _YES_OR_NO
+    return found[0] if is_one else None
 
 
 def _normal(column: str) -> str:

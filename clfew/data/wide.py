@@ -7,8 +7,10 @@ Pillow reads one band of them as it is, several bands by their high bytes or not
 import importlib.util
 import io
 import logging
+import math
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,8 +40,8 @@ class Wide:
 
     values: (H, W, B), of any type of numbers. has_alpha: whether the last band is declared as
     transparency. highest: the highest value that a pixel can have, where the file says it. nodata: the
-    value that marks pixels without a measurement. orientation: as in EXIF. is_misread: whether Pillow
-    reads something else without a word (see `is_misread`).
+    value that marks pixels without a measurement. orientation: as in EXIF. is_negative: whether low
+    values are bright.
     """
 
     values: np.ndarray
@@ -47,7 +49,7 @@ class Wide:
     highest: float | None = None
     nodata: float | None = None
     orientation: int = 1
-    is_misread: bool = False
+    is_negative: bool = False
 
     @property
     def bands(self) -> int:
@@ -99,9 +101,8 @@ def read_wide(content: bytes, image: Image.Image | None, pages: int = 1) -> Wide
     pages: how many pages of a TIFF with one sample a pixel are taken as bands. Raises NotRead, and what
     decoders raise for a damaged file.
     """
-    has_pages = pages > 1 and is_tiff(content) and getattr(image, "n_frames", 1) > 1
     has_one_band = image is not None and image.mode.startswith(("I", "F")) and _samples(image) == 1
-    if image is not None and has_one_band and not has_pages:
+    if image is not None and has_one_band and not has_pages(image, pages):
         tags: Any = getattr(image, "tag_v2", {})
         image.load()
         values = np.asarray(image)[..., None]
@@ -112,6 +113,7 @@ def read_wide(content: bytes, image: Image.Image | None, pages: int = 1) -> Wide
             highest=_highest(tags.get(281)) or _significant(content),
             nodata=_number(tags.get(42113)),
             orientation=image.getexif().get(0x0112, 1),
+            is_negative=image.format == "TIFF" and tags.get(262) == 0,
         )
     if is_tiff(content):
         return _read_tiff(content, pages)
@@ -131,6 +133,21 @@ def size_of(content: bytes) -> tuple[int, int]:
     return page.imagewidth, page.imagelength
 
 
+def bytes_of(content: bytes, image: Image.Image | None) -> int:
+    """Returns how many bytes the values of an image take."""
+    if image is not None:
+        return image.width * image.height * _samples(image) * bits_of(image) // 8
+    page = _tifffile().TiffFile(io.BytesIO(content)).pages[0]
+    return int(page.size * page.dtype.itemsize) if page.dtype is not None else 0
+
+
+def has_pages(image: Image.Image | None, pages: int) -> bool:
+    """Returns whether the pages of a TIFF with one sample a pixel can be taken as so many bands."""
+    if image is None or image.format != "TIFF" or pages < 2 or _samples(image) > 1:
+        return False
+    return getattr(image, "n_frames", 1) >= pages
+
+
 def upright(rgb: Image.Image, orientation: int) -> Image.Image:
     """Turns an image as its orientation in EXIF says."""
     if orientation not in range(2, 9):
@@ -139,6 +156,7 @@ def upright(rgb: Image.Image, orientation: int) -> Image.Image:
     return ImageOps.exif_transpose(rgb)
 
 
+@cache
 def _tifffile() -> Any:
     import tifffile
 
@@ -152,6 +170,8 @@ def _read_tiff(content: bytes, pages: int) -> Wide:
         if page.photometric not in (*_GREY, _RGB) or page.dtype is None or page.dtype.kind not in "uif":
             raise NotRead("cannot be decoded (a TIFF of a layout that is not read)")
         if 1 < pages <= len(file.pages) and page.samplesperpixel == 1:
+            if pages * page.size * page.dtype.itemsize > MAX_VALUES_BYTES:
+                raise NotRead(f"its pages take more than {MAX_VALUES_BYTES >> 30} GiB")
             values = np.concatenate([_page(content, file.pages[i]) for i in range(pages)], axis=2)
         else:
             values = _page(content, page)
@@ -161,6 +181,7 @@ def _read_tiff(content: bytes, pages: int) -> Wide:
             highest=_highest(page.tags.valueof(281)),
             nodata=_number(page.tags.valueof(42113)),
             orientation=int(page.tags.valueof(274) or 1),
+            is_negative=page.photometric == 0,
         )
 
 
@@ -178,12 +199,13 @@ def _page(content: bytes, page: Any) -> np.ndarray:
         raise NotRead(f"its bands take more than {MAX_VALUES_BYTES >> 30} GiB")
     if page.compression != _UNCOMPRESSED:
         if page.compression not in _COMPRESSED:
-            raise NotRead(f"bands compressed by {page.compression.name}, which is not read")
+            raise NotRead(f"bands compressed by method {int(page.compression)}, which is not read")
         # Without it, tifffile decompresses however much comes.
         if importlib.util.find_spec("imagecodecs") is None:
             raise NotRead(f"compressed bands, which are read after: {HINT}")
     ends = [start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)]
-    if max(ends) > len(content) or min(page.databytecounts) == 0:
+    is_whole = len(ends) == math.prod(page.chunked) and min(page.databytecounts, default=0) > 0
+    if not is_whole or max(ends) > len(content):
         raise NotRead("the file is truncated")
     values, axes = page.asarray(maxworkers=1), page.axes
     if axes not in ("YX", "YXS", "SYX") or not values.size:
@@ -221,9 +243,14 @@ def _highest(tag: Any) -> float | None:
 
 def _significant(content: bytes) -> float | None:
     """Returns the highest value that the significant bits of a PNG hold, where it says how many."""
-    place = content.find(b"sBIT", 8, content.find(b"IDAT", 8)) if content.startswith(_PNG_START) else -1
-    bits = content[place + 4] if place > 0 else 0
-    return float(2**bits - 1) if 8 < bits < 16 else None
+    place = len(_PNG_START) if content.startswith(_PNG_START) else len(content)
+    while place + 12 < len(content):  # A chunk is its size, its name, what it holds and a checksum.
+        size, name = int.from_bytes(content[place : place + 4], "big"), content[place + 4 : place + 8]
+        if name in (b"sBIT", b"IDAT"):
+            bits = content[place + 8] if name == b"sBIT" else 0
+            return float(2**bits - 1) if 8 < bits < 16 else None
+        place += 12 + size
+    return None
 
 
 def _number(text: Any) -> float | None:

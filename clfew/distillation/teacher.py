@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.find_scale import with_scale
 from clfew.data.image_cache import ImageCache
 from clfew.data.labels import apply_label_csv, label_list_of
 from clfew.data.source import Source
@@ -24,8 +25,14 @@ from clfew.finetuning.start import (
 )
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier, build_neck
-from clfew.models.init_weights import AUTO, SCRATCH, derives_from_published, find_init_weights
-from clfew.models.kept_scale import kept_scale
+from clfew.models.init_weights import (
+    AUTO,
+    SCRATCH,
+    artifacts_of,
+    derives_from_published,
+    find_init_weights,
+)
+from clfew.models.kept_scale import kept_scale, scaled
 from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.runs.files import unguarded
 from clfew.runs.folders import LABELS, read_config
@@ -89,7 +96,9 @@ def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
     """
     learned = teacher.metadata.data["finetune"]
     rule = learned.get("split_rule", 1)
-    source = replace(open_source(learned["source"], rule), scale=kept_scale(teacher.metadata))
+    source = open_source(learned["source"], rule)
+    if kept := kept_scale(teacher.metadata):
+        source = with_scale(source, kept=kept)
     if learned["label_file"] and Path(learned["label_file"]).is_file():
         source, _ = apply_label_csv(source, label_list_of(learned))
     seed = learned["split_seed"]
@@ -187,6 +196,7 @@ def student_start(
         )
     encoder = metadata.encoder if name == SAME else name
     init_weights, why = find_init_weights(init, encoder, device)
+    scaled(source, None, [metadata, *artifacts_of(init_weights)])  # Raises if these differ.
     data = metadata.data["finetune"]
     network = Network(
         encoder,

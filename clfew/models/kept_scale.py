@@ -29,20 +29,20 @@ def scaled(source: Source, bands: tuple[int, ...] | None, artifacts: list[Artifa
     if kept:
         (scale,) = kept
         if bands not in (None, scale.bands):
-            raise UsageError(
-                f"--bands {','.join(map(str, bands or ()))} are other bands than those that the encoder "
-                f"learned from ({','.join(map(str, scale.bands or (1, 2, 3)))}).",
-                "leave out --bands, or pretrain with the same ones.",
-            )
+            _refuse(bands, scale.bands)
         return with_scale(source, kept=scale)
-    # Before it had a number, and in its first versions, a run read whole 16 bits.
-    if bands is None and (source.rule < 3 or any(_is_older(each, source) for each in artifacts)):
+    if source.rule < 4:
         return source
+    ordinary = [step for each in artifacts for step in each.data.values() if "pixels" in step]
+    if bands is not None and any(step.get("source") == source.spec for step in ordinary):
+        _refuse(bands, None)
     return with_scale(source, bands)
 
 
-def _is_older(metadata: ArtifactMetadata, source: Source) -> bool:
-    """Returns whether an artifact learned from the source before scales were kept."""
-    return any(
-        step.get("source") == source.spec and "pixels" not in step for step in metadata.data.values()
+def _refuse(bands: tuple[int, ...] | None, learned: tuple[int, ...] | None) -> None:
+    named = "the first three" if learned is None else ",".join(map(str, learned))
+    raise UsageError(
+        f"--bands {','.join(map(str, bands or ()))} are other bands than those that the encoder learned "
+        f"from ({named}).",
+        "leave out --bands, or pretrain with the same ones.",
     )

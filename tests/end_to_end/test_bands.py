@@ -8,6 +8,7 @@ import pytest
 import safetensors.numpy
 import tifffile
 
+from clfew.data.pixel_scale import PixelScale
 from clfew.models.kept_scale import kept_scale
 from clfew.models.metadata import read_metadata
 
@@ -79,6 +80,7 @@ def test_embed_and_distill_keep_it(clfew, folder):
     assert scale_in(folder / "student/classifier.safetensors") == first
 
 
+@pytest.mark.slow
 def test_compare_takes_bands(clfew, folder):
     words = "compare data --bands 4,4,4 --methods simclr --epochs 1 --labels 4/class --draws 2"
     found = run(clfew, folder, f"{words} --encoder resnet8-w8 --size 16 --out compared --format json")
@@ -100,6 +102,7 @@ def test_a_resumed_run_keeps_it(clfew, folder):
     assert refused.rc == 2 and "--bands 1,2,3 cannot be changed on resume" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "rc", "said"),
     [
@@ -125,3 +128,26 @@ def test_encoders_on_different_scales_are_not_mixed(clfew, folder):
     words = "finetune data --labels 4/class --from pretrained --from other"
     found = clfew(*words.split(), cwd=folder)
     assert found.rc == 1 and "different scales" in found.stderr
+
+
+def test_whole_16_bits_are_a_scale_too(clfew, folder):
+    """Of darker images of the same kind, too, which have another scale of their own."""
+    random = np.random.default_rng(1)
+    for name, highest in (("whole", 65535), ("darker", 9000)):
+        for label in ("a", "b"):
+            (folder / name / label).mkdir(parents=True)
+            for i in range(12):
+                pixels = random.integers(0, highest, (20, 20)).astype(np.uint16)
+                tifffile.imwrite(folder / f"{name}/{label}/{i}.tif", pixels)
+    run(clfew, folder, f"pretrain whole {TRAIN} --out of-whole")
+    run(clfew, folder, f"pretrain darker {TRAIN} --out of-darker")
+    assert scale_in(folder / "of-whole/encoder.safetensors") == PixelScale()
+    words = "finetune darker --labels 2/class --mode linear --from of-whole --out of-both"
+    run(clfew, folder, words)
+    assert scale_in(folder / "of-both/classifier.safetensors") == PixelScale()
+    words = "finetune darker --labels 2/class --from of-whole --from of-darker"
+    found = clfew(*words.split(), cwd=folder)
+    assert found.rc == 1 and "different scales" in found.stderr
+    words = "distill --from of-both --init of-darker --keep --epochs 1"
+    refused = clfew(*words.split(), cwd=folder)
+    assert refused.rc == 1 and "different scales" in refused.stderr

@@ -102,3 +102,24 @@ def test_a_label_list_finds_images_that_are_links(named, tmp_path):
     listed.write_text(f"path,label\n{named.format(tmp_path)},a\n")
     labelled, indices = apply_label_csv(open_source(str(tmp_path / "photos")), ListFile(listed))
     assert indices.tolist() == [0] and read(labelled) == ["train:a", "train:"]
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "expected"),
+    [
+        ("path,label,data_set", "{0},a,ISIC2019", ["train:a", "train:a"]),
+        ("path,label,feature_set", "{0},a,3", ["train:a", "train:a"]),
+        ("path,cat,dog_breed", "{0},1,0", ["train:cat", "train:cat"]),
+        ("path,cat_label,dog_label", "{0},0,1", ["train:dog_label", "train:dog_label"]),
+        ("path,has_label", "{0},1", ["train:", "train:"]),
+        ("path,old_label,predicted_label", "{0},a,b", ["train:", "train:"]),
+        ("path,bird_species", "{0},finch", ["train:finch", "train:finch"]),
+        ("path,fine_label,score", "{0},7,0.3", ["train:7", "train:7"]),
+    ],
+)
+def test_columns_that_end_in_a_telling_word(header, cells, expected, tmp_path):
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(png(picture(1), 8, RGB))
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join([header, cells.format("1.png"), cells.format("2.png")]))
+    assert read(open_source(str(listed))) == expected

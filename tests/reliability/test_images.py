@@ -26,6 +26,7 @@ from clfew.data.image_files import walk_images
 from clfew.errors import UserError
 from clfew.models.artifacts import load_classifier, load_encoder
 from clfew.models.features import apply_to_cache
+from clfew.models.kept_scale import kept_scale
 from clfew.runs.files import unguarded
 
 # clfew ignores these warnings too: their causes are harmless or refused.
@@ -278,7 +279,8 @@ def test_commands_read_a_good_file_to_identical_pixels(worked):
     rows = np.array([i for i, name in enumerate(names) if name in good])
     encoder, _, metadata, _ = load_encoder(folder / "runs/pretrain-1/encoder.safetensors")
     contents = [read_bytes(folder / "photos" / names[i]) for i in rows]
-    squares = [load_square(content, metadata.side) for content in contents]
+    scale = kept_scale(metadata)
+    squares = [load_square(content, metadata.side, scale) for content in contents]
     pixels, aspects = (np.array(values) for values in zip(*squares, strict=True))
     caches = list((folder / "cache").glob("*/pixels.safetensors"))
     assert len(caches) == 3
