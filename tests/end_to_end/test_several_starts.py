@@ -196,6 +196,7 @@ def test_what_has_learned_from_other_images_holds_nothing_out_of_these(project, 
     assert result["mean"] == json.loads(done.stdout)["mean"]
 
 
+@pytest.mark.slow
 def test_a_network_that_was_trained_from_one_side_by_side_can_be_distilled(project, clfew):
     clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=SIDE_BY_SIDE)
     whole = ("finetune", "--labels", "4/class", "--from", "runs/finetune-1", "--mode", "full")

@@ -82,6 +82,7 @@ def used(run):
     return rows[-1]["seconds"]
 
 
+@pytest.mark.slow
 def test_a_distillation_of_some_minutes_keeps_them_and_can_be_repeated(clfew, images, tmp_path):
     images(tmp_path / "photos", each=30)
     clfew.ok("pretrain", "photos", "--encoder", "resnet8-w8", "--epochs", "2", cwd=tmp_path)
@@ -104,6 +105,7 @@ def test_a_distillation_of_some_minutes_keeps_them_and_can_be_repeated(clfew, im
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_of_some_minutes_can_be_repeated(clfew, images, tmp_path):
     images(tmp_path / "photos", each=20)
     options = ("compare", "photos", "--methods", "simclr,byol", "--labels", "2/class", "--draws", "1")

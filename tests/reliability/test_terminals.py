@@ -57,6 +57,7 @@ def test_rows_are_utf_8_whatever_the_terminal_is(named, encoding):
     assert folders == {"été", "日本", "Жук"} and len(rows) == 6
 
 
+@pytest.mark.slow
 def test_json_and_tables(named):
     done = run(named, "predict", "photos", "--format", "jsonl", encoding="cp932")
     assert {Path(json.loads(line)["path"]).parent.name for line in done.stdout.splitlines()} == {

@@ -36,6 +36,7 @@ def test_labels_of_an_earlier_finetuning_are_not_tested_on(clfew, folders):
     assert report["n"] == 40 and report["seen_in_finetuning"] == 32
 
 
+@pytest.mark.slow
 def test_images_of_the_run_that_weights_come_from_count(clfew, folders):
     clfew.ok("pretrain", "one", *TRAIN, "--transductive", "--out", "first", cwd=folders)
     clfew.ok("pretrain", "two", "--init", "first", "--epochs", "1", "--out", "second", cwd=folders)

@@ -115,6 +115,7 @@ def test_noise_in_the_speed_makes_few_new_plans(seed, noise, most):
     assert len(run.plan.replanned) < most
 
 
+@pytest.mark.slow
 def test_a_steady_speed_needs_no_new_plan_and_takes_the_planned_steps(clock):
     run = trained(clock, planned(3000), changing())
     assert run.plan.replanned == [] and run.plan.last_step() == 3000
@@ -169,6 +170,7 @@ def test_every_new_plan_is_logged_with_its_steps(clock):
     assert all("steps" not in row for row in fixed.rows)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_takes_the_same_steps_again(clock):
     run = trained(clock, planned(600), changing((0, 5.0), (5, 25.0), (20, 1.0), (50, 15.0)))
     assert len(run.plan.replanned) >= 3
