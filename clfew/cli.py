@@ -87,10 +87,10 @@ def _options(
 def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Resume = None) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
-        check_resumed(context, "pretrain", resume, {"device", "threads"})
+        check_resumed(context, "pretrain", resume, {"source", "device", "threads"})
         from clfew.commands.pretrain import resume as resume_run
 
-        resume_run(resume, settings.device, settings.threads)
+        resume_run(resume, settings.device, settings.threads, settings.source)
         return
     source_of(settings)  # Before torch is imported.
     from clfew.commands.pretrain import run
@@ -112,10 +112,10 @@ def finetune(
     --encoder and --size choose that network.
     """
     if resume is not None:
-        check_resumed(context, "finetune", resume, {"device", "threads", "output"})
+        check_resumed(context, "finetune", resume, {"source", "device", "threads", "output"})
         from clfew.commands.finetune import resume as resume_run
 
-        folder, result = resume_run(resume, settings.device, settings.threads)
+        folder, result = resume_run(resume, settings.device, settings.threads, settings.source)
     else:
         labels_of(settings)  # Before torch is imported.
         from clfew.commands.finetune import run
@@ -213,10 +213,10 @@ def compare(
     Three baselines are always included: raw pixels, a random encoder, and the same network from scratch.
     """
     if resume is not None:
-        check_resumed(context, "compare", resume, {"output"})
+        check_resumed(context, "compare", resume, {"source", "output"})
         from clfew.commands.compare import resume as resume_run
 
-        folder, result = resume_run(resume)
+        folder, result = resume_run(resume, settings.source)
     else:
         source_of(settings)  # Before torch is imported.
         from clfew.commands.compare import run

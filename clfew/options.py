@@ -129,6 +129,16 @@ Bands = Annotated[
     ),
 ]
 
+# For images that belong together.
+GroupBy = Annotated[
+    str | None,
+    _option(
+        "What keeps images together, on one side of every split: the number of a folder in their paths, "
+        "or a regular expression with one group, such as '(.*)_[0-9]+'.",
+        metavar="N|REGEX",
+    ),
+]
+
 # For pretraining.
 Source = Annotated[str | None, typer.Argument(help="Folder, CSV or hf:NAME.")]
 Compile = Annotated[

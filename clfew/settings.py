@@ -53,6 +53,7 @@ class PretrainSettings(_OfLists):
     path_column: opt.PathColumn = None
     label_column: opt.LabelColumn = None
     bands: opt.Bands = None
+    group_by: opt.GroupBy = None
     method: opt.Method = "simclr"
     encoder: opt.Encoder = "auto"
     init: opt.PretrainInit = "auto"
@@ -93,6 +94,7 @@ class FinetuneSettings(_OfLists):
     path_column: opt.PathColumn = None
     label_column: opt.LabelColumn = None
     bands: opt.Bands = None
+    group_by: opt.GroupBy = None
     labels: opt.Labels = None
     origin: opt.Froms = None
     init: opt.Init = "auto"
@@ -196,6 +198,7 @@ class CompareSettings(_OfLists):
     path_column: opt.PathColumn = None
     label_column: opt.LabelColumn = None
     bands: opt.Bands = None
+    group_by: opt.GroupBy = None
     methods: opt.Methods = "all"
     labels: opt.Budgets = "1%,5%,10%"
     draws: opt.Draws = 5

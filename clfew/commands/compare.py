@@ -26,8 +26,10 @@ from clfew.commands.comparison import (
     seconds_of,
 )
 from clfew.commands.pretraining import pretrain_in, resume_in
+from clfew.data.content import check_content, content_of
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.labels import parse_labels
+from clfew.data.sources import open_source
 from clfew.errors import Stopped, UsageError, UserError
 from clfew.finetuning.start import Network, Start, start_from_artifact, start_from_scratch
 from clfew.methods.base import METHODS
@@ -38,7 +40,6 @@ from clfew.runs.folders import (
     ARTIFACTS,
     Run,
     check_new,
-    check_unchanged,
     new_run,
     read_config,
     resumed_run,
@@ -93,6 +94,7 @@ def run(settings: CompareSettings) -> tuple[Path, dict[str, Any]]:
                 "settings": asdict(plan),
                 "source": images.source.spec,
                 "digest": images.source.digest(),
+                "content": content_of(images.source, images.cache),
             }
         )
         return _run(new, plan, images, encoder_name)
@@ -137,14 +139,15 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
     return plan
 
 
-def resume(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Resumes a comparison that was stopped. Raises UserError."""
+def resume(folder: Path, source: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """Resumes a comparison that was stopped. source: where the images are now. Raises UserError."""
     with resumed_run(folder, "compare") as config:
         plan = ComparisonPlan(**config["settings"])
+        plan = replace(plan, source=open_source(source).spec) if source else plan
         _check(plan)
         set_threads(plan.threads)
         images, encoder_name = open_images(plan)
-        check_unchanged(folder, config, images.source.digest())
+        check_content(folder, config, images.source)
         return _run(Run(folder), plan, images, encoder_name)
 
 
@@ -284,7 +287,7 @@ def _pretrain(comparison: Comparison, method: str, number: int) -> None:
     console.say("")
     console.say(f"{place:<10} {method}" + (f", seed {number}" if settings.seeds > 1 else ""))
     if read_config(folder):
-        resume_in(folder, settings.device, settings.threads, comparison.stop)
+        resume_in(folder, settings.device, settings.threads, comparison.stop, settings.source)
         return
     shutil.rmtree(folder, ignore_errors=True)  # A run that was stopped before it could be resumed.
     pretraining = PretrainSettings(
@@ -296,6 +299,7 @@ def _pretrain(comparison: Comparison, method: str, number: int) -> None:
         minutes=settings.minutes,
         flip=settings.flip,
         bands=",".join(map(str, settings.bands)) if settings.bands else None,
+        group_by=settings.group_by,
         init="scratch",
         save_samples=True,
         seed=settings.seed + number,
@@ -391,6 +395,7 @@ def _result(comparison: Comparison, failed: dict[str, str]) -> dict[str, Any]:
             settings,
             len(images.test),
             len(images.data.known),
+            None if images.data.groups is None else images.data.groups[images.test],
         ),
         "failed": failed,
         "pretraining": pretraining,

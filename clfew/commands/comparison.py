@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from clfew.data.augment import Recipe
+from clfew.data.groups import grouped
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.labels import LabelSpec, parse_labels, sample_labels
 from clfew.data.source import Source
@@ -22,7 +23,7 @@ from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_testable
 from clfew.errors import UserError
 from clfew.finetuning.fit import Task, fit, fit_probe, predict_cached
-from clfew.finetuning.labelled_data import LabelledData, bounded, labelled_data, with_labels
+from clfew.finetuning.labelled_data import LabelledData, bounded, labelled_data, say_groups, with_labels
 from clfew.finetuning.metrics import accuracy_interval, deviation, packed, unpacked
 from clfew.finetuning.model_selection import is_clearly_better
 from clfew.finetuning.probes import few_label_correct, folds
@@ -72,6 +73,7 @@ class ComparisonPlan:
     split_rule: int = 1
     """Of comparisons before it had a number; new ones have SPLIT_RULE."""
     bands: tuple[int, ...] | None = None
+    group_by: str | None = None
 
     def epochs_of(self, method: str, number: int) -> float | str | None:
         """Returns the epochs of a pretraining run, as `pretrain --epochs` takes them."""
@@ -117,7 +119,9 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     """Returns the images with their label samples, and the name of the encoder for all methods."""
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
-    source, _ = with_labels(open_source(settings.source, settings.split_rule), LabelSpec(), [])
+    source, _ = with_labels(
+        grouped(open_source(settings.source, settings.split_rule), settings.group_by), LabelSpec(), []
+    )
     source = scaled(source, tuple(settings.bands) if settings.bands else None, [])
     say_source(source)
     require_testable(source)
@@ -125,6 +129,7 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     size, _ = choose_size(settings.size, native, device, many=True)
     cache = cached_images(source, cached_side(size, native))
     data = labelled_data(source, cache, None, settings.seed, settings.split_rule)
+    say_groups(data)
     if not len(data.test):
         raise UserError(
             f"{settings.source} has no labelled images to test on.",
@@ -244,6 +249,7 @@ def accuracy_of(
         images.device,
         images.precision,
         stop=stop,
+        groups=images.data.groups,
     )
     if mode == "full":
         assert start is not None
@@ -260,7 +266,8 @@ def accuracy_of(
 
 def _best_stage(stages: list[np.ndarray], images: Images, labelled: np.ndarray, seed: int) -> int:
     labels, rows = images.source.labels[labelled], np.searchsorted(images.pool, labelled)
-    splits = folds(labels, seed)
+    groups = images.data.groups
+    splits = folds(labels, seed, groups_L=None if groups is None else groups[labelled])
     if not splits or len(stages) == 1:
         return len(stages) - 1
     correct = [few_label_correct(f[: len(images.pool)], rows, labels, splits) for f in stages]
@@ -276,9 +283,10 @@ def rows_of(
     settings: ComparisonPlan,
     tested: int,
     labelled: int,
+    groups: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """Returns a row for each encoder and budget. tested, labelled: the number of test images, and of
-    images that label samples are drawn from.
+    images that label samples are drawn from. groups: of the test images.
 
     It has the mean, the standard deviation over label samples and seeds, and the 95 % interval over
     label samples, seeds and test images (see `metrics.accuracy_interval`).
@@ -300,7 +308,7 @@ def rows_of(
                     "labels": len(samples[0]),
                     "mean": float(np.mean(accuracies)),
                     "std": deviation(np.reshape(accuracies, (seeds, -1))),
-                    "ci95": list(accuracy_interval(by_seed, len(samples[0]) / labelled)),
+                    "ci95": list(accuracy_interval(by_seed, len(samples[0]) / labelled, groups)),
                     "stage": stages.most_common(1)[0][0] if stages else None,
                     "draws": accuracies,
                 }

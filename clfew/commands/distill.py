@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.content import check_content, content_of
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.sources import open_source, say_source
@@ -33,6 +34,7 @@ from clfew.distillation.teacher import (
 )
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.labelled_data import LabelledData
+from clfew.finetuning.probes import folds
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import Classifier
@@ -43,7 +45,6 @@ from clfew.runs.folders import (
     Run,
     check_new,
     check_same_file,
-    check_unchanged,
     command_line,
     find_artifact,
     from_here,
@@ -140,16 +141,12 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     images = open_images(teacher, settings.source)
     say_source(images.source)
     if resumed is not None:
-        check_unchanged(resumed, read_config(resumed), images.source.digest())
+        check_content(resumed, read_config(resumed), images.source)
     base, has_seen_labels = base_of(teacher, images.source, device, settings.seed)
     can_compare = not has_seen_labels and fewest_labels(images) >= 2
     if not can_compare and not settings.keep:
-        reason = "some class has one label only."
-        raise UserError(
-            "The student cannot be compared with its teacher: "
-            + ("the teacher is a student itself." if has_seen_labels else reason),
-            "label two images of every class, or keep the student without a comparison with --keep.",
-        )
+        has_few = "some class has one label only."
+        _refuse_to_compare("the teacher is a student itself." if has_seen_labels else has_few)
     before = read_config(resumed) if resumed else None
     start, metadata, init = student_start(teacher, base, settings, images.source, device)
     rate = encoder_rate(start, is_old=before is not None)
@@ -158,6 +155,10 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     split_seed = teacher.metadata.data["finetune"]["split_seed"]
     rule = SPLIT_RULE if before is None else before.get("split_rule", 2)
     learned = usable(images, cache, split_seed, rule)
+    if can_compare and not _has_halves(images, learned, settings.seed):
+        can_compare = False
+        if not settings.keep:
+            _refuse_to_compare("all labelled images of some class belong together.")
     setup = build_setup(settings, teacher, images, base, student, learned, device, precision)
     if can_compare and not len(np.setdiff1d(setup.task.pool, images.labelled)):
         raise UserError(
@@ -170,6 +171,19 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     console.say(f"images     {pool} to learn from, {len(learned.test):,} held out for testing")
     console.say(f"expected   {expectation(setup, can_compare, settings.keep)}")
     return Prepared(settings, teacher, images, learned, student, setup, can_compare)
+
+
+def _has_halves(images: Images, learned: LabelledData, seed: int) -> bool:
+    """Returns whether half of the labels of each class can be held out, in whole groups."""
+    groups = None if learned.groups is None else learned.groups[images.labelled]
+    return bool(folds(images.labels[images.labelled], seed, 2, groups))
+
+
+def _refuse_to_compare(reason: str) -> None:
+    raise UserError(
+        f"The student cannot be compared with its teacher: {reason}",
+        "label two images of every class, or keep the student without a comparison with --keep.",
+    )
 
 
 def create(run: Run, prepared: Prepared) -> None:
@@ -190,6 +204,7 @@ def create(run: Run, prepared: Prepared) -> None:
             "command_line": command_line(),
             "source": source.spec,
             "digest": source.digest(),
+            "content": content_of(source, prepared.learned.cache),
             "split_rule": prepared.learned.split_rule,
             "teacher": digest_of(artifact),
             "labels": digest_of(prepared.teacher.run / LABELS),

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.content import holds_the_same
+from clfew.data.groups import grouped
 from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import apply_label_csv, label_list_of
@@ -77,11 +79,12 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     hint = "make a classifier first: clfew finetune --labels 1%"
     artifact = find_artifact(settings.origin, "finetune", hint)
     classifier, metadata, seen = load_classifier(artifact)
-    source = _in_classes_of(metadata, _open(settings.source, metadata))
+    opened, is_same = _open(settings.source, metadata)
+    source = _in_classes_of(metadata, opened)
     source = scaled(source, None, [metadata])
     say_source(source)
     cache = cached_images(source, metadata.side)
-    data, split = _tested(source, cache, metadata, seen["finetuning"])
+    data, split = _tested(source, cache, metadata, seen["finetuning"], is_same)
     return Prepared(artifact, classifier, metadata, seen, data, split)
 
 
@@ -92,7 +95,8 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
     labels, digests = data.source.labels[data.test], data.cache.digests[data.test]
     correct = uncalibrated.argmax(1) == labels
     probabilities = torch.softmax(logits, dim=1).numpy()
-    return classification_report(probabilities, labels, metadata.classes) | {
+    groups = None if data.groups is None else data.groups[data.test]
+    return classification_report(probabilities, labels, metadata.classes, groups) | {
         "temperature": classifier.temperature,
         "ece_uncalibrated": expected_calibration_error(uncalibrated.max(1), correct),
         "seen_in_pretraining": int(np.isin(digests, prepared.seen["pretraining"]).sum()),
@@ -136,21 +140,31 @@ def save(
     console.say(f"report     {run.folder / 'report.html'}")
 
 
-def _open(source: str | None, metadata: ArtifactMetadata) -> Source:
-    """Returns the source to test on, with the labels that it had during fine-tuning."""
+def _open(source: str | None, metadata: ArtifactMetadata) -> tuple[Source, bool]:
+    """Returns the source to test on, with the labels that it had during fine-tuning, and whether it is
+    that of fine-tuning, under its name or elsewhere."""
     learned_from = metadata.data["finetune"]
     opened = open_source(source or learned_from["source"])
     rule = learned_from.get("split_rule", 1)
-    if opened.spec == learned_from["source"] and opened.rule != rule:
-        opened = open_source(opened.spec, rule)
+    is_same = opened.spec == learned_from["source"]
+    if opened.rule != rule and (is_same or learned_from.get("content")):
+        of_rule = open_source(opened.spec, rule)
+        is_same = is_same or holds_the_same(of_rule, learned_from.get("content"))
+        opened = of_rule if is_same else opened
+    elif not is_same and holds_the_same(opened, learned_from.get("content")):
+        is_same = True
+    if not is_same:
+        return opened, False
+    if opened.spec != learned_from["source"]:
+        console.say(f"note       these are the images of {learned_from['source']}, elsewhere")
+    opened = grouped(opened, learned_from.get("group_by"))
     file = Path(learned_from["label_file"] or "")
     # Rule 1 gave a source its label file only where it had no labels of its own.
-    is_relabelled = rule >= 2 or not opened.is_labelled
-    if opened.spec == learned_from["source"] and is_relabelled and file.is_file():
+    if (rule >= 2 or not opened.is_labelled) and file.is_file():
         opened, _ = apply_label_csv(opened, label_list_of(learned_from))
-    elif opened.spec == learned_from["source"] and learned_from["label_file"] and not file.is_file():
+    elif learned_from["label_file"] and not file.is_file():
         console.say(f"note       the labels in {file} are not used: the file has been removed")
-    return opened
+    return opened, True
 
 
 def _in_classes_of(metadata: ArtifactMetadata, source: Source) -> Source:
@@ -176,13 +190,16 @@ def _in_classes_of(metadata: ArtifactMetadata, source: Source) -> Source:
 
 
 def _tested(
-    source: Source, cache: ImageCache, metadata: ArtifactMetadata, seen: np.ndarray
+    source: Source,
+    cache: ImageCache,
+    metadata: ArtifactMetadata,
+    seen: np.ndarray,
+    is_same: bool,
 ) -> tuple[LabelledData, str]:
     """Returns the images to test on, and words that describe them for the report. seen: the digests of
-    the images whose labels were learned."""
+    the images whose labels were learned. is_same: whether it is the source of fine-tuning."""
     learned_from = metadata.data["finetune"]
     rule, seed = learned_from.get("split_rule", 1), learned_from["split_seed"]
-    is_same = source.spec == learned_from["source"]
     own = split_to_test(source) is not None
     held_out, learned = None, NONE
     if own or is_same:
@@ -194,7 +211,10 @@ def _tested(
         learned = np.flatnonzero(np.isin(cache.digests, seen)) if is_same else NONE
     else:
         held_out = np.arange(len(source))
-        split = "all labelled images of another source than that of the labels"
+        learned_too = int(np.isin(cache.digests, seen).sum())
+        split = "all labelled images of another source than that of the labels" + (
+            f", {learned_too:,} of which were learned from" if learned_too else ""
+        )
     data = labelled_data(source, cache, held_out, seed, rule, learned)
     # If a label CSV held all labels of the source, none was held out for testing.
     nothing_kept = is_same and learned_from["test_images"] == 0

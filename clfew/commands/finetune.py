@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.content import check_content, content_of
 from clfew.data.find_scale import with_scale
+from clfew.data.groups import grouped, groups_of
 from clfew.data.held_out import NONE, SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.labels import parse_labels, sample_labels
@@ -26,19 +28,22 @@ from clfew.finetuning.labelled_data import (
     LabelledData,
     bounded,
     check_other_sources,
+    contradiction_rows,
     find_others,
     find_source,
     held_out_of,
+    kept_group_by,
     labelled_data,
     other_sources,
     own_features_of_pool,
     pool_features,
     readable,
+    say_groups,
     uses_features,
     with_labels,
 )
 from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
-from clfew.finetuning.start import Network, Start, open_starts, side_by_side
+from clfew.finetuning.start import Network, Start, open_starts, relocated, side_by_side
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import SCRATCH, InitWeights
@@ -51,7 +56,6 @@ from clfew.runs.folders import (
     Run,
     check_new,
     check_same_file,
-    check_unchanged,
     command_line,
     from_option,
     new_run,
@@ -78,11 +82,13 @@ that hold out others, one has seen most of the other's."""
 @dataclass(frozen=True)
 class Prepared:
     """A run that is ready to fit, new or resumed. found: where the starts are (see
-    `find_starts`). candidates: the starts to choose from, with their tasks."""
+    `find_starts`). group_by: see `groups.grouped`. candidates: the starts to choose from, with their
+    tasks."""
 
     settings: FinetuneSettings
     found: list[Path | InitWeights | None]
     learned: LabelledData
+    group_by: str | None
     candidates: list[tuple[Start, Task]]
 
 
@@ -102,15 +108,17 @@ finetune = function_of(FinetuneSettings, without_traces(run))
 
 
 def resume(
-    folder: Path, device: str = "auto", threads: int | None = None
+    folder: Path, device: str = "auto", threads: int | None = None, source: str | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Resumes a run that was stopped and returns what `finetune` returns.
 
-    It runs on the device and threads that it was started with unless others are given. Raises UserError.
+    It runs on the device and threads that it was started with unless others are given. source: where the
+    images are now. Raises UserError.
     """
     with resumed_run(folder, "finetune") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
         settings = FinetuneSettings(**config["arguments"])
+        settings = replace(settings, source=open_source(source).spec) if source else settings
         if config["label_digest"]:
             labels = Path(labels_of(settings))
             check_same_file(labels, config["label_digest"], "the run's label file")
@@ -166,14 +174,24 @@ def prepare(
     from_scratch = SCRATCH in (*origins_of(settings), settings.init)
     files = [each for each in found if isinstance(each, Path) and not from_scratch]
     before = [read_metadata(file)[0] for file in files]
-    opened, listed = with_labels(open_source(settings.source or "", split_rule), spec, before)
+    opened = open_source(settings.source or "", split_rule)
+    config = read_config(resumed) if resumed else {}
+    kept_by = config["group_by"] if "group_by" in config else kept_group_by(before, opened)
+    if kept_by and settings.group_by not in (None, kept_by):
+        raise UsageError(
+            f"--group-by {settings.group_by} holds out other images than those that {opened.spec} was "
+            f"grouped by before ({kept_by}).",
+            "leave out --group-by, or pretrain with the same one.",
+        )
+    group_by = settings.group_by or kept_by
+    opened, listed = with_labels(grouped(opened, group_by), spec, before)
     if resumed is None:
         opened = scaled(opened, bands_of(settings), before)
     elif kept := scale_from(read_config(resumed).get("pixels")):
         opened = with_scale(opened, kept=kept)
     say_source(opened)
     if resumed is not None:
-        check_unchanged(resumed, read_config(resumed), opened.digest())
+        check_content(resumed, read_config(resumed), opened)
     network = Network(
         settings.encoder,
         settings.size,
@@ -185,6 +203,8 @@ def prepare(
     )
     starts = open_starts(found, opened, network, device, compare=settings.mode == "auto")
     if resumed is not None:
+        before_now = (read_config(resumed)["source"], opened.spec)
+        starts = [relocated(start, *before_now) for start in starts]
         check_other_sources(resumed, starts, opened)
     learned = _open_images(settings, starts, opened, listed, split_rule)
     if len(found) > 1:
@@ -193,24 +213,25 @@ def prepare(
         # In mode "full" it is one network that is trained.
         own = partial(own_features_of_pool, learned=learned, device=device, precision=precision)
         starts = [side_by_side(starts, own), *starts]
-    candidates = []
-    for each in starts:
-        features = pool_features(
-            each, learned.cache, learned.pool, learned.others, settings.mode, device, precision
-        )
-        task = Task(
-            learned.cache.pixels,
-            learned.cache.aspects,
-            learned.pool,
-            opened.labels,
-            len(opened.classes),
-            features,
-            device,
-            precision,
-            is_scaled=bool(each.metadata.parts),
-        )
-        candidates.append((each, task))
-    return Prepared(settings, found, learned, candidates)
+    candidates = [(each, _task(each, learned, settings.mode, device, precision)) for each in starts]
+    return Prepared(settings, found, learned, group_by, candidates)
+
+
+def _task(start: Start, learned: LabelledData, mode: str, device: torch.device, precision: str) -> Task:
+    """Returns what classifiers from a start are fitted to."""
+    features = pool_features(start, learned.cache, learned.pool, learned.others, mode, device, precision)
+    return Task(
+        learned.cache.pixels,
+        learned.cache.aspects,
+        learned.pool,
+        learned.source.labels,
+        len(learned.source.classes),
+        features,
+        device,
+        precision,
+        is_scaled=bool(start.metadata.parts),
+        groups=learned.groups,
+    )
 
 
 def _open_images(
@@ -230,8 +251,8 @@ def _open_images(
     )
     if listed is None:
         require_testable(opened)
-    held_out = held_out_of(opened, split_seed, listed)
     cache = cached_images(opened, max(each.metadata.side for each in starts))
+    held_out = held_out_of(opened, split_seed, listed, groups_of(opened, cache))
     if listed is not None:
         listed = readable(opened, listed, np.setdiff1d(cache.good, held_out), spec)
     learned = NONE if listed is None else listed
@@ -246,6 +267,14 @@ def _open_images(
         f"source     {settings.source}: {len(opened.classes)} classes, {len(label_samples[0])} labels "
         f"used of {len(data.pool):,} images, {len(data.test):,} more held out for testing"
     )
+    say_groups(data)
+    if learned_too := int(
+        np.isin(cache.digests[data.test], np.unique(np.concatenate([s.seen for s in starts]))).sum()
+    ):
+        console.say(
+            f"note       {learned_too:,} of the images held out for testing were learned from, without "
+            "labels, by what is started from: it held out others"
+        )
     # Mode "full" looks at no image without a label.
     has_use = uses_features(start, settings.mode)
     pool = bounded(data.pool, always, "for their features") if has_use else data.pool
@@ -301,7 +330,9 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
             "source": opened.spec,
             "labels": settings.labels,
             "split_rule": prepared.learned.split_rule,
+            "group_by": prepared.group_by,
             "digest": opened.digest(),
+            "content": content_of(opened, prepared.learned.cache),
             "pixels": opened.scale.as_data() if opened.scale else None,
             "start": [start_row(each) for each in prepared.found],
             "pretrained_on": other_sources([start for start, _ in prepared.candidates], opened),
@@ -334,7 +365,9 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
         )
         rows, fitted = fit_label_samples(fitting, learned.label_samples, trainings)
         drawn = len(learned.label_samples[0]) / max(1, len(learned.known))
-        result = _summary(rows, len(learned.test), drawn) | {"read_as": learned.source.summary()}
+        groups = None if learned.groups is None else learned.groups[learned.test]
+        result = _summary(rows, len(learned.test), drawn, groups)
+        result |= {"read_as": learned.source.summary()}
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
@@ -356,9 +389,11 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     used = {
         "source": opened.spec,
         "fingerprint": opened.fingerprint,
+        "content": content_of(opened, cache),
         "pixels": opened.scale.as_data() if opened.scale else None,
         "split_seed": learned.split_seed,
         "split_rule": learned.split_rule,
+        "group_by": prepared.group_by,
         "labels": len(fitted.labelled),
         "label_file": str(listed.file.resolve()) if listed else None,
         "label_columns": [listed.path_column, listed.label_column] if listed else [None, None],
@@ -386,6 +421,8 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     run.write_config(config | resolved)
     names = [(opened.identities[i], opened.classes[opened.labels[i]]) for i in fitted.labelled]
     write_csv(run.folder / LABELS, ["path", "label"], names)
+    if rows := contradiction_rows(learned):
+        write_csv(run.folder / "contradictions.csv", ["path", "label", "file"], rows)
     run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
     write_json(run.folder / "result.json", result)
     seen = start.seen
@@ -429,9 +466,12 @@ def _say_next(folder: Path, result: dict[str, Any]) -> None:
     console.next_command(f"clfew predict IMAGE{option}")
 
 
-def _summary(samples: list[dict[str, Any]], tested: int, drawn: float) -> dict[str, Any]:
+def _summary(
+    samples: list[dict[str, Any]], tested: int, drawn: float, groups: np.ndarray | None
+) -> dict[str, Any]:
     """Returns the mean, standard deviation and 95 % interval of the accuracy over the label samples, of
-    which each holds the fraction `drawn` of all labels (see `metrics.accuracy_interval`)."""
+    which each holds the fraction `drawn` of all labels (see `metrics.accuracy_interval`). groups: of the
+    test images."""
     correct = [
         unpacked(sample.pop("correct", None), sample["accuracy"], tested) for sample in samples if tested
     ]
@@ -442,5 +482,5 @@ def _summary(samples: list[dict[str, Any]], tested: int, drawn: float) -> dict[s
     return summary | {
         "mean": float(np.mean(accuracies)),
         "std": deviation(np.array(accuracies)),
-        "ci95": list(accuracy_interval(np.stack(correct), drawn)),
+        "ci95": list(accuracy_interval(np.stack(correct), drawn, groups)),
     }

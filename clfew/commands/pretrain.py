@@ -53,29 +53,31 @@ def run(settings: PretrainSettings) -> Path:
 pretrain = function_of(PretrainSettings, without_traces(run))
 
 
-def resume(folder: Path, device: str = "auto", threads: int | None = None) -> Path:
+def resume(
+    folder: Path, device: str = "auto", threads: int | None = None, source: str | None = None
+) -> Path:
     """Resumes an interrupted pretraining run and returns its folder.
 
     It runs on the device and threads that it was started with unless others are given. After the first
-    of two runs comes the second. Raises UserError.
+    of two runs comes the second. source: where the images are now. Raises UserError.
     """
     config, folder = read_config(folder), with_name(folder)
     second = _second_folder(folder)
     is_first = config.get("arguments", {}).get("init") == BOTH and BESIDE not in config
     if not is_first or not is_finished(folder) or is_finished(second):
-        _, source = resume_in(folder, device, threads)
+        _, images = resume_in(folder, device, threads, source=source)
     if is_first:
         if (second / "config.json").exists():
-            _, source = resume_in(second, device, threads)
+            _, images = resume_in(second, device, threads, source=source)
         else:
             with contextlib.suppress(OSError):
                 second.rmdir()  # A kill may have left it empty.
             chosen = set_up_as_started(config, device, threads)
-            settings = PretrainSettings(**config["arguments"] | {"source": config["source"]})
+            settings = PretrainSettings(**config["arguments"] | {"source": source or config["source"]})
             settings = replace(settings, device=str(chosen), threads=torch.get_num_threads())
-            _, source = _pretrain_second(settings, folder)
+            _, images = _pretrain_second(settings, folder)
         folder = second
-    _say_next(folder, source)
+    _say_next(folder, images)
     return folder
 
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from clfew import console
 from clfew.data.augment import Recipe
+from clfew.data.content import check_content, content_of
+from clfew.data.groups import grouped
 from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.pixel_scale import scale_from
@@ -63,7 +65,6 @@ from clfew.runs.folders import (
     START,
     Run,
     check_new,
-    check_unchanged,
     command_line,
     new_run,
     read_config,
@@ -164,11 +165,16 @@ def pretrain_in(
 
 
 def resume_in(
-    folder: Path, device: str = "auto", threads: int | None = None, stop: StopRequest | None = None
+    folder: Path,
+    device: str = "auto",
+    threads: int | None = None,
+    stop: StopRequest | None = None,
+    source: str | None = None,
 ) -> tuple[Path, Source]:
     """Resumes an interrupted pretraining run: see `pretrain_in`. It runs on the device and threads that
-    it was started with unless others are given. Raises UserError."""
+    it was started with unless others are given. source: where the images are now. Raises UserError."""
     with resumed_run(folder, "pretrain") as config, stoppable(_saving(Run(folder)).resume_command):
+        config = config | ({"source": open_source(source).spec} if source else {})
         prepared = restore(folder, config, device, threads)
         save(Run(folder), *train_steps(Run(folder), prepared, stop))
     return folder, prepared.source
@@ -214,11 +220,11 @@ def resolve(
         "source": source.spec,
         "fingerprint": source.fingerprint,
         "digest": source.digest(),
+        "content": content_of(source, cache),
         "pixels": source.scale.as_data() if source.scale else None,
         "images": len(indices),
         "transductive": settings.transductive,
-        "split_seed": split_seed,
-        "split_rule": split_rule,
+        **{"split_seed": split_seed, "split_rule": split_rule, "group_by": settings.group_by},
         "method": settings.method,
         "options": options,
         "recipe": asdict(replace(recipe, crop_side=METHODS[settings.method].crop_side)),
@@ -237,7 +243,7 @@ def resolve(
 
 
 def _open(settings: PretrainSettings, split_rule: int, init_weights: InitWeights | None) -> Source:
-    source = open_source(source_of(settings), split_rule)
+    source = grouped(open_source(source_of(settings), split_rule), settings.group_by)
     source = scaled(source, bands_of(settings), artifacts_of(init_weights))
     say_source(source)
     return source
@@ -366,7 +372,8 @@ def restore(folder: Path, config: dict[str, Any], device: str, threads: int | No
     plan = Plan(**config["plan"])
     check_compile("on" if plan.compile else "off", chosen)
     source = open_source(config["source"], config.get("split_rule", 1))
-    check_unchanged(folder, config, source.digest())
+    source = grouped(source, config.get("group_by"))
+    check_content(folder, config, source)
     source = replace(source, scale=scale_from(config.get("pixels")))
     cache = cached_images(source, config["side"])
     indices = pretraining_images(

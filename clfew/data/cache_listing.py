@@ -1,5 +1,6 @@
 """Lists and clears the image caches on disk, for `clfew cache`. Needs neither torch nor the images."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ def clear_image_caches() -> list[Path]:
     Returns the folders that could not be removed.
     """
     left = []
+    for file in cache_folder().glob("near-*.safetensors"):  # See `groups`.
+        with contextlib.suppress(OSError):
+            file.unlink()
     for name in ("store.json", "pixels.safetensors"):
         for file in cache_folder().glob(f"*/{name}"):
             if not file.parent.name.startswith("."):  # A cache still being built has a dot.

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clfew.data.decode import EXTENSIONS, read_bytes
+from clfew.data.groups import with_groups
 from clfew.data.layout import exact_split, list_words, split_of
 from clfew.data.lists import parse, read_list
 from clfew.data.source import Source, encode_labels, fingerprint_of
@@ -38,7 +39,7 @@ def open_csv(spec: str) -> Source:
         )
     class_names = [row.get("label", "").strip() for row in rows]
     labels, classes = encode_labels(class_names)
-    return Source(
+    source = Source(
         spec=named_list.spec(),
         identities=names,
         labels=labels,
@@ -52,6 +53,8 @@ def open_csv(spec: str) -> Source:
         ),
         reading=list_words("list", class_names, splits, listed.reading),
     )
+    groups = [row.get("group", "").strip() for row in rows]
+    return with_groups(source, groups, "from the list") if any(groups) else source
 
 
 def file_named(folder: Path, name: str) -> str | None:

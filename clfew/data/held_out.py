@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clfew.data.groups import groups_of
 from clfew.data.image_cache import ImageCache
 from clfew.data.source import RULE, Source
 from clfew.data.splits import test_indices
@@ -23,11 +24,16 @@ class Split:
 
 def split_source(source: Source, cache: ImageCache, seed: int, rule: int = SPLIT_RULE) -> Split:
     """Splits the readable images of a source by its test split. Labels are used only to draw that."""
-    return split_images(cache, test_indices(source, seed), rule)
+    groups = groups_of(source, cache)
+    return split_images(cache, test_indices(source, seed, groups), rule, groups=groups)
 
 
 def split_images(
-    cache: ImageCache, held_out: np.ndarray, rule: int = SPLIT_RULE, learned: np.ndarray = NONE
+    cache: ImageCache,
+    held_out: np.ndarray,
+    rule: int = SPLIT_RULE,
+    learned: np.ndarray = NONE,
+    groups: np.ndarray | None = None,
 ) -> Split:
     """Splits the readable images of a source.
 
@@ -35,6 +41,8 @@ def split_images(
     SPLIT_RULE; from 2 on, files with the same bytes are on one side: copies of test images are not
     learned from. learned: indices of images that are learned from in any case; their copies are not
     tested on.
+    groups: of each image of the source; those of test images are not learned from. None where every
+    image is alone.
     """
     test = np.intersect1d(held_out, cache.good)
     if rule >= 2:
@@ -42,4 +50,8 @@ def split_images(
     pool = np.setdiff1d(cache.good, test if rule >= 2 else held_out)
     if rule >= 2:
         pool = pool[~np.isin(cache.digests[pool], cache.digests[test])]
+    if groups is not None:
+        test = test[~np.isin(groups[test], groups[learned])]
+        pool = np.setdiff1d(cache.good, test)
+        pool = pool[~np.isin(groups[pool], groups[test])]
     return Split(pool, test)

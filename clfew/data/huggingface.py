@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from clfew.data.decode import BadImage, read_bytes
+from clfew.data.groups import with_groups
 from clfew.data.layout import exact_split, list_words, split_of
-from clfew.data.lists import LABEL_NAMES, by_its_end, likeliest, split_columns, with_columns
+from clfew.data.lists import GROUP_NAMES, LABEL_NAMES, by_its_end, likeliest, split_columns, with_columns
 from clfew.data.source import RULE, SPLITS, Source, encode_labels
 from clfew.errors import UserError
 
@@ -155,15 +156,11 @@ def _as_source(
 
     taken = {}
     tables, identities, class_names, splits = [], [], [], []
+    groups: list[str] = []
     digest = hashlib.blake2b(digest_size=16)
     for split, table in loaded.items():
         features = table.features
-        for column in columns:
-            if column is not None and column not in features:
-                raise UserError(
-                    f"{spec} has no column '{column}' (its columns are {', '.join(features)}).",
-                    "check the spelling.",
-                )
+        _require_columns(spec, columns, features)
         image = columns[0] or _image_column(spec, features)
         label = columns[1] or _label_column(spec, features, rule)
         taken = {"images": image, "labels": label}
@@ -172,6 +169,14 @@ def _as_source(
         splits += [of_name or "train"] * len(table)
         identities += [f"{split}/{row:08d}" for row in range(len(table))]
         class_names += _label_names(spec, table, label)
+        group = (
+            likeliest(spec, "group", GROUP_NAMES, [c for c in features if c not in (image, label)])
+            if rule >= 5
+            else None
+        )
+        groups += (
+            ["" if each is None else str(each) for each in table[group]] if group else [""] * len(table)
+        )
         table = table.select_columns(image)
         if isinstance(features[image], datasets.Image):
             table = table.cast_column(image, datasets.Image(decode=False))
@@ -193,7 +198,7 @@ def _as_source(
         raise UserError(f"{spec} has no rows.", "name a data set with images.")
     labels, classes = encode_labels(class_names)
     said = ", ".join(f"{name} from '{column}'" for name, column in taken.items() if column)
-    return Source(
+    source = Source(
         spec,
         identities,
         labels,
@@ -203,6 +208,16 @@ def _as_source(
         digest.hexdigest(),
         reading=list_words("data set", class_names, splits, said),
     )
+    return with_groups(source, groups, "from the data set") if any(groups) else source
+
+
+def _require_columns(spec: str, columns: list[str | None], features: Any) -> None:
+    for column in columns:
+        if column is not None and column not in features:
+            raise UserError(
+                f"{spec} has no column '{column}' (its columns are {', '.join(features)}).",
+                "check the spelling.",
+            )
 
 
 def _image_column(spec: str, features: Any) -> str:

@@ -8,7 +8,6 @@ each make their own, and the second one's is thrown away.
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import shutil
 import socket
@@ -17,11 +16,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 
 from clfew import console
+from clfew.data.cache_arrays import cache_folder, create_arrays, map_arrays
+from clfew.data.cache_reuse import digest_of_image, reuse, temporary_prefix
 from clfew.data.decode import BadImage, image_size
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
@@ -50,64 +50,15 @@ class ImageCache:
     digests: np.ndarray
     bad: list[tuple[str, str]]
 
+    def part(self, start: int, end: int) -> "ImageCache":
+        """Returns the cache of the images from `start` to `end` alone."""
+        good = self.good[(self.good >= start) & (self.good < end)] - start
+        rows = slice(start, end)
+        return ImageCache(good, self.pixels[rows], self.aspects[rows], self.digests[rows], [])
+
     @property
     def side(self) -> int:
         return self.pixels.shape[1]
-
-
-class RowReader:
-    """Reads rows of an array. If the array is memory-mapped, it reads the file instead of the mapping.
-
-    Pages read through a mapping count as this process's memory, in the end all 28 GB of a million
-    images, and each costs a page fault. The file stays open, so that it may be removed meanwhile.
-    """
-
-    def __init__(self, array: np.ndarray) -> None:
-        self._array = array
-        self._file: IO[bytes] | None = None
-        self._offset = 0
-        # A slice of a mapped array has another base, and its `offset` is wrong.
-        is_whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
-        if is_whole and hasattr(os, "preadv"):
-            mapped: Any = array
-            with contextlib.suppress(OSError):  # The file was cleared: the mapping can still be read.
-                self._file, self._offset = open(mapped.filename, "rb", 0), mapped.offset  # noqa: SIM115
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Returns array[rows]. Raises UserError if the file can no longer be read."""
-        if self._file is None:
-            return self._array[rows]
-        result = np.empty((len(rows), *self._array.shape[1:]), self._array.dtype)
-        size = result[:1].nbytes
-        try:
-            for row, buffer in zip(rows.tolist(), result, strict=True):
-                _read_whole(self._file.fileno(), memoryview(buffer).cast("B"), self._offset + row * size)
-        except OSError as error:
-            raise UserError(
-                f"The image cache {Path(self._file.name).parent} cannot be read ({error}).",
-                "clear it with: clfew cache --clear",
-            ) from None
-        return result
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _read_whole(file: int, buffer: memoryview, offset: int) -> None:
-    """Fills the buffer. Network filesystems may return less at a time than was requested."""
-    while len(buffer):
-        count = os.preadv(file, [buffer], offset)
-        if count == 0:
-            raise OSError("it has become shorter")
-        buffer, offset = buffer[count:], offset + count
-
-
-def cache_folder() -> Path:
-    """Returns the folder of all image caches: $CLFEW_CACHE, else clfew/ in the user's cache folder."""
-    if os.environ.get("CLFEW_CACHE"):
-        return Path(os.environ["CLFEW_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clfew"
 
 
 def typical_side(source: Source, sample: int = 64) -> int:
@@ -140,7 +91,7 @@ def open_image_cache(
     made_from = f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}\0{source.scale}"
     key = hashlib.blake2b(made_from.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
     folder = cache_folder() / key
-    if not (folder / "store.json").exists():
+    if not (folder / "store.json").exists() and not reuse(source, side, folder, progress):
         _build(source, side, folder, progress)
     return _read(folder, len(source), side)
 
@@ -181,8 +132,7 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
                 f"The decoded images need {needed:,} bytes in {folder.parent}; {free:,} are free.",
                 "clear old ones with clfew cache --clear, or set CLFEW_CACHE to a larger disk.",
             )
-        prefix = f".{socket.gethostname()}-{os.getpid()}-"
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix))
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=temporary_prefix()))
         bad = _decode_all(source, side, temporary / "pixels.safetensors", progress)
         if len(bad) > MAX_BAD_FRACTION * count:
             index, reason = next(iter(sorted(bad.items())))
@@ -193,6 +143,8 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
             )
         listed = [[i, source.identities[i], reason] for i, reason in sorted(bad.items())]
         metadata = {"source": source.spec, "images": count, "side": side, "bad": listed}
+        metadata["scale"] = str(source.scale)
+        metadata["bad_digests"] = [digest_of_image(source, index) for index in sorted(bad)]
         write_json(temporary / "store.json", metadata)
         if not (folder / "store.json").exists():
             shutil.rmtree(folder, ignore_errors=True)  # Left by a removal that was killed.
@@ -217,7 +169,7 @@ def _decode_all(
 ) -> dict[int, str]:
     """Decodes all images into the array file. Returns the reason for each bad image by its index."""
     count = len(source)
-    pixels, aspects, digests = _create_arrays(path, count, side)
+    pixels, aspects, digests = create_arrays(path, count, side)
     _reserve(path)
     bad: dict[int, str] = {}
 
@@ -253,48 +205,11 @@ def _say_flat(source: Source, cache: ImageCache) -> None:
         )
 
 
-def _layout(count: int, side: int) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
-    return {
-        "digests": ("U64", np.dtype("<u8"), (count,)),
-        "aspects": ("F32", np.dtype("<f4"), (count,)),
-        "pixels": ("U8", np.dtype("u1"), (count, side, side, 3)),
-    }
-
-
-def _create_arrays(path: Path, count: int, side: int) -> list[np.memmap]:
-    """Creates a safetensors file of zeros. Returns its pixels, aspects and digests, mapped for writing.
-
-    The safetensors library can only write tensors that are whole in memory, which these are not.
-    """
-    header: dict[str, object] = {}
-    offset = 0
-    for name, (code, dtype, shape) in _layout(count, side).items():
-        end = offset + int(np.prod(shape)) * dtype.itemsize
-        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(encoded)) + encoded)
-        file.truncate(8 + len(encoded) + offset)
-    return _map_arrays(path, count, side, "r+")
-
-
-def _map_arrays(path: Path, count: int, side: int, mode: str) -> list[np.memmap]:
-    with open(path, "rb") as file:
-        offset = 8 + struct.unpack("<Q", file.read(8))[0]
-    arrays = {}
-    for name, (_, dtype, shape) in _layout(count, side).items():
-        arrays[name] = np.memmap(path, dtype, mode, offset, shape)  # type: ignore[call-overload]
-        offset += int(np.prod(shape)) * dtype.itemsize
-    return [arrays["pixels"], arrays["aspects"], arrays["digests"]]
-
-
 def _read(folder: Path, count: int, side: int) -> ImageCache:
     try:
         metadata = json.loads((folder / "store.json").read_text())
         listed = [(int(index), str(name), str(reason)) for index, name, reason in metadata["bad"]]
-        pixels, aspects, digests = _map_arrays(folder / "pixels.safetensors", count, side, "r")
+        pixels, aspects, digests = map_arrays(folder / "pixels.safetensors", count, side, "r")
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         raise UserError(
             f"The image cache {folder} is damaged ({error}).", "clear it with: clfew cache --clear"

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clfew.data.groups import with_groups
 from clfew.data.layout import class_words
 from clfew.data.lists import ListFile, is_list, parse, read_list
 from clfew.data.randomness import identity_order
@@ -193,6 +194,10 @@ def apply_label_csv(source: Source, named: ListFile) -> tuple[Source, np.ndarray
     else:  # The labels that the source had are not used.
         reading = f"{len(source):,} images; {listed}: {class_words(Counter(names))}"
     relabelled = replace(source.relabelled(labels, list(known)), reading=reading)
+    groups = {index: row.get("group", "").strip() for index, row in zip(indices, rows, strict=True)}
+    if any(groups.values()):
+        of_each = [groups.get(index, "") for index in range(len(source))]
+        relabelled = with_groups(relabelled, of_each, f"from {path.name}")
     return relabelled, np.array(indices)
 
 

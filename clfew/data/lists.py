@@ -34,6 +34,8 @@ LABEL_NAMES = (
     ("y",),
 )  # fmt: skip
 SPLIT_NAMES = (("split",), ("subset", "set", "partition"))
+GROUP_NAMES = (("group", "groups", "group_id", "group_name"),)
+_OTHERS = (("split", SPLIT_NAMES), ("group", GROUP_NAMES))
 """The names of columns, the most telling group first, in small letters and with _ for other signs. The
 first name of all wins over those of its group."""
 
@@ -60,8 +62,8 @@ class ListFile:
 class Listed:
     """The rows of a list.
 
-    rows: for each image its `path` and, where the list has them, `label` and `split`. reading: which
-    columns were taken, in words; "" where they are called path, label and split.
+    rows: for each image its `path` and, where the list has them, `label`, `split` and `group`. reading:
+    which columns were taken, in words; "" where these are their names.
     """
 
     rows: list[dict[str, str]]
@@ -202,13 +204,13 @@ def _columns(named: ListFile, columns: list[str]) -> dict[str, str]:
     """Returns which column holds each of path, label and split. Raises UserError if it is not clear."""
     path, listed = named.file, ", ".join(columns) or "empty"
     taken: dict[str, str] = {}
-    given = {"path": named.path_column, "label": named.label_column, "split": None}
+    given = {"path": named.path_column, "label": named.label_column, "split": None, "group": None}
     for column in given.values():
         if column is not None and column not in columns:
             raise UserError(
                 f"{path} has no column '{column}' (its first line is: {listed}).", "check the spelling."
             )
-    for name, groups in (("path", PATH_NAMES), ("label", LABEL_NAMES), ("split", SPLIT_NAMES)):
+    for name, groups in (("path", PATH_NAMES), ("label", LABEL_NAMES), *_OTHERS):
         free = [each for each in columns if each not in (*taken.values(), *given.values())]
         column = given[name] or likeliest(path, name, groups, free)
         if column is not None:
@@ -237,7 +239,7 @@ def likeliest(
         exact = [c for c in found if _normal(c) == name]
         if len(exact or found) == 1:
             return (exact or found)[0]
-        if found and name == "split":
+        if found and name in ("split", "group"):
             return None
         if found:
             raise UserError(

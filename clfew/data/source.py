@@ -11,13 +11,14 @@ import numpy as np
 from clfew.data.image_files import LeftOut
 from clfew.data.pixel_scale import PixelScale
 
-RULE = 4
+RULE = 5
 """The rule by which new runs read sources and split them. Runs and artifacts carry the number of
 theirs, and keep it; those without a number have rule 1. Rule 1 kept the copies of test images in the
 pool, except in distillation, and tested images that a label CSV had relabelled on the split that their
 folders' labels give. Rules 1 and 2 read folders as `folder_source.read_before` does, knew fewer
 words for splits and labels in data sets, and took images without labels for the test split. Rules
-before 4 read wide pixels as whole 16 bits (see `find_scale`)."""
+before 4 read wide pixels as whole 16 bits (see `find_scale`), and before 5 know no groups (see
+`groups`)."""
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -31,7 +32,8 @@ class Source:
     for each image. content: reads the encoded bytes of image i. fingerprint: a digest that changes when
     an image is added, removed or changed. left_out: what lies beside the images and is not read.
     reading: how the source was understood, in words. rule: see RULE. scale: how wide pixels are read,
-    None for whole 16 bits and the files' own colours.
+    None for whole 16 bits and the files' own colours. groups: int64 (N,), the group that the source or
+    the user puts each image into, -1 for none; None where there are no groups.
     """
 
     spec: str
@@ -45,6 +47,7 @@ class Source:
     reading: str = ""
     rule: int = RULE
     scale: PixelScale | None = None
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -55,6 +58,8 @@ class Source:
         digest.update("\0".join(self.classes).encode("utf-8", "surrogateescape"))
         digest.update(self.labels.tobytes())
         digest.update("\0".join(self.splits.tolist()).encode())
+        if self.groups is not None and self.rule >= 5:
+            digest.update(self.groups.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def summary(self) -> str:

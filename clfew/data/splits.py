@@ -13,12 +13,13 @@ from clfew.errors import UserError
 TEST_FRACTION = 0.2
 
 
-def test_indices(source: Source, seed: int) -> np.ndarray:
+def test_indices(source: Source, seed: int, groups: np.ndarray | None = None) -> np.ndarray:
     """Returns the held-out images: the source's own test split (or val, if it has no test), else 20 %.
 
-    The 20 % are sampled per class from the labelled images. A class of one image keeps it for training
-    (see `require_testable`). In a source with labels, a split without any cannot be tested on; its
-    images are held out all the same.
+    The 20 % are sampled per class from the labelled images, in whole groups (int64 (N,), see
+    `groups.groups_of`; None where every image is alone). A class of one group keeps it for training (see
+    `require_testable`). In a source with labels, a split without any cannot be tested on; its images are
+    held out all the same.
     """
     chosen = split_to_test(source)
     unlabelled = np.array([], dtype=np.int64)
@@ -26,13 +27,48 @@ def test_indices(source: Source, seed: int) -> np.ndarray:
         unlabelled = np.flatnonzero((source.splits == "test") & (source.labels < 0))
     if chosen:
         return np.union1d(np.flatnonzero(source.splits == chosen), unlabelled)
-    held_out = [unlabelled]
-    for members in indices_by_class(source, np.flatnonzero(source.splits == "train")).values():
-        if len(members) == 1:
-            continue
-        order = identity_order(seed, [source.identities[i] for i in members])
-        held_out.append(members[order[: max(1, round(TEST_FRACTION * len(members)))]])
-    return np.sort(np.concatenate(held_out))
+    groups = np.arange(len(source)) if groups is None else groups
+    return np.union1d(_sample(source, seed, groups), unlabelled)
+
+
+def _sample(source: Source, seed: int, groups: np.ndarray) -> np.ndarray:
+    """Returns TEST_FRACTION of the labelled images of each class of the train split, in whole groups: in
+    a random order each group that fits, then for a class without any its smallest one. Unlabelled
+    images of a group are held out with it."""
+    train = np.flatnonzero((source.splits == "train") & (source.labels >= 0))
+    sizes = np.bincount(source.labels[train], minlength=len(source.classes))
+    wanted = np.maximum(1, np.round(TEST_FRACTION * sizes)).astype(int).tolist()
+    # The classes of each group's images: [[class, count], …].
+    numbers, places = np.unique(groups[train], return_inverse=True)
+    (of_group, of_class), counts = np.unique(
+        np.stack([places, source.labels[train]]), axis=1, return_counts=True
+    )
+    classes_of: list[list[tuple[int, int]]] = [[] for _ in numbers]
+    for group, label, count in zip(of_group.tolist(), of_class.tolist(), counts.tolist(), strict=True):
+        classes_of[group].append((label, count))
+    taken, left = [0] * len(sizes), np.bincount(of_class, minlength=len(sizes)).tolist()
+    held_out = np.zeros(len(numbers), bool)
+
+    def take(group: int) -> None:
+        held_out[group] = True
+        for label, count in classes_of[group]:
+            taken[label] += count
+            left[label] -= 1
+
+    # Every class keeps a group to learn from.
+    order = identity_order(seed, [source.identities[i] for i in numbers]).tolist()
+    for group in order:
+        if all(left[c] > 1 and taken[c] + count <= wanted[c] for c, count in classes_of[group]):
+            take(group)
+    for group in sorted(order, key=lambda each: sum(count for _, count in classes_of[each])):
+        classes = [c for c, _ in classes_of[group]]
+        if (
+            not held_out[group]
+            and any(not taken[c] for c in classes)
+            and min(left[c] for c in classes) > 1
+        ):
+            take(group)
+    return np.flatnonzero(np.isin(groups, numbers[held_out]) & (source.splits == "train"))
 
 
 def split_to_test(source: Source) -> str | None:

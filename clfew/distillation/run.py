@@ -85,6 +85,7 @@ def build_setup(
         device,
         precision,
         is_scaled=bool(base.metadata.parts),
+        groups=learned.groups,
     )
     strong, _ = choose_recipe(min(metadata.size, cache.side), cache, pool, metadata.flip)
     views = None

@@ -221,7 +221,7 @@ def cross_fit(
     verdict are 0.
     """
     task = setup.task
-    splits = folds(task.labels[labelled_L], seed, most=2)
+    splits = folds(task.labels[labelled_L], seed, 2, task.groups_of(labelled_L))
     if not splits:
         return Verdict(0, 0, 0, 0, 0.0, 0.0, 0), np.empty((0, task.classes)), []
     student_logits = np.zeros((len(labelled_L), task.classes))

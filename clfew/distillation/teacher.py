@@ -9,6 +9,7 @@ import torch
 
 from clfew import console
 from clfew.data.find_scale import with_scale
+from clfew.data.groups import grouped, groups_of
 from clfew.data.image_cache import ImageCache
 from clfew.data.labels import apply_label_csv, label_list_of
 from clfew.data.source import Source
@@ -72,12 +73,12 @@ class Images:
     """The images of a distillation.
 
     source: the labelled source; if the unlabelled images are another source, theirs follow its own.
-    held_out: indices of the images that are never trained on. labelled: indices of the images whose
-    labels the teacher was fitted to. labels: the class of each labelled image, -1 for all others.
+    parts: the sources that it consists of. labelled: indices of the images whose labels the teacher was
+    fitted to. labels: the class of each labelled image, -1 for all others.
     """
 
     source: Source
-    held_out: np.ndarray
+    parts: list[Source]
     labelled: np.ndarray
     labels: np.ndarray
 
@@ -96,22 +97,21 @@ def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
     """
     learned = teacher.metadata.data["finetune"]
     rule = learned.get("split_rule", 1)
-    source = open_source(learned["source"], rule)
+    source = grouped(open_source(learned["source"], rule), learned.get("group_by"))
     if kept := kept_scale(teacher.metadata):
         source = with_scale(source, kept=kept)
     if learned["label_file"] and Path(learned["label_file"]).is_file():
         source, _ = apply_label_csv(source, label_list_of(learned))
-    seed = learned["split_seed"]
     labelled, classes = _labels_of_teacher(teacher, source)
-    held_out = held_out_of(source, seed)
+    parts = [source]
     before = teacher.metadata.data.get("pretrain", {}).get("source")
     spec = unlabelled or before or source.spec
     other = open_source(spec, rule)
     if other.spec != source.spec:
-        source, held_out = merged(source, other, seed)
+        parts, source = [source, other], merged(source, other)
     labels = np.full(len(source), -1)
     labels[labelled] = classes
-    return Images(source, np.setdiff1d(held_out, labelled), labelled, labels)
+    return Images(source, parts, labelled, labels)
 
 
 def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -> tuple[Start, bool]:
@@ -226,7 +226,14 @@ def student_start(
 def usable(images: Images, cache: ImageCache, split_seed: int, split_rule: int) -> LabelledData:
     """Returns what is learned from and what is tested on. Raises UserError if a labelled image cannot be
     used any more."""
-    data = labelled_data(images.source, cache, images.held_out, split_seed, split_rule, images.labelled)
+    held_out, start = [], 0
+    for part in images.parts:
+        # As in the command that learned from this source alone.
+        groups = groups_of(part, cache.part(start, start + len(part)))
+        held_out.append(start + held_out_of(part, split_seed, None, groups))
+        start += len(part)
+    never = np.setdiff1d(np.concatenate(held_out), images.labelled)
+    data = labelled_data(images.source, cache, never, split_seed, split_rule, images.labelled)
     lost = np.setdiff1d(images.labelled, data.pool)
     if len(lost):
         raise UserError(

@@ -44,7 +44,8 @@ class Task:
     unlabelled image; None where the mode does not use features. trainings: where trainings on these
     images save their states; None where none is saved. stop: of the command, if it trains several times.
     is_scaled: whether the scale of the features means something, as that of encoders side by side:
-    otherwise each is standardised.
+    otherwise each is standardised. groups: int64, the group of each image in the cache, whose images are
+    on one side of each fold; None where every image is alone.
     """
 
     pixels: np.ndarray
@@ -58,6 +59,16 @@ class Task:
     trainings: Trainings | None = None
     stop: StopRequest | None = None
     is_scaled: bool = False
+    groups: np.ndarray | None = None
+
+    def groups_of(self, indices: np.ndarray) -> np.ndarray | None:
+        """Returns the groups of some images, None where every image is alone."""
+        return None if self.groups is None else self.groups[indices]
+
+    def smallest_class(self, labelled: np.ndarray) -> int:
+        """Returns the number of labels, in groups the number of groups, of the class that has the
+        fewest: so many folds can hold some of it out."""
+        return smallest_class(self.labels[labelled], self.groups_of(labelled))
 
     def next_saving(self) -> Saving | None:
         """Returns where the training that starts now saves its state."""
@@ -143,8 +154,10 @@ def fit_probe(
     labels = task.labels[labelled]
     all_labels = labels if judged is None else task.labels[judged]
     if mode == "linear":
-        fewest = smallest_class(all_labels)
-        return linear_head(task.features, rows, labels, task.classes, seed, fewest, task.is_scaled)
+        fewest = task.smallest_class(labelled if judged is None else judged)
+        groups = task.groups_of(labelled)
+        inputs = (task.features, rows, labels, task.classes, seed)
+        return linear_head(*inputs, fewest, task.is_scaled, groups)
     if mode == "knn":
         neighbours = knn_head(task.features, rows, labels, task.classes, voters(all_labels))
         return neighbours, {"k": neighbours.k}

@@ -241,7 +241,7 @@ def _calibrate(
     if logits is None:
         classifier.temperature = prior.temperature
     else:
-        fraction = fitted_fraction(decision.mode, labels)
+        fraction = fitted_fraction(decision.mode, labels, task.groups_of(labelled))
         classifier.temperature = fit_temperature(logits, labels, prior, fraction)
     return classifier.temperature
 

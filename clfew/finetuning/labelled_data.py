@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.content import holds_the_same
+from clfew.data.groups import contradictions, group_words, groups_of
 from clfew.data.held_out import NONE, SPLIT_RULE, split_images
 from clfew.data.image_cache import ImageCache, cached_images
 from clfew.data.labels import LabelSpec, apply_label_csv
@@ -86,13 +88,26 @@ def with_labels(
     return source, listed
 
 
-def held_out_of(source: Source, split_seed: int, listed: np.ndarray | None = None) -> np.ndarray:
+def kept_group_by(before: list[ArtifactMetadata], source: Source) -> str | None:
+    """Returns by what artifacts grouped the images of a source, None where none did."""
+    steps = [step for each in before for step in each.data.values()]
+    kept = [step.get("group_by") for step in steps if step.get("source") == source.spec]
+    return next((each for each in kept if each), None)
+
+
+def held_out_of(
+    source: Source,
+    split_seed: int,
+    listed: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
     """Returns the images to hold out. listed: those that a label CSV lists, None without one; if these
-    are all the labels, and the source has no test split of its own, nothing is held out."""
+    are all the labels, and the source has no test split of its own, nothing is held out. groups: see
+    `test_indices`."""
     is_listed = listed is not None and (source.labels >= 0).sum() == len(listed)
     if is_listed and split_to_test(source) != "test":
         return np.array([], dtype=np.int64)
-    return test_indices(source, split_seed)
+    return test_indices(source, split_seed, groups)
 
 
 def readable(source: Source, listed: np.ndarray, pool: np.ndarray, spec: LabelSpec) -> np.ndarray:
@@ -130,6 +145,7 @@ class LabelledData:
     each label sample, the indices of its labelled images. others: pretraining images from another
     source. groups: int64, the group of each image of the source, whose images stay on one side.
     class_shares: the expected fraction of each class. Both are None while nothing is known of them.
+    contradicting: indices of images that are one file with two labels, which are not tested on.
     """
 
     source: Source
@@ -142,6 +158,7 @@ class LabelledData:
     others: OtherImages | None = None
     groups: np.ndarray | None = None
     class_shares: np.ndarray | None = None
+    contradicting: np.ndarray = field(default_factory=lambda: NONE)
 
     @property
     def known(self) -> np.ndarray:
@@ -161,11 +178,53 @@ def labelled_data(
 
     held_out: None for the source's test split.
     """
+    groups = groups_of(source, cache)
+    contradicting = NONE
     if held_out is None:
-        held_out = held_out_of(source, split_seed)
-    split = split_images(cache, held_out, split_rule, learned)
+        held_out = held_out_of(source, split_seed, None, groups)
+    split = split_images(cache, held_out, split_rule, learned, groups)
     test = split.test[source.labels[split.test] >= 0]
-    return LabelledData(source, cache, split.pool, test, split_seed, split_rule)
+    if groups is not None:
+        contradicting = contradictions(source, cache)
+        test = np.setdiff1d(test, contradicting)
+    data = LabelledData(source, cache, split.pool, test, split_seed, split_rule, groups=groups)
+    return replace(data, contradicting=contradicting)
+
+
+def say_groups(data: LabelledData) -> None:
+    """Reports which images stay together, which classes cannot be tested for that, and files with two
+    labels."""
+    source, groups = data.source, data.groups
+    if groups is None:
+        return
+    if words := group_words(groups[data.cache.good]):
+        console.say(f"groups     {words} stay on one side of every split")
+    tested, known = set(source.labels[data.test].tolist()), source.labels[data.known]
+    untested = [source.classes[label] for label in np.unique(known) if label not in tested]
+    if untested:
+        console.say(
+            f"note       {len(untested)} class{'es' if len(untested) > 1 else ''} cannot be tested: all "
+            f"images belong together, of {', '.join(map(console.printable, untested[:5]))}"
+        )
+    if len(data.contradicting):
+        first = data.contradicting[0]
+        same = data.cache.digests[data.contradicting] == data.cache.digests[first]
+        names = [console.printable(source.identities[i]) for i in data.contradicting[same]]
+        console.say(
+            f"note       {len(data.contradicting)} images are files with two labels, such as "
+            f"{' and '.join(names[:4])}: they are not tested on; contradictions.csv lists them"
+        )
+
+
+def contradiction_rows(data: LabelledData) -> list[tuple[str, str, str]]:
+    """Returns path, label and digest of each file with two labels, copies of a file one after the
+    other."""
+    source, digests = data.source, data.cache.digests
+    order = sorted(data.contradicting.tolist(), key=lambda i: (digests[i], i))
+    return [
+        (source.identities[i], source.classes[source.labels[i]], f"{int(digests[i]):016x}")
+        for i in order
+    ]
 
 
 def find_others(
@@ -238,12 +297,25 @@ def other_sources(starts: list[Start], source: Source) -> dict[str, str | None]:
 def check_other_sources(run: Path, starts: list[Start], source: Source) -> None:
     """Raises UserError if a source of `other_sources` has changed since a run was started."""
     before = read_config(run).get("pretrained_on", {})
+    contents = {
+        s.pretraining_source: s.metadata.data["pretrain"].get("content")
+        for s in starts
+        if s.pretraining_source
+    }
     for spec, digest in other_sources(starts, source).items():
-        if before.get(spec) != digest:
+        if before.get(spec) != digest and not _is_content(spec, source.rule, contents[spec]):
             raise UserError(
                 f"The pretraining images in {spec} have changed since {run} was started.",
                 "start a new run: clfew finetune with the same options.",
             )
+
+
+def _is_content(spec: str, rule: int, content: str | None) -> bool:
+    """Returns whether a source holds the images that were pretrained on, with other times."""
+    try:
+        return bool(content) and holds_the_same(open_source(spec, rule), content)
+    except UserError:
+        return False
 
 
 def _digest_or_none(spec: str, rule: int) -> str | None:
@@ -253,12 +325,11 @@ def _digest_or_none(spec: str, rule: int) -> str | None:
         return None
 
 
-def merged(first: Source, second: Source, split_seed: int) -> tuple[Source, np.ndarray]:
-    """Returns a source with the images of both, those of `first` first, and the test images of both.
-    Only the labels of `first` are kept."""
+def merged(first: Source, second: Source) -> Source:
+    """Returns a source with the images of both, those of `first` first. Only the labels of `first` are
+    kept."""
     count = len(first)
-    held_out = [held_out_of(first, split_seed), count + held_out_of(second, split_seed)]
-    both = Source(
+    return Source(
         spec=f"{first.spec} + {second.spec}",
         identities=[*first.identities, *(f"{second.spec}/{name}" for name in second.identities)],
         labels=np.concatenate([first.labels, np.full(len(second), -1)]),
@@ -269,8 +340,17 @@ def merged(first: Source, second: Source, split_seed: int) -> tuple[Source, np.n
         reading=f"{first.summary()}; and of {second.spec}: {second.summary()}",
         rule=first.rule,
         scale=first.scale,
+        groups=_merged_groups(first, second),
     )
-    return both, np.concatenate(held_out)
+
+
+def _merged_groups(first: Source, second: Source) -> np.ndarray | None:
+    """Returns the groups of the images of two sources, whose groups have nothing to do with each
+    other."""
+    if first.groups is None and second.groups is None:
+        return None
+    each = [np.full(len(s), -1) if s.groups is None else s.groups for s in (first, second)]
+    return np.concatenate([each[0], np.where(each[1] < 0, -1, each[1] + each[0].max(initial=-1) + 1)])
 
 
 def bounded(pool: np.ndarray, always: np.ndarray, purpose: str, most: int = MAX_IMAGES) -> np.ndarray:

@@ -49,7 +49,30 @@ def deviation(accuracies: np.ndarray) -> float | None:
     return float(np.sqrt(of_seeds + of_samples + residual))
 
 
-def accuracy_interval(correct: np.ndarray, drawn: float = 0.0) -> tuple[float, float]:
+def independent_images(correct_N: np.ndarray, groups_N: np.ndarray) -> float:
+    """Returns how many independent images have the variance that the accuracy on N images in groups has.
+
+    Images of a group are right or wrong together, more or less (Kish's design effect, by the variance
+    between groups of a ratio estimate; Cochran, Sampling Techniques, 1977, section 9A.2). Few groups
+    show it badly: it is at least the number that there would be if a group were all right or all wrong,
+    and that is taken where all images are right, or all wrong.
+    """
+    total = len(correct_N)
+    _, places, sizes = np.unique(groups_N, return_inverse=True, return_counts=True)
+    if len(sizes) == total:
+        return float(total)
+    fewest = total**2 / float((sizes.astype(float) ** 2).sum())
+    share = float(np.mean(correct_N))
+    if share in (0.0, 1.0) or len(sizes) < 2:
+        return fewest
+    totals = np.bincount(places, weights=correct_N - share)
+    variance = float((totals**2).sum()) * len(sizes) / (len(sizes) - 1) / total**2
+    return float(np.clip(share * (1 - share) / max(variance, 1e-12), fewest, total))
+
+
+def accuracy_interval(
+    correct: np.ndarray, drawn: float = 0.0, groups_N: np.ndarray | None = None
+) -> tuple[float, float]:
     """Returns the 95 % interval of the mean accuracy of several classifiers tested on the same images.
 
     correct: (…, N) of 0 and 1. The axes before the images are what the classifiers differ in: label
@@ -63,10 +86,18 @@ def accuracy_interval(correct: np.ndarray, drawn: float = 0.0) -> tuple[float, f
     than once (crossed random effects; Owen, The Pigeonhole Bootstrap, 2007). It is the Wilson interval
     of as many independent images as have this variance, with the t quantile of Satterthwaite's degrees
     of freedom. An axis of length 1 shows no variance, and none is counted for it.
-    """
-    from scipy import stats
 
+    groups_N: the group of each image, whose images are no independent ones; None where all are.
+    """
     mean, several = float(np.mean(correct)), [n for n in correct.shape[:-1] if n > 1]
+    if groups_N is not None and len(numbers := np.unique(groups_N)) < correct.shape[-1]:
+        if not several or len(numbers) < 2:
+            flat = correct.reshape(-1, correct.shape[-1]).mean(0)
+            return _interval(mean, independent_images(flat, groups_N), len(numbers) - 1)
+        # Each group is one image then, which counts as much as it has images.
+        places, scale = np.searchsorted(numbers, groups_N), len(numbers) / correct.shape[-1]
+        rows = [scale * np.bincount(places, row) for row in correct.reshape(-1, correct.shape[-1])]
+        correct = np.reshape(rows, (*correct.shape[:-1], len(numbers)))
     if not several:
         return wilson_interval(int(np.sum(correct)), correct.shape[-1])
     # One more image that all get right and one that all get wrong, as in Agresti and Coull's interval:
@@ -88,6 +119,16 @@ def accuracy_interval(correct: np.ndarray, drawn: float = 0.0) -> tuple[float, f
     share = float(smoothed.mean())
     images = min(share * (1 - share) / variance, smoothed.size)
     freedom = sum(variances) ** 2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    return _interval(mean, images, freedom)
+
+
+def _interval(mean: float, images: float, freedom: float) -> tuple[float, float]:
+    """Returns the Wilson interval of a proportion among so many independent images, with the t quantile
+    of so many degrees of freedom; everything where there are none."""
+    from scipy import stats
+
+    if freedom < 1:
+        return 0.0, 1.0
     z = float(stats.t.ppf(0.975, freedom))
     centre = (mean + z**2 / (2 * images)) / (1 + z**2 / images)
     reach = z * (mean * (1 - mean) / images + z**2 / (4 * images**2)) ** 0.5 / (1 + z**2 / images)
@@ -135,9 +176,13 @@ def expected_calibration_error(confidence_N: np.ndarray, correct_N: np.ndarray) 
 
 
 def classification_report(
-    probabilities_NxC: np.ndarray, labels_N: np.ndarray, classes: list[str]
+    probabilities_NxC: np.ndarray,
+    labels_N: np.ndarray,
+    classes: list[str],
+    groups_N: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Returns all metrics on the test images as one JSON-ready dict (see `clfew eval --format json`).
+    groups_N: see `accuracy_interval`.
 
     Precision is None for a class that is never predicted, recall for one that has no test image.
     """
@@ -163,7 +208,7 @@ def classification_report(
     pairs = [divmod(int(i), len(classes)) for i in order if off.flat[i] > 0]
     return {
         "accuracy": float(correct.mean()),
-        "ci95": list(wilson_interval(int(correct.sum()), len(labels_N))),
+        "ci95": list(accuracy_interval(correct, 0.0, groups_N)),
         "n": len(labels_N),
         "balanced_accuracy": float(np.nanmean(recall_C)),
         "ece": expected_calibration_error(probabilities_NxC.max(1), correct),

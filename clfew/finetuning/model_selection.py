@@ -85,28 +85,43 @@ def decide(
         return Decision("full", "from scratch there are no features to probe")
     assert task.features is not None
     modes = ["propagate", "linear", "knn"] if len(task.features) > len(labelled) else ["linear", "knn"]
-    if smallest_class(task.labels[labelled]) < 2:
-        return Decision(modes[0], "one label in some class: nothing to compare modes on")
-    labels = task.labels[labelled]
+    if not _can_hold_out(task, labelled, seed):
+        return Decision(modes[0], _too_few(task, labelled))
+    labels, groups = task.labels[labelled], task.groups_of(labelled)
     logits = {m: fold_by_fold(m, start, task, labelled, seed, settings, FOLDS) for m in modes}
     clear = CLEAR if smallest_class(labels) < MANY else CLEAR_OF_MANY
-    best, scores, reason = best_of(logits, labels, fitted_fraction(modes[0], labels), clear)
+    best, scores, reason = best_of(logits, labels, fitted_fraction(modes[0], labels, groups), clear)
     reason = f"cross-validated: {reason}"
     if smallest_class(task.labels[labelled]) >= FINE_TUNE_FROM and _is_cheap(start, task):
         # On the same halves of the labels, so that the difference is not that of the numbers of labels.
         halves = {
             m: fold_by_fold(m, start, task, labelled, seed, settings, HALVES) for m in (best, "full")
         }
-        best, in_halves, compared = best_of(halves, labels, fitted_fraction("full", labels), clear)
+        best, in_halves, compared = best_of(
+            halves, labels, fitted_fraction("full", labels, groups), clear
+        )
         reason += f"; fitted to half of the labels: {compared}"
         logits["full"] = halves["full"]
         return Decision(best, reason, logits[best], halves[best], scores, in_halves)
     return Decision(best, reason, logits[best], scores=scores)
 
 
-def fitted_fraction(mode: str, labels_L: np.ndarray) -> float:
-    """Returns the fraction of the labels to which classifiers are fitted in cross-validation."""
-    return 1 - 1 / min(HALVES if mode == "full" else FOLDS, smallest_class(labels_L))
+def _can_hold_out(task: Task, labelled: np.ndarray, seed: int) -> bool:
+    """Returns whether labels of every class can be held out, in whole groups."""
+    groups = task.groups_of(labelled)
+    return all(folds(task.labels[labelled], seed, parts, groups) for parts in (HALVES, FOLDS))
+
+
+def _too_few(task: Task, labelled: np.ndarray) -> str:
+    what = "label" if smallest_class(task.labels[labelled]) < 2 else "group of labelled images"
+    return f"one {what} in some class: nothing to compare modes on"
+
+
+def fitted_fraction(mode: str, labels_L: np.ndarray, groups_L: np.ndarray | None = None) -> float:
+    """Returns the fraction of the labels to which classifiers are fitted in cross-validation. groups_L:
+    see `folds`."""
+    parts = HALVES if mode == "full" else FOLDS
+    return 1 - 1 / max(2, min(parts, smallest_class(labels_L, groups_L)))
 
 
 def best_of(
@@ -154,7 +169,7 @@ def held_out_logits(
 ) -> np.ndarray | None:
     """Returns `Decision.logits`, computed now where modes were not compared; None where some class has
     one label, so that none can be held out."""
-    if decision.logits is not None or smallest_class(task.labels[labelled]) < 2:
+    if decision.logits is not None or not _can_hold_out(task, labelled, seed):
         return decision.logits
     parts = HALVES if decision.mode == "full" else FOLDS
     return fold_by_fold(decision.mode, start, task, labelled, seed, settings, parts)
@@ -170,7 +185,7 @@ def logits_to_compare(
     labels to which their classifiers were fitted: half for all, where one of them is mode "full". None
     where some class has one label."""
     labels = decisions[0][1].labels[labelled]
-    if smallest_class(labels) < 2:
+    if not _can_hold_out(decisions[0][1], labelled, seed):
         return None
     parts = HALVES if any(decision.mode == "full" for _, _, decision in decisions) else FOLDS
     logits = []
@@ -179,7 +194,9 @@ def logits_to_compare(
         if known is None:
             known = fold_by_fold(decision.mode, start, task, labelled, seed, settings, parts)
         logits.append(known)
-    return logits, fitted_fraction("full" if parts == HALVES else "", labels)
+    return logits, fitted_fraction(
+        "full" if parts == HALVES else "", labels, decisions[0][1].groups_of(labelled)
+    )
 
 
 def fold_by_fold(
@@ -194,7 +211,7 @@ def fold_by_fold(
     """Returns the logits (L, C) of each labelled image, of a classifier that was fitted without its
     fold."""
     logits = np.zeros((len(labelled), task.classes))
-    for fitted, held_out in folds(task.labels[labelled], seed, parts):
+    for fitted, held_out in folds(task.labels[labelled], seed, parts, task.groups_of(labelled)):
         sides = labelled[fitted], labelled[held_out]
         logits[held_out] = _fold_logits(mode, start, task, *sides, seed, settings)
     return logits

@@ -61,6 +61,7 @@ def linear_head(
     seed: int,
     fewest: int | None = None,
     is_scaled: bool = False,
+    groups_L: np.ndarray | None = None,
 ) -> tuple[nn.Linear, dict[str, Any]]:
     """Fits L2-regularised logistic regression to scaled features; returns the head and the scaling and
     the C that were chosen.
@@ -69,12 +70,13 @@ def linear_head(
     to the L labelled ones. Scaling and C are chosen by cross-validated log loss; they are FEW_LABELS
     where some class has fewer than CHOSEN_FROM labels. fewest: the number of labels of the smallest
     class, if it is not that of these labels: where a classifier of more labels is judged by one of a
-    part of them, both follow the same rule. is_scaled: see `mean_and_std`.
+    part of them, both follow the same rule. is_scaled: see `mean_and_std`. groups_L: see `folds`.
     """
     mean, std = mean_and_std(features_NxD, is_scaled)
     labelled = features_NxD[labelled_L]
     inputs = {"standardised": (labelled - mean) / std, "unit": _unit(labelled - mean)}
-    scaling, strength = _choose_strength(inputs, labels_L, seed, fewest or smallest_class(labels_L))
+    fewest = fewest or smallest_class(labels_L, groups_L)
+    scaling, strength = _choose_strength(inputs, labels_L, seed, fewest, groups_L)
     used = {"scaling": scaling, "strength": strength}
     if scaling == "standardised":
         return standardised_logistic(inputs[scaling], labels_L, strength, classes, mean, std), used
@@ -111,21 +113,37 @@ def voters(labels_L: np.ndarray) -> int:
     return min(20, smallest_class(labels_L))
 
 
-def smallest_class(labels_L: np.ndarray) -> int:
-    """Returns the number of labels of the class that has the fewest."""
+def smallest_class(labels_L: np.ndarray, groups_L: np.ndarray | None = None) -> int:
+    """Returns the number of labels of the class that has the fewest. groups_L: the group of each image;
+    then it is the number of the class's groups."""
+    if groups_L is not None:
+        labels_L = np.unique(np.stack([labels_L, groups_L]), axis=1)[0]
     return int(np.unique(labels_L, return_counts=True)[1].min())
 
 
-def folds(labels_L: np.ndarray, seed: int, most: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(
+    labels_L: np.ndarray, seed: int, most: int = 5, groups_L: np.ndarray | None = None
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Returns stratified (train, validation) index pairs, at most `most` of them; none where some class
-    has one label."""
-    from sklearn.model_selection import StratifiedKFold
+    has one label. groups_L: the group of each image, whose images are on one side of each pair; then
+    there are none where some class has one group."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    smallest = smallest_class(labels_L)
-    if smallest < 2:
+    count = min(most, smallest_class(labels_L, groups_L))
+    rows = np.zeros(len(labels_L))
+    if count < 2:
         return []
-    splitter = StratifiedKFold(min(most, smallest), shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(labels_L)), labels_L))
+    if groups_L is None or len(np.unique(groups_L)) == len(groups_L):
+        splitter = StratifiedKFold(count, shuffle=True, random_state=seed)
+        return list(splitter.split(rows, labels_L))
+    for parts in range(count, 1, -1):
+        grouped = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+        pairs = list(grouped.split(rows, labels_L, groups_L))
+        # Large groups can leave a side without some class.
+        classes = len(np.unique(labels_L))
+        if all(len(np.unique(labels_L[fitted])) == classes and len(rest) for fitted, rest in pairs):
+            return pairs
+    return []
 
 
 def few_label_correct(
@@ -148,10 +166,14 @@ def few_label_correct(
 
 
 def _choose_strength(
-    inputs: dict[str, np.ndarray], labels_L: np.ndarray, seed: int, fewest: int
+    inputs: dict[str, np.ndarray],
+    labels_L: np.ndarray,
+    seed: int,
+    fewest: int,
+    groups_L: np.ndarray | None = None,
 ) -> tuple[str, float]:
     """Returns the scaling and the C with the smallest cross-validated log loss (see `linear_head`)."""
-    splits = folds(labels_L, seed) if fewest >= CHOSEN_FROM else []
+    splits = folds(labels_L, seed, groups_L=groups_L) if fewest >= CHOSEN_FROM else []
     if not splits:
         return FEW_LABELS
     losses = {}

@@ -73,6 +73,15 @@ class Start:
         return self.metadata.training.get("init", {}).get("what", SCRATCH)
 
 
+def relocated(start: Start, before: str, now: str) -> Start:
+    """Returns a start whose images of the source `before` lie in `now`."""
+    data = {
+        name: step | ({"source": now} if step.get("source") == before else {})
+        for name, step in start.metadata.data.items()
+    }
+    return replace(start, metadata=replace(start.metadata, data=data))
+
+
 @dataclass(frozen=True)
 class Network:
     """Which network is asked for, where the start leaves it open.

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from clfew import console
 from clfew.data.augment import Recipe, random_views
-from clfew.data.image_cache import ImageCache, RowReader
+from clfew.data.cache_arrays import RowReader
+from clfew.data.image_cache import ImageCache
 from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
 from clfew.methods.collapse import health

@@ -40,7 +40,17 @@ DEFAULT_MINUTES = 10.0
 
 _LOOK_AT_IMAGES = 2000
 _TRAINING_KEYS = ("init", "adapt", "options", "recipe", "plan", "epochs", "drift")
-_DATA_KEYS = ("source", "fingerprint", "images", "transductive", "split_seed", "split_rule", "pixels")
+_DATA_KEYS = (
+    "source",
+    "fingerprint",
+    "content",
+    "images",
+    "transductive",
+    "split_seed",
+    "split_rule",
+    "group_by",
+    "pixels",
+)
 _NOT_OPTIONS = ("self", "encoder", "recipe", "gentle")
 
 Objective = Method | Adapter

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from clfew.data.augment import evaluation_view
+from clfew.data.cache_arrays import RowReader
 from clfew.data.decode import BadImage
-from clfew.data.image_cache import RowReader
 from clfew.data.pixel_scale import PixelScale
 from clfew.data.to_device import to_device
 from clfew.data.workers import decode_ahead, decoders

@@ -163,6 +163,9 @@ def _data_problem(metadata: dict[str, Any]) -> str:
         columns = step_data.get("label_columns", [None, None])
         if type(columns) is not list or [type(c) in (str, type(None)) for c in columns] != [True, True]:
             return f"its field data has no valid label_columns for {step}"
+        for name in ("group_by", "content"):
+            if type(step_data.get(name)) not in (str, type(None)):
+                return f"its field data has no valid {name} for {step}"
         try:
             scale_from(step_data.get("pixels"))
         except ValueError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clfew.data.image_cache import RowReader
+from clfew.data.cache_arrays import RowReader
 from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
 from clfew.training.plan import Plan

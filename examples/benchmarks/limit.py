@@ -26,7 +26,7 @@ from common import environment
 from torch.utils.flop_counter import FlopCounterMode
 
 from clfew.data.augment import Recipe, random_views
-from clfew.data.image_cache import _create_arrays, _map_arrays
+from clfew.data.cache_arrays import create_arrays, map_arrays
 from clfew.methods.simclr import SimCLR
 from clfew.models.encoder import Encoder
 from clfew.training.batch import Batches, TrainingData
@@ -50,14 +50,14 @@ GPU_CASES = [("resnet18", 32, 1024), ("resnet18", 96, 512), ("resnet50", 224, 25
 def synthetic_cache(folder, count, side):
     """Writes smooth random images to the file of an image cache and maps it into memory."""
     path = Path(folder) / "pixels.safetensors"
-    pixels, aspects, _ = _create_arrays(path, count, side)
+    pixels, aspects, _ = create_arrays(path, count, side)
     random = np.random.default_rng(0)
     for start in range(0, count, 256):
         coarse = torch.from_numpy(random.random((min(256, count - start), 3, 6, 6), dtype=np.float32))
         fine = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
         pixels[start : start + 256] = (fine * 255).permute(0, 2, 3, 1).to(torch.uint8).numpy()
     aspects[:] = 1
-    return _map_arrays(path, count, side, "r")[:2]
+    return map_arrays(path, count, side, "r")[:2]
 
 
 def synchronise(device):

@@ -98,7 +98,7 @@ def training_step(count):
     import torch
 
     from clfew.data.augment import Recipe
-    from clfew.data.image_cache import _create_arrays, _map_arrays
+    from clfew.data.cache_arrays import create_arrays, map_arrays
     from clfew.methods.simclr import SimCLR
     from clfew.models.encoder import Encoder
     from clfew.training.batch import TrainingData
@@ -107,8 +107,8 @@ def training_step(count):
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pixels.safetensors"
-        _create_arrays(path, count, 96)
-        pixels = _map_arrays(path, count, 96, "r")[0]
+        create_arrays(path, count, 96)
+        pixels = map_arrays(path, count, 96, "r")[0]
         data = TrainingData(pixels, np.ones(count, np.float32), np.arange(count))
         objective = SimCLR(Encoder("resnet8-w32", 96, [0.5] * 3, [0.25] * 3), Recipe(0.3, blur=0.5))
         rows = []

@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 
 from clfew.data import image_cache, workers
+from clfew.data.cache_arrays import RowReader
 from clfew.data.cache_listing import clear_image_caches, list_image_caches
 from clfew.data.decode import load_square
-from clfew.data.image_cache import RowReader, open_image_cache, typical_side
+from clfew.data.image_cache import open_image_cache, typical_side
 from clfew.data.sources import open_source
 from clfew.data.workers import content_digest
 from clfew.errors import UserError

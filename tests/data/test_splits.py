@@ -8,6 +8,7 @@ from clfew.data import splits
 from clfew.data.image_files import walk_images
 from clfew.data.labels import LabelSpec, apply_label_csv, parse_labels, sample_labels
 from clfew.data.lists import ListFile
+from clfew.data.randomness import identity_order
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UsageError, UserError
@@ -293,3 +294,26 @@ def test_a_label_csv_that_is_not_clear_is_a_user_error(image_folder, text, messa
     with pytest.raises(UserError, match=message):
         apply_label_csv(open_source(str(folder)), ListFile(file))
     assert walk_images(folder)[1].words() == ""
+
+
+def drawn_alone(source, seed):
+    """The split of images that are alone, class by class, as rules before 5 drew it."""
+    held_out = [np.array([], dtype=np.int64)]
+    for members in splits.indices_by_class(source, np.flatnonzero(source.splits == "train")).values():
+        order = identity_order(seed, [source.identities[i] for i in members])
+        held_out.append(members[order[: max(1, round(0.2 * len(members))) if len(members) > 1 else 0]])
+    return np.sort(np.concatenate(held_out))
+
+
+def test_images_that_are_alone_are_drawn_as_before_there_were_groups():
+    for number in range(100):
+        random = np.random.default_rng(number)
+        count, classes = int(random.integers(2, 80)), int(random.integers(1, 5))
+        labels = random.integers(-1, classes, count)
+        names = [f"{random.integers(1e9)}.png" for _ in range(count)]
+        marks = np.array(["train"] * count)
+        source = Source("/d", names, labels, list("abcd")[:classes], marks, lambda i: b"", "f")
+        for groups in (None, np.arange(count)):
+            assert np.array_equal(
+                splits.test_indices(source, number, groups), drawn_alone(source, number)
+            )

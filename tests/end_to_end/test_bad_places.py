@@ -29,7 +29,6 @@ def test_a_finished_or_missing_run_is_not_resumed(clfew, project):
         ("--precision", "bf16"),
         ("--seed", 1),
         ("--no-flip",),
-        ("images",),
     ):
         message = clfew.refused("pretrain", "--resume", "runs/pretrain-1", *given, rc=2, cwd=project)
         assert "cannot be changed on resume" in message and "leave it out" in message

@@ -10,6 +10,7 @@ from clfew.finetuning.metrics import (
     classification_report,
     deviation,
     expected_calibration_error,
+    independent_images,
     packed,
     unpacked,
     wilson_interval,
@@ -223,3 +224,39 @@ def test_which_images_were_right_is_kept_as_text():
     correct = np.random.default_rng(0).random(21) < 0.5
     assert (unpacked(packed(correct), 0.0, 21) == correct).all()
     assert unpacked(None, 0.75, 8).tolist() == [True] * 6 + [False] * 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "largest", "together", "classifiers"),
+    [(6, 20, 1.0, 1), (12, 10, 0.5, 1), (30, 20, 0.8, 1), (60, 5, 0.3, 1), (12, 10, 0.5, 4)],
+)
+def test_the_interval_covers_where_images_are_right_in_groups(groups, largest, together, classifiers):
+    """A nominal 95 % interval of as many independent images covers 50 to 90 % then."""
+    random, accuracy = np.random.default_rng(0), 0.75
+    covered, naive, trials = 0, 0, 400
+    for _ in range(trials):
+        sizes = random.integers(1, largest + 1, groups)
+        of_image = np.repeat(np.arange(groups), sizes)
+        strength = (1 - together) / together
+        if strength:
+            chance = random.beta(accuracy * strength, (1 - accuracy) * strength, groups)
+        else:
+            chance = (random.random(groups) < accuracy).astype(float)
+        correct = (random.random((classifiers, len(of_image))) < chance[of_image]).astype(float)
+        low, high = accuracy_interval(correct, 0.0, of_image)
+        covered += low <= accuracy <= high
+        low, high = accuracy_interval(correct)
+        naive += low <= accuracy <= high
+    assert covered / trials > 0.92 and naive / trials < covered / trials - 0.02
+
+
+def test_images_that_are_alone_have_the_usual_interval():
+    correct = np.array([1, 0, 1, 1, 1, 1, 0, 1.0])
+    assert accuracy_interval(correct, 0.0, np.arange(8)[::-1]) == accuracy_interval(correct)
+    assert independent_images(correct, np.arange(8)) == 8
+
+
+def test_one_group_tells_nothing():
+    assert accuracy_interval(np.ones(50), 0.0, np.zeros(50)) == (0.0, 1.0)
+    low, high = accuracy_interval(np.ones(50), 0.0, np.repeat(np.arange(5), 10))
+    assert low < 0.5 and high == 1.0

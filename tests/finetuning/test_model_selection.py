@@ -271,8 +271,8 @@ def test_the_regression_that_is_judged_is_chosen_as_the_one_that_is_kept(pixels,
     chosen, task = [], task_of(pixels)
     choose = probes._choose_strength
 
-    def spy(inputs, labels, seed, fewest):
-        chosen.append((choose(inputs, labels, seed, fewest), fewest))
+    def spy(inputs, labels, seed, fewest, *groups):
+        chosen.append((choose(inputs, labels, seed, fewest, *groups), fewest))
         return chosen[-1][0]
 
     monkeypatch.setattr(probes, "_choose_strength", spy)

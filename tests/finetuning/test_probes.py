@@ -310,3 +310,40 @@ def test_labelled_images_keep_their_labels_among_neighbours_of_another_class():
     predicted = propagated_probabilities(neighbour_graph(features), np.arange(21), given, 3)
     assert (predicted[:21] == np.eye(3)[given]).all()
     assert (predicted[21:].argmax(1) == labels[21:]).all()
+
+
+def test_folds_keep_groups_together():
+    random = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), random.integers(1, 9, 20))
+    labels = np.arange(20)[groups] % 3
+    for seed in range(10):
+        pairs = folds(labels, seed, groups_L=groups)
+        assert len(pairs) == 5
+        assert sorted(np.concatenate([held_out for _, held_out in pairs])) == list(range(len(labels)))
+        for fitted, held_out in pairs:
+            assert not set(groups[fitted]) & set(groups[held_out])
+            assert len(np.unique(labels[fitted])) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "count"),
+    [
+        ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 2, 3], 0),  # A class of one group.
+        ([0, 0, 0, 1, 1, 1], [0, 0, 4, 1, 2, 3], 2),
+        ([0, 1, 0, 1], [0, 0, 1, 1], 2),  # Groups of both classes.
+        ([0, 1, 0, 1], [0, 0, 0, 0], 0),
+        ([0, 0, 1, 1], [5, 6, 7, 8], 2),
+    ],
+)
+def test_folds_of_few_groups(labels, groups, count):
+    labels, groups = np.array(labels), np.array(groups)
+    pairs = folds(labels, 0, groups_L=groups)
+    assert len(pairs) == count
+    for fitted, held_out in pairs:
+        assert len(np.unique(labels[fitted])) == 2 and not set(groups[fitted]) & set(groups[held_out])
+    if len(set(groups.tolist())) == len(groups):
+        assert all(
+            np.array_equal(a, b)
+            for p, q in zip(pairs, folds(labels, 0), strict=True)
+            for a, b in zip(p, q, strict=True)
+        )

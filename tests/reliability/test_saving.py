@@ -230,7 +230,6 @@ def test_a_change_that_prevents_resuming_is_named(clfew, images, tmp_path):
     for option, was in (
         (("--method", "byol"), "simclr"),
         (("--encoder", "resnet8-w16"), "resnet8-w8"),
-        (("other",), "unlabeled"),
         (("--batch", "8"), "16"),
         (("--seed", "1"), "0"),
     ):
@@ -238,10 +237,13 @@ def test_a_change_that_prevents_resuming_is_named(clfew, images, tmp_path):
         assert option[-1] in message and was in message
     (tmp_path / "unlabeled/003.png").unlink()
     assert "have changed" in clfew.refused(*resume, cwd=tmp_path)
-    images(tmp_path / "unlabeled", classes=[""], each=40)  # The same pixels, written at another time.
-    assert "have changed" in clfew.refused(*resume, cwd=tmp_path)
+    images(tmp_path / "others", classes=[""], each=40, seed=1)
+    assert "have changed" in clfew.refused(*resume, "others", cwd=tmp_path)
+    assert "no folder or file nowhere" in clfew.refused(*resume, "nowhere", cwd=tmp_path)
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["arguments"]["method"] == "simclr"
+    images(tmp_path / "unlabeled", classes=[""], each=40)  # The same bytes, written at another time.
+    assert "with other times" in clfew.ok(*resume, cwd=tmp_path).stderr
 
 
 def test_a_changed_list_of_labels_is_noticed(clfew, images, tmp_path):

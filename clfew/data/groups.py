@@ -1,0 +1,167 @@
+"""Groups: images that belong together, such as the frames of a burst, the slices of a patient or the
+copies of a picture. A group is on one side of every split.
+"""
+
+import contextlib
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import safetensors.numpy
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from clfew.data import near
+from clfew.data.image_cache import ImageCache, cache_folder
+from clfew.data.source import Source
+from clfew.errors import UsageError, UserError
+from clfew.runs.files import write_bytes
+
+FIRST_RULE = 5
+"""The rule of sources from which on groups count (see `source.RULE`)."""
+
+
+def grouped(source: Source, group_by: str | None) -> Source:
+    """Returns the source with the groups that the option --group-by names: the number of a folder in the
+    images' names, counted from 1, or a regular expression with one group. Images without that folder or
+    a match are alone. None leaves the groups that the source has. Raises UsageError."""
+    if group_by is None:
+        return source
+    is_number = group_by.isascii() and group_by.isdecimal() and len(group_by) < 5
+    name_of = _folder(int(group_by)) if is_number else _match(group_by)
+    names = [name_of(identity) for identity in source.identities]
+    if not any(names):
+        raise UserError(
+            f"--group-by {group_by[:60]} finds a group for none of the images in {source.spec}, such as "
+            f"{source.identities[0]}.",
+            "name a folder by its number from 1, or a regular expression with one group: '(.*)_[0-9]+'.",
+        )
+    return with_groups(source, names, f"by {group_by}")
+
+
+def with_groups(source: Source, names: list[str], found: str) -> Source:
+    """Returns the source with a group for each image, "" for none. found: how, in words."""
+    number = {name: i for i, name in enumerate(sorted(set(names) - {""}))}
+    groups = np.array([number.get(name, -1) for name in names], dtype=np.int64)
+    alone = int((groups < 0).sum())
+    words = f"{len(number):,} groups {found}" + (f", {alone:,} images alone" if alone else "")
+    if source.groups is not None:
+        groups = _both(source.groups, groups)
+    return replace(source, groups=groups, reading="; ".join(filter(None, (source.reading, words))))
+
+
+def _both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Returns the groups that two groupings make together, -1 for images that are alone in both."""
+    links = [_links(each, np.flatnonzero(each >= 0)) for each in (first, second)]
+    joined = _components(np.concatenate(links, axis=1), len(first))
+    return np.where((first < 0) & (second < 0), -1, joined)
+
+
+def _components(links: np.ndarray, count: int) -> np.ndarray:
+    graph = coo_matrix((np.ones(links.shape[1]), (links[0], links[1])), (count, count))
+    return connected_components(graph, directed=False)[1]
+
+
+def _folder(number: int) -> Callable[[str], str]:
+    if number < 1:
+        raise UsageError("--group-by 0: folders are counted from 1.", "for example: --group-by 2.")
+
+    def name_of(identity: str) -> str:
+        folders = identity.split("/")[:-1]
+        return folders[number - 1] if len(folders) >= number else ""
+
+    return name_of
+
+
+def _match(pattern: str) -> Callable[[str], str]:
+    hint = "for example --group-by '(.*)_[0-9]+', or --group-by 2 for the second folder."
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UsageError(
+            f"--group-by {pattern[:60]} is no regular expression ({error}).", hint
+        ) from None
+    if compiled.groups != 1:
+        raise UsageError(
+            f"--group-by {pattern[:60]} has {compiled.groups} groups in brackets, not one.", hint
+        )
+
+    def name_of(identity: str) -> str:
+        found = compiled.search(identity)
+        return found[1] or "" if found else ""
+
+    return name_of
+
+
+def groups_of(source: Source, cache: ImageCache) -> np.ndarray | None:
+    """Returns the group of each image of a source: int64 (N,), the index of its first image. None before
+    rule 5, where every image is alone.
+
+    A group is what the source or the user calls one, files of the same bytes, and images that are nearly
+    the same (see `near`), joined where they overlap.
+    """
+    count = len(source)
+    if source.rule < FIRST_RULE:
+        return None
+    links = [np.stack([np.arange(count), _near(source, cache)])]
+    if source.groups is not None:
+        links.append(_links(source.groups, np.flatnonzero(source.groups >= 0)))
+    links.append(_links(cache.digests, cache.good))
+    joined = _components(np.concatenate(links, axis=1), count)
+    firsts = np.full(count, count)
+    np.minimum.at(firsts, joined, np.arange(count))
+    return firsts[joined]
+
+
+def _links(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Returns links (2, L) that join the images `indices` that have the same value."""
+    ordered = indices[np.argsort(values[indices], kind="stable")]
+    same = values[ordered[1:]] == values[ordered[:-1]]
+    return np.stack([ordered[:-1][same], ordered[1:][same]])
+
+
+def _near(source: Source, cache: ImageCache) -> np.ndarray:
+    """Returns `near.near_groups`. They are kept beside the image caches, by names and bytes: from caches
+    of other sides, an image could be in another group in a later command, on another side of the
+    split."""
+    digest = hashlib.blake2b(f"{near.VERSION}\0{source.scale}\0".encode(), digest_size=12)
+    digest.update("\0".join(source.identities).encode("utf-8", "surrogateescape"))
+    digest.update(cache.digests.astype("<u8").tobytes())
+    key = digest.hexdigest()
+    file = cache_folder() / f"near-{key}.safetensors"
+    try:
+        groups = safetensors.numpy.load_file(file)["groups"]
+        if groups.shape == (len(source),) and groups.dtype == np.int64 and _is_valid(groups):
+            return groups
+    except (OSError, KeyError, safetensors.SafetensorError):
+        pass
+    # One of each file: its copies are joined to it anyway.
+    firsts = np.unique(cache.digests[cache.good], return_index=True)[1]
+    groups = near.near_groups(cache.pixels, cache.good[np.sort(firsts)], source.identities)
+    with contextlib.suppress(OSError, UserError):  # Then they are found again the next time.
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, safetensors.numpy.save({"groups": groups}))
+    return groups
+
+
+def _is_valid(groups: np.ndarray) -> bool:
+    return bool(((groups >= 0) & (groups < len(groups))).all())
+
+
+def contradictions(source: Source, cache: ImageCache) -> np.ndarray:
+    """Returns the indices of labelled images that are one file with two labels or more, sorted."""
+    known = cache.good[source.labels[cache.good] >= 0]
+    pairs = np.unique(np.stack([cache.digests[known], source.labels[known].astype(np.uint64)]), axis=1)
+    digests, counts = np.unique(pairs[0], return_counts=True)
+    return known[np.isin(cache.digests[known], digests[counts > 1])]
+
+
+def group_words(groups: np.ndarray) -> str:
+    """Returns in words how many groups of several images there are, "" for none."""
+    sizes = Counter(np.bincount(groups)[np.unique(groups)].tolist())
+    several = sum(count for size, count in sizes.items() if size > 1)
+    images = sum(size * count for size, count in sizes.items() if size > 1)
+    return f"{images:,} images in {several:,} groups" if several else ""
