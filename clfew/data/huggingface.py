@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clfew.data.decode import BadImage, read_bytes
-from clfew.data.groups import with_groups
+from clfew.data.groups import FIRST_RULE, with_groups
 from clfew.data.layout import exact_split, list_words, split_of
 from clfew.data.lists import GROUP_NAMES, LABEL_NAMES, by_its_end, likeliest, split_columns, with_columns
 from clfew.data.source import RULE, SPLITS, Source, encode_labels
@@ -169,14 +169,8 @@ def _as_source(
         splits += [of_name or "train"] * len(table)
         identities += [f"{split}/{row:08d}" for row in range(len(table))]
         class_names += _label_names(spec, table, label)
-        group = (
-            likeliest(spec, "group", GROUP_NAMES, [c for c in features if c not in (image, label)])
-            if rule >= 5
-            else None
-        )
-        groups += (
-            ["" if each is None else str(each) for each in table[group]] if group else [""] * len(table)
-        )
+        others = [column for column in features if column not in (image, label)]
+        groups += _group_names(spec, table, others if rule >= FIRST_RULE else [])
         table = table.select_columns(image)
         if isinstance(features[image], datasets.Image):
             table = table.cast_column(image, datasets.Image(decode=False))
@@ -209,6 +203,14 @@ def _as_source(
         reading=list_words("data set", class_names, splits, said),
     )
     return with_groups(source, groups, "from the data set") if any(groups) else source
+
+
+def _group_names(spec: str, table: Any, columns: list[str]) -> list[str]:
+    """Returns the group of each row, "" for none, from the one of these columns that is called so."""
+    group = likeliest(spec, "group", GROUP_NAMES, columns)
+    if group is None:
+        return [""] * len(table)
+    return ["" if each is None else str(each) for each in table[group]]
 
 
 def _require_columns(spec: str, columns: list[str | None], features: Any) -> None:
