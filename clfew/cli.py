@@ -141,10 +141,10 @@ def distill(
     --student NAME --keep distils a large network into a small one.
     """
     if resume is not None:
-        check_resumed(context, "distill", resume, {"device", "threads", "output"})
+        check_resumed(context, "distill", resume, {"source", "device", "threads", "output"})
         from clfew.commands.distill import resume as resume_run
 
-        folder, result = resume_run(resume, settings.device, settings.threads)
+        folder, result = resume_run(resume, settings.device, settings.threads, settings.source)
     else:
         from clfew.commands.distill import run
 

@@ -14,6 +14,7 @@ from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import cached_images
 from clfew.data.sources import open_source, say_source
 from clfew.distillation.expected import expectation
+from clfew.distillation.parts import Part, find_parts, restored_parts
 from clfew.distillation.run import (
     Student,
     budget_of_students,
@@ -26,6 +27,7 @@ from clfew.distillation.student import DistillationSetup, Verdict, encoder_rate,
 from clfew.distillation.teacher import (
     Images,
     Teacher,
+    at_places,
     base_of,
     open_images,
     open_teacher,
@@ -33,7 +35,7 @@ from clfew.distillation.teacher import (
     usable,
 )
 from clfew.errors import UsageError, UserError
-from clfew.finetuning.labelled_data import LabelledData
+from clfew.finetuning.labelled_data import LabelledData, bad_in_merged
 from clfew.finetuning.probes import folds
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
@@ -69,11 +71,12 @@ from clfew.version import __version__
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to train, new or resumed. can_compare: whether labels can be held out to
-    compare the student with its teacher."""
+    """A run that is ready to train, new or resumed. parts: its sources. can_compare: whether labels can
+    be held out to compare the student with its teacher."""
 
     settings: DistillSettings
     teacher: Teacher
+    parts: list[Part]
     images: Images
     learned: LabelledData
     student: Student
@@ -102,11 +105,12 @@ distill = function_of(DistillSettings, without_traces(run))
 
 
 def resume(
-    folder: Path, device: str = "auto", threads: int | None = None
+    folder: Path, device: str = "auto", threads: int | None = None, source: str | None = None
 ) -> tuple[Path, dict[str, Any]]:
     """Resumes a run that was stopped and returns what `distill` returns.
 
-    It runs on the device and threads that it was started with unless others are given. Raises UserError.
+    It runs on the device and threads that it was started with unless others are given. source: where the
+    images are now, the labelled or the unlabelled ones. Raises UserError.
     """
     with resumed_run(folder, "distill") as config, stoppable(_resume_command(folder)):
         chosen = set_up_as_started(config, device, threads)
@@ -114,7 +118,7 @@ def resume(
         teacher = Path(settings.origin or "")
         check_same_file(teacher, config["teacher"], "the teacher")
         check_same_file(teacher.with_name(LABELS), config["labels"], "the teacher's labels")
-        prepared = prepare(settings, chosen, folder)
+        prepared = prepare(settings, chosen, folder, source)
         result = train_and_save(prepared, Run(folder), is_new=False)
     _say_next(prepared, folder, result)
     return folder, result
@@ -132,13 +136,21 @@ def resolve(settings: DistillSettings) -> tuple[DistillSettings, torch.device]:
     return replace(settings, origin=str(artifact)), choose_device(settings.device)[0]
 
 
-def prepare(settings: DistillSettings, device: torch.device, resumed: Path | None = None) -> Prepared:
+def prepare(
+    settings: DistillSettings,
+    device: torch.device,
+    resumed: Path | None = None,
+    place: str | None = None,
+) -> Prepared:
     """Opens the images and prepares what is trained. resumed: the folder of a run that is resumed, whose
-    images must be those that it was started with. Raises UserError."""
+    images must be those that it was started with. place: where they are now, None where they were.
+    Raises UserError."""
     precision, _ = choose_precision(device, settings.precision)
     artifact = Path(settings.origin or "")
     teacher = open_teacher(artifact)
-    images = open_images(teacher, settings.source)
+    parts = _parts(settings, teacher, resumed, place)
+    teacher = at_places(teacher, parts)
+    images = open_images(teacher, parts)
     say_source(images.source)
     if resumed is not None:
         check_content(resumed, read_config(resumed), images.source)
@@ -170,7 +182,17 @@ def prepare(settings: DistillSettings, device: torch.device, resumed: Path | Non
     pool = f"{len(setup.task.pool):,}"
     console.say(f"images     {pool} to learn from, {len(learned.test):,} held out for testing")
     console.say(f"expected   {expectation(setup, can_compare, settings.keep)}")
-    return Prepared(settings, teacher, images, learned, student, setup, can_compare)
+    return Prepared(settings, teacher, parts, images, learned, student, setup, can_compare)
+
+
+def _parts(
+    settings: DistillSettings, teacher: Teacher, resumed: Path | None, place: str | None
+) -> list[Part]:
+    """Returns the sources of a run, new or resumed. Runs before they kept them find them again."""
+    rows = read_config(resumed).get("parts") if resumed else None
+    if resumed is None or rows is None:
+        return find_parts(teacher.metadata, place or settings.source)
+    return restored_parts(teacher.metadata, rows, place, _resume_command(resumed))
 
 
 def _has_halves(images: Images, learned: LabelledData, seed: int) -> bool:
@@ -203,6 +225,7 @@ def create(run: Run, prepared: Prepared) -> None:
             "command": "distill",
             "command_line": command_line(),
             "source": source.spec,
+            "parts": [asdict(part) for part in prepared.parts],
             "digest": source.digest(),
             "content": content_of(source, prepared.learned.cache),
             "split_rule": prepared.learned.split_rule,
@@ -233,6 +256,8 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
             setup, teacher, classifier, verdict, images.source, prepared.learned.test, settings.keep
         )
         config = read_config(run.folder) | {
+            "source": images.source.spec,
+            "parts": [asdict(part) for part in prepared.parts],
             "seed": settings.seed,
             "student": prepared.student.metadata.encoder,
             "temperature": settings.temperature,
@@ -246,7 +271,7 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
             "threads": torch.get_num_threads(),
         }
         run.write_config(config)
-        run.write_bad_images(prepared.learned.cache.bad)
+        run.write_bad_images(bad_in_merged(prepared.learned.cache.bad, prepared.parts[-1].spec))
         if result["kept"]:
             write_bytes(run.folder / LABELS, labels)
             _save(prepared, run, classifier, verdict, plans[0])

@@ -43,6 +43,7 @@ from clfew.finetuning.labelled_data import (
     with_labels,
 )
 from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
+from clfew.finetuning.places import known_as, renamed, say_moved
 from clfew.finetuning.start import Network, Start, open_starts, relocated, side_by_side
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
@@ -176,14 +177,10 @@ def prepare(
     before = [read_metadata(file)[0] for file in files]
     opened = open_source(settings.source or "", split_rule)
     config = read_config(resumed) if resumed else {}
-    kept_by = config["group_by"] if "group_by" in config else kept_group_by(before, opened)
-    if kept_by and settings.group_by not in (None, kept_by):
-        raise UsageError(
-            f"--group-by {settings.group_by} holds out other images than those that {opened.spec} was "
-            f"grouped by before ({kept_by}).",
-            "leave out --group-by, or pretrain with the same one.",
-        )
-    group_by = settings.group_by or kept_by
+    known = known_as(opened, before)
+    say_moved(opened, known)
+    before = [renamed(each, known, opened.spec) for each in before]
+    group_by = _group_by(settings, config, before, opened)
     opened, listed = with_labels(grouped(opened, group_by), spec, before)
     if resumed is None:
         opened = scaled(opened, bands_of(settings), before)
@@ -202,9 +199,10 @@ def prepare(
         from_scratch=from_scratch,
     )
     starts = open_starts(found, opened, network, device, compare=settings.mode == "auto")
+    # A run that is resumed has checked its images, also where its start does not tell their content.
+    known |= {config["source"]} if resumed else set()
+    starts = [relocated(start, known, opened.spec) for start in starts]
     if resumed is not None:
-        before_now = (read_config(resumed)["source"], opened.spec)
-        starts = [relocated(start, *before_now) for start in starts]
         check_other_sources(resumed, starts, opened)
     learned = _open_images(settings, starts, opened, listed, split_rule)
     if len(found) > 1:
@@ -215,6 +213,21 @@ def prepare(
         starts = [side_by_side(starts, own), *starts]
     candidates = [(each, _task(each, learned, settings.mode, device, precision)) for each in starts]
     return Prepared(settings, found, learned, group_by, candidates)
+
+
+def _group_by(
+    settings: FinetuneSettings, config: dict[str, Any], before: list[ArtifactMetadata], opened: Source
+) -> str | None:
+    """Returns by what the images are grouped: as they were before, else as the user says. config: of a
+    run that is resumed. before: of the artifacts to start from. Raises UsageError."""
+    kept_by = config["group_by"] if "group_by" in config else kept_group_by(before, opened)
+    if kept_by and settings.group_by not in (None, kept_by):
+        raise UsageError(
+            f"--group-by {settings.group_by} holds out other images than those that {opened.spec} was "
+            f"grouped by before ({kept_by}).",
+            "leave out --group-by, or pretrain with the same one.",
+        )
+    return settings.group_by or kept_by
 
 
 def _task(start: Start, learned: LabelledData, mode: str, device: torch.device, precision: str) -> Task:

@@ -53,6 +53,11 @@ def holds_the_same(source: Source, content: str | None) -> bool:
     return read_content(source).split("-")[1] == images.split("-")[0]
 
 
+def same_images(one: str | None, other: str | None) -> bool:
+    """Returns whether two sources had the same images under the same names (see `content_of`)."""
+    return bool(one and other) and str(one).split("-")[:2] == str(other).split("-")[:2]
+
+
 def _of(source: Source, digests: np.ndarray) -> str:
     """Returns digests of the names, the bytes, and the labels and splits."""
     images = hashlib.blake2b(digests.astype("<u8").tobytes(), digest_size=12).hexdigest()

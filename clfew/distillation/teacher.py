@@ -14,9 +14,11 @@ from clfew.data.image_cache import ImageCache
 from clfew.data.labels import apply_label_csv, label_list_of
 from clfew.data.source import Source
 from clfew.data.sources import open_source
+from clfew.distillation.parts import Part
 from clfew.errors import UserError
 from clfew.finetuning.fit import FullSettings
 from clfew.finetuning.labelled_data import LabelledData, held_out_of, labelled_data, merged
+from clfew.finetuning.places import renamed
 from clfew.finetuning.start import (
     Network,
     Start,
@@ -89,29 +91,32 @@ def open_teacher(artifact: Path) -> Teacher:
     return Teacher(classifier, metadata, seen, artifact.parent)
 
 
-def open_images(teacher: Teacher, unlabelled: str | None) -> Images:
-    """Opens the labelled images of a teacher and the unlabelled ones.
+def at_places(teacher: Teacher, parts: list[Part]) -> Teacher:
+    """Returns the teacher whose metadata name its images by where they are now."""
+    metadata = teacher.metadata
+    for part in parts:
+        metadata = renamed(metadata, part.known, part.spec)
+    return replace(teacher, metadata=metadata)
 
-    The unlabelled images are those of `unlabelled`, else the teacher's pretraining images, else the rest
-    of the labelled source. Raises UserError.
-    """
+
+def open_images(teacher: Teacher, parts: list[Part]) -> Images:
+    """Opens the images of a distillation (see `find_parts`), at the places that the teacher's metadata
+    name (see `at_places`). Raises UserError."""
     learned = teacher.metadata.data["finetune"]
     rule = learned.get("split_rule", 1)
-    source = grouped(open_source(learned["source"], rule), learned.get("group_by"))
+    opened = [grouped(open_source(part.spec, rule), part.group_by) for part in parts]
+    source = opened[0]
     if kept := kept_scale(teacher.metadata):
         source = with_scale(source, kept=kept)
     if learned["label_file"] and Path(learned["label_file"]).is_file():
         source, _ = apply_label_csv(source, label_list_of(learned))
     labelled, classes = _labels_of_teacher(teacher, source)
-    parts = [source]
-    before = teacher.metadata.data.get("pretrain", {}).get("source")
-    spec = unlabelled or before or source.spec
-    other = open_source(spec, rule)
-    if other.spec != source.spec:
-        parts, source = [source, other], merged(source, other)
+    # All on one scale, by which images are nearly the same, too.
+    opened = [source, *(replace(other, scale=source.scale) for other in opened[1:])]
+    source = merged(*opened) if len(opened) > 1 else source
     labels = np.full(len(source), -1)
     labels[labelled] = classes
-    return Images(source, parts, labelled, labels)
+    return Images(source, opened, labelled, labels)
 
 
 def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -> tuple[Start, bool]:

@@ -325,13 +325,18 @@ def _digest_or_none(spec: str, rule: int) -> str | None:
         return None
 
 
+SECOND = "unlabelled images: "
+"""What the names of the second source's images begin with in a merged one: it tells nothing of where
+they lie, so that the same images elsewhere have the same names."""
+
+
 def merged(first: Source, second: Source) -> Source:
     """Returns a source with the images of both, those of `first` first. Only the labels of `first` are
     kept."""
     count = len(first)
     return Source(
         spec=f"{first.spec} + {second.spec}",
-        identities=[*first.identities, *(f"{second.spec}/{name}" for name in second.identities)],
+        identities=[*first.identities, *(SECOND + name for name in second.identities)],
         labels=np.concatenate([first.labels, np.full(len(second), -1)]),
         classes=first.classes,
         splits=np.concatenate([first.splits, second.splits]),
@@ -342,6 +347,15 @@ def merged(first: Source, second: Source) -> Source:
         scale=first.scale,
         groups=_merged_groups(first, second),
     )
+
+
+def bad_in_merged(bad: list[tuple[str, str]], spec: str) -> list[tuple[str, str]]:
+    """Returns the path and the reason of each bad image of a merged source, whose second part is
+    `spec`."""
+    return [
+        (f"{spec}/{name.removeprefix(SECOND)}" if name.startswith(SECOND) else name, reason)
+        for name, reason in bad
+    ]
 
 
 def _merged_groups(first: Source, second: Source) -> np.ndarray | None:

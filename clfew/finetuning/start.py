@@ -1,7 +1,7 @@
 """Loads the network that fine-tuning starts from: an artifact, other weights or scratch."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from clfew.data.held_out import SPLIT_RULE, split_source
 from clfew.data.image_cache import ImageCache, open_image_cache, typical_side
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
+from clfew.finetuning.places import renamed
 from clfew.models.artifacts import digests_by_step, load_encoder
 from clfew.models.classifier import build_neck
 from clfew.models.defaults import (
@@ -73,13 +74,9 @@ class Start:
         return self.metadata.training.get("init", {}).get("what", SCRATCH)
 
 
-def relocated(start: Start, before: str, now: str) -> Start:
-    """Returns a start whose images of the source `before` lie in `now`."""
-    data = {
-        name: step | ({"source": now} if step.get("source") == before else {})
-        for name, step in start.metadata.data.items()
-    }
-    return replace(start, metadata=replace(start.metadata, data=data))
+def relocated(start: Start, names: Collection[str], now: str) -> Start:
+    """Returns a start whose images of the sources `names` lie in `now`."""
+    return replace(start, metadata=renamed(start.metadata, names, now))
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from clfew.data.labels import apply_label_csv
 from clfew.data.lists import ListFile, read_list
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices as held_out
+from clfew.distillation.parts import find_parts
 from clfew.distillation.teacher import open_images, open_teacher
 from clfew.models.artifacts import load_classifier
 from clfew.runs.files import csv_line, guarded, unguarded, write_csv
@@ -192,7 +193,8 @@ def test_a_run_s_labels_csv_reproduces_its_label_sample(worked):
 
 def test_the_labelled_images_of_a_classifier_are_found_again(worked, monkeypatch):
     monkeypatch.chdir(worked[0])
-    images = open_images(open_teacher(worked[0] / "runs/finetune-1/classifier.safetensors"), None)
+    teacher = open_teacher(worked[0] / "runs/finetune-1/classifier.safetensors")
+    images = open_images(teacher, find_parts(teacher.metadata, None))
     rows = read_list(ListFile(worked[0] / "runs/finetune-1/labels.csv")).rows
     found = {(images.source.identities[i], sorted(CLASSES)[images.labels[i]]) for i in images.labelled}
     assert found == {(row["path"], row["label"]) for row in rows} and len(found) == 2 * len(CLASSES)
