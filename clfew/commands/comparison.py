@@ -20,7 +20,7 @@ from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.labels import LabelSpec, parse_labels, sample_labels
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
-from clfew.data.splits import require_testable
+from clfew.data.splits import require_groups_to_test, require_testable
 from clfew.errors import UserError
 from clfew.finetuning.fit import Task, fit, fit_probe, predict_cached
 from clfew.finetuning.labelled_data import LabelledData, bounded, labelled_data, say_groups, with_labels
@@ -125,6 +125,7 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
     source = scaled(source, tuple(settings.bands) if settings.bands else None, [])
     say_source(source)
     require_testable(source)
+    require_groups_to_test(source, settings.group_by)
     native = typical_side(source)
     size, _ = choose_size(settings.size, native, device, many=True)
     cache = cached_images(source, cached_side(size, native))

@@ -19,7 +19,7 @@ from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.pixel_scale import scale_from
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
-from clfew.data.splits import require_testable
+from clfew.data.splits import require_groups_to_test, require_testable
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.find_start import find_starts, restored_start, start_row
 from clfew.finetuning.fit import FullSettings, Task
@@ -34,6 +34,7 @@ from clfew.finetuning.labelled_data import (
     held_out_of,
     kept_group_by,
     labelled_data,
+    lists_all,
     other_sources,
     own_features_of_pool,
     pool_features,
@@ -183,6 +184,8 @@ def prepare(
     group_by = _group_by(settings, config, before, opened)
     opened, listed = with_labels(grouped(opened, group_by), spec, before)
     if resumed is None:
+        if not lists_all(opened, listed):
+            require_groups_to_test(opened, group_by)
         opened = scaled(opened, bands_of(settings), before)
     elif kept := scale_from(read_config(resumed).get("pixels")):
         opened = with_scale(opened, kept=kept)

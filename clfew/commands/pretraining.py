@@ -19,6 +19,7 @@ from clfew.data.image_cache import ImageCache, cached_images, typical_side
 from clfew.data.pixel_scale import scale_from
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
+from clfew.data.splits import require_groups_to_test
 from clfew.errors import UserError
 from clfew.methods.adapter import MOST_IMAGES, NETWORK, learned_from
 from clfew.methods.base import METHODS, Method
@@ -244,6 +245,8 @@ def resolve(
 
 def _open(settings: PretrainSettings, split_rule: int, init_weights: InitWeights | None) -> Source:
     source = grouped(open_source(source_of(settings), split_rule), settings.group_by)
+    if not settings.transductive:
+        require_groups_to_test(source, settings.group_by)
     source = scaled(source, bands_of(settings), artifacts_of(init_weights))
     say_source(source)
     return source

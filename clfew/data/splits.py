@@ -95,6 +95,25 @@ def require_testable(source: Source) -> None:
             )
 
 
+def require_groups_to_test(source: Source, group_by: str | None) -> None:
+    """Raises UserError if no image of a source with labels can be held out for testing because of the
+    groups that --group-by makes (`group_by`, None where it is not given)."""
+    labelled = np.flatnonzero((source.splits == "train") & (source.labels >= 0))
+    if group_by is None or source.groups is None or split_to_test(source) or not len(labelled):
+        return
+    alone = len(source) + np.arange(len(source))
+    groups = np.where(source.groups < 0, alone, source.groups)[labelled]
+    of_group, of_class = np.unique(np.stack([groups, source.labels[labelled]]), axis=1)
+    is_whole_class = np.bincount(of_class)[of_class] == 1
+    # Every class keeps a group to learn from (see `_sample`).
+    if len(np.unique(of_group[is_whole_class])) == len(np.unique(of_group)):
+        raise UserError(
+            f"With --group-by {group_by} no image of {source.spec} can be held out for testing: each "
+            "group holds all images of a class.",
+            "group by what differs within a class, such as --group-by 2, or leave out --group-by.",
+        )
+
+
 def indices_by_class(source: Source, indices: np.ndarray) -> dict[int, np.ndarray]:
     """Returns the indices of each class, in the order given. One pass serves any number of classes."""
     labels = source.labels[indices]

@@ -95,6 +95,12 @@ def kept_group_by(before: list[ArtifactMetadata], source: Source) -> str | None:
     return next((each for each in kept if each), None)
 
 
+def lists_all(source: Source, listed: np.ndarray | None) -> bool:
+    """Returns whether all labels of a source are those of a label CSV. listed: the images that one
+    lists, None without one."""
+    return listed is not None and bool((source.labels >= 0).sum() == len(listed))
+
+
 def held_out_of(
     source: Source,
     split_seed: int,
@@ -104,8 +110,7 @@ def held_out_of(
     """Returns the images to hold out. listed: those that a label CSV lists, None without one; if these
     are all the labels, and the source has no test split of its own, nothing is held out. groups: see
     `test_indices`."""
-    is_listed = listed is not None and (source.labels >= 0).sum() == len(listed)
-    if is_listed and split_to_test(source) != "test":
+    if lists_all(source, listed) and split_to_test(source) != "test":
         return np.array([], dtype=np.int64)
     return test_indices(source, split_seed, groups)
 

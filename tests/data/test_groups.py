@@ -9,6 +9,7 @@ from clfew.data.groups import contradictions, grouped, groups_of
 from clfew.data.held_out import split_source
 from clfew.data.image_cache import ImageCache
 from clfew.data.source import Source
+from clfew.data.splits import require_groups_to_test
 from clfew.errors import UsageError, UserError
 
 
@@ -170,3 +171,35 @@ def test_changed_groups_change_the_source():
     cache = cache_of(len(NAMES))
     assert len({each.digest() for each in (source, first, second)}) == 3
     assert len({content_of(each, cache) for each in (source, first, second)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "group_by", "can_be_tested"),
+    [
+        (NAMES, "1", False),
+        (NAMES, "2", True),
+        (NAMES, "(burst)", False),  # One group holds everything.
+        # Each of two groups holds all images of one class and some of another.
+        (["a/x1.png", "a/y1.png", "b/x2.png", "b/x3.png", "c/y2.png", "c/y3.png"], "/(.)", False),
+        (["a/x1.png", "a/y1.png", "b/x2.png", "b/x3.png", "c/y2.png", "c/z3.png"], "/(.)", True),
+        (["a/x1.png", "a/y1.png", "a/z1.png", "b/x2.png", "b/x3.png", "c/y2.png"], "/(.)", True),
+        (["a/x1.png", "a/x2.png", "b/1.png", "b/2.png"], "(x)", True),  # Those of b are alone.
+    ],
+)
+def test_groups_that_leave_nothing_to_test_are_refused(names, group_by, can_be_tested):
+    source = grouped(source_of(names), group_by)
+    # It agrees with what is held out, so that nothing else is refused.
+    assert bool(len(split_source(source, cache_of(len(names)), 0).test)) == can_be_tested
+    if can_be_tested:
+        require_groups_to_test(source, group_by)
+        return
+    with pytest.raises(UserError, match="holds all images of a class"):
+        require_groups_to_test(source, group_by)
+
+
+def test_groups_are_not_refused_where_nothing_needs_to_be_held_out():
+    source = grouped(source_of(NAMES), "1")
+    require_groups_to_test(source, None)  # A column of the data made the groups.
+    require_groups_to_test(source.relabelled(np.full(len(NAMES), -1), []), "1")
+    marks = np.array(["test" if i % 8 == 0 else "train" for i in range(len(NAMES))])
+    require_groups_to_test(replace(source, splits=marks), "1")

@@ -145,3 +145,25 @@ def test_one_file_in_two_classes(clfew, folder):
 def test_mistakes_are_one_sentence(clfew, folder, option, rc, said):
     found = clfew("pretrain", "named", *option.split(), *TRAIN.split(), cwd=folder)
     assert found.rc == rc and said in found.stderr and "hint: " in found.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"pretrain named {TRAIN}",
+        "finetune named --labels 4/class --mode full --from scratch --encoder resnet8-w8 --epochs 1",
+        f"compare named --methods simclr --labels 4/class {TRAIN.replace('--init scratch', '')}",
+    ],
+)
+def test_groups_of_whole_classes_are_refused(clfew, folder, command):
+    message = clfew.refused(*command.split(), "--group-by", "1", cwd=folder)
+    assert "With --group-by 1 no image of" in message and "hint: group by what differs" in message
+
+
+def test_whole_classes_may_be_groups_where_nothing_is_held_out(clfew, folder):
+    run(clfew, folder, f"pretrain named {TRAIN} --group-by 1 --transductive")
+    files = [str(file.relative_to(folder / "named")) for file in (folder / "named").rglob("*.png")]
+    with open(folder / "all.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("path", "label"), *((name, name[0]) for name in files)])
+    words = "finetune named --labels all.csv --from scratch --mode full --encoder resnet8-w8 --epochs 1"
+    run(clfew, folder, f"{words} --size 16 --group-by 1")
