@@ -102,13 +102,14 @@ def read_list(named: ListFile) -> Listed:
     """Reads a list.
 
     Cells are returned as they were before `guarded`. An image that comes twice with the same label is
-    returned once. A list without a label column, whose other columns hold one 1 and else 0 in each row,
-    has the name of the column with the 1 as its label. Raises UserError for columns that are not clear,
-    empty paths, an image with several labels, and a file that has no rows or cannot be read.
+    returned once; if it is in two groups, these become one. A list without a label column, whose other
+    columns hold one 1 and else 0 in each row, has the name of the column with the 1 as its label. Raises
+    UserError for columns that are not clear, empty paths, an image with several labels, and a file that
+    has no rows or cannot be read.
     """
     path = named.file
     columns, numbered = _table(path)
-    taken = _columns(named, columns)
+    taken = _without_classes([row for _, row in numbered], columns, _columns(named, columns))
     flags = _flags([row for _, row in numbered], columns, taken)
     if "label" not in taken and not flags:
         free = [column for column in columns if column not in taken.values()]
@@ -135,6 +136,8 @@ def read_list(named: ListFile) -> Listed:
     elif "label" not in taken and len(columns) > len(taken):
         others = [column for column in columns if column not in taken.values()]
         words.append(f"no column of labels among {', '.join(others[:6])}")
+    if joined := _join_groups(rows):
+        words.append(f"{joined} groups joined to others, of which an image is one too")
     return Listed(_each_once(path, rows), ", ".join(words))
 
 
@@ -273,6 +276,19 @@ def _flags(rows: list[dict[Any, Any]], columns: list[str], taken: dict[str, str]
     return others if cells and cells <= {"0", "1", "0.0", "1.0"} else []
 
 
+def _without_classes(
+    rows: list[dict[Any, Any]], columns: list[str], taken: dict[str, str]
+) -> dict[str, str]:
+    """Returns which column holds what, without one called split or group that is a class: one of the
+    columns of 0 and 1, of which no row has two with a 1."""
+    for name in ("split", "group"):
+        others = {each: column for each, column in taken.items() if each != name}
+        flags = _flags(rows, columns, others)
+        if taken.get(name) in flags and all(sum(float(row[c]) for c in flags) <= 1 for row in rows):
+            taken = others
+    return taken
+
+
 def _flagged(path: Path, number: int, row: dict[Any, Any], flags: list[str]) -> str:
     """Returns the one column whose cell is 1, "" if none is. Raises UserError for several."""
     found = [column for column in flags if float(row[column]) == 1]
@@ -282,6 +298,29 @@ def _flagged(path: Path, number: int, row: dict[Any, Any], flags: list[str]) -> 
             "an image has one label: keep one, or name a column: --label-column NAME",
         )
     return found[0] if found else ""
+
+
+def _join_groups(rows: list[dict[str, str]]) -> int:
+    """Gives groups that share an image one name: all of them stay on one side of every split. Returns
+    how many have another name now."""
+    renamed: dict[str, str] = {}
+
+    def name_of(group: str) -> str:
+        while (other := renamed.get(group)) is not None:
+            # Shorter for the next time: chains of groups may be long.
+            renamed[group] = group = renamed.get(other, other)
+        return group
+
+    first: dict[str, str] = {}
+    for row in rows:
+        if group := name_of(row.get("group", "").strip()):
+            before = name_of(first.setdefault(row["path"], group))
+            if before != group:
+                renamed[group] = before
+    if renamed or first:
+        for row in rows:
+            row["group"] = name_of(first.get(row["path"], ""))
+    return len(renamed)
 
 
 def _each_once(path: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:

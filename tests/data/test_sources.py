@@ -270,6 +270,55 @@ def test_reading_a_csv_keeps_quoted_commas(tmp_path):
     assert read_list(ListFile(file)).rows == [{"path": "a, b.png", "label": "x, y"}]
 
 
+@pytest.mark.parametrize(
+    ("rows", "groups"),
+    [
+        ([("1", "x"), ("1", "y"), ("2", "y"), ("3", "z")], [0, 0, 1]),
+        ([("1", "x"), ("2", "y"), ("2", "z"), ("2", "x"), ("3", "z")], [0, 0, 0]),
+        ([("1", ""), ("1", "x"), ("2", "x"), ("3", "")], [0, 0, -1]),
+        ([("1", "x"), ("1", ""), ("2", " x "), ("3", "")], [0, 0, -1]),
+        ([("1", "x"), ("2", "y"), ("3", "")], [0, 1, -1]),
+        ([("1", "c"), ("1", "b"), ("2", "b"), ("2", "a"), ("3", "a"), ("3", "c")], [0, 0, 0]),
+    ],
+)
+def test_groups_that_share_an_image_are_one(tree, rows, groups):
+    root = tree("1.png", "2.png", "3.png")
+    lines = [[f"{name}.png", "a", group] for name, group in rows]
+    source = open_source(str(write_csv(root / "list.csv", [["path", "label", "group"], *lines])))
+    assert source.groups.tolist() == groups
+    joined = len({group.strip() for _, group in rows} - {""}) - (max(groups) + 1)
+    assert (f"{joined} groups joined" in source.reading) == (joined > 0)
+
+
+def test_a_long_chain_of_groups_is_read_in_a_moment(tmp_path):
+    many = 30_000
+    lines = [[i, group] for i in range(many, 0, -1) for group in (i + 1, i)]
+    file = write_csv(tmp_path / "list.csv", [["path", "group"], *lines])
+    rows = read_list(ListFile(file)).rows
+    assert len(rows) == many and len({row["group"] for row in rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "classes", "groups"),
+    [
+        ("group", ["1,0,0", "0,1,0", "0,0,1"], ["cat", "dog", "group"], None),
+        ("group", ["1,0,0", "0,1,0", "0,0,0"], ["cat", "dog"], None),
+        ("set", ["1,0,0", "0,1,0", "0,0,1"], ["cat", "dog", "set"], None),
+        # Whether a patient belongs to the group, and what its picture shows.
+        ("group", ["1,0,0", "0,1,1", "1,0,1"], ["cat", "dog"], [0, 1, 1]),
+        ("group", ["1,0,p1", "0,1,p1", "1,0,p2"], ["cat", "dog"], [0, 0, 1]),
+    ],
+)
+def test_one_of_the_columns_of_0_and_1_may_be_called_group(tree, name, rows, classes, groups):
+    file = tree("1.png", "2.png", "3.png") / "list.csv"
+    lines = [f"{number}.png,{row}" for number, row in enumerate(rows, 1)]
+    file.write_text("\n".join([f"path,cat,dog,{name}", *lines]))
+    source = open_source(str(file))
+    assert source.classes == classes and set(source.splits) == {"train"}
+    found = None if source.groups is None else source.groups.tolist()
+    assert found == groups
+
+
 def test_the_home_of_an_unknown_user_is_a_folder_that_does_not_exist():
     with pytest.raises(UserError, match="no folder or file ~nobody-has-this-name"):
         open_source("~nobody-has-this-name/photos")
