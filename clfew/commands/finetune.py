@@ -174,14 +174,14 @@ def prepare(
     split_rule = read_config(resumed).get("split_rule", 1) if resumed else SPLIT_RULE
     precision, _ = choose_precision(device, settings.precision)
     from_scratch = SCRATCH in (*origins_of(settings), settings.init)
-    files = [each for each in found if isinstance(each, Path) and not from_scratch]
-    before = [read_metadata(file)[0] for file in files]
+    before = [read_metadata(file)[0] for file in found if isinstance(file, Path)]
     opened = open_source(settings.source or "", split_rule)
     config = read_config(resumed) if resumed else {}
     known = known_as(opened, before)
     say_moved(opened, known)
     before = [renamed(each, known, opened.spec) for each in before]
-    group_by = _group_by(settings, config, before, opened)
+    group_by = _group_by(settings, config, before, opened, from_scratch)
+    before = [] if from_scratch else before
     opened, listed = with_labels(grouped(opened, group_by), spec, before)
     if resumed is None:
         if not lists_all(opened, listed):
@@ -219,12 +219,17 @@ def prepare(
 
 
 def _group_by(
-    settings: FinetuneSettings, config: dict[str, Any], before: list[ArtifactMetadata], opened: Source
+    settings: FinetuneSettings,
+    config: dict[str, Any],
+    before: list[ArtifactMetadata],
+    opened: Source,
+    from_scratch: bool,
 ) -> str | None:
-    """Returns by what the images are grouped: as they were before, else as the user says. config: of a
-    run that is resumed. before: of the artifacts to start from. Raises UsageError."""
+    """Returns by what the images are grouped: as they were before, else as the user says. From scratch,
+    they are grouped as for the pretrained network, to compare with, unless the user says otherwise.
+    config: of a run that is resumed. before: of the artifacts found. Raises UsageError."""
     kept_by = config["group_by"] if "group_by" in config else kept_group_by(before, opened)
-    if kept_by and settings.group_by not in (None, kept_by):
+    if kept_by and settings.group_by not in (None, kept_by) and not from_scratch:
         raise UsageError(
             f"--group-by {settings.group_by} holds out other images than those that {opened.spec} was "
             f"grouped by before ({kept_by}).",

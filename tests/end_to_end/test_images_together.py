@@ -93,6 +93,20 @@ def test_every_command_keeps_groups_together(clfew, folder, data, option, burst_
     assert bursts_of(folder / data, seen, burst_of) == learned
 
 
+def test_from_scratch_the_same_images_are_held_out(clfew, folder, tmp_path):
+    """Otherwise the two results could not be compared."""
+    data = folder / "named"
+    words = f"finetune {data} --labels 4/class --mode full --epochs 1"
+    run(clfew, tmp_path, f"pretrain {data} {TRAIN} --group-by ([0-9]+)_[0-9]+")
+    run(clfew, tmp_path, f"{words} --out tuned")
+    run(clfew, tmp_path, f"{words} --from scratch --out scratch")
+    config = json.loads((tmp_path / "scratch/config.json").read_text())
+    assert config["group_by"] == "([0-9]+)_[0-9]+"
+    labels = [(tmp_path / name / "labels.csv").read_bytes() for name in ("tuned", "scratch")]
+    assert labels[0] == labels[1]
+    run(clfew, tmp_path, f"{words} --from scratch --group-by (.*)_[0-9]+ --out other")
+
+
 def test_cross_validation_holds_out_whole_groups(clfew, folder):
     """Otherwise it would predict the labels that were drawn by lot."""
     run(clfew, folder, f"pretrain plain {TRAIN} --out for-cv")
