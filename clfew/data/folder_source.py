@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clfew.data.decode import EXTENSIONS, read_bytes
+from clfew.data.groups import FIRST_RULE, with_groups
 from clfew.data.image_files import walk_images
 from clfew.data.layout import (
     MOST_NAMED,
@@ -18,9 +19,12 @@ from clfew.data.layout import (
     split_words,
     understand,
 )
-from clfew.data.lists import ListFile, columns_of, read_list
+from clfew.data.lists import Listed, ListFile, columns_of, read_list
 from clfew.data.source import SPLITS, Source, encode_labels, fingerprint_of
 from clfew.errors import UserError
+
+Metadata = list[tuple[str, Listed, dict[str, dict[str, str]]]]
+"""Of each metadata file its name, what it lists, and the row of each image by the image's name."""
 
 
 def open_folder(folder: Path, rule: int) -> Source:
@@ -34,7 +38,7 @@ def open_folder(folder: Path, rule: int) -> Source:
         )
     if rule < 3:
         splits, class_names = read_before(images)
-        reading = ""
+        reading, metadata = "", []
     else:
         layout = understand(images)
         one_of_each = {folder_of(name): name for name in images}
@@ -42,10 +46,11 @@ def open_folder(folder: Path, rule: int) -> Source:
         splits = [read[folder_of(name)][0] for name in images]
         class_names = [read[folder_of(name)][1] for name in images]
         reading = _words(layout, images, splits, class_names)
-        if (described := _described(folder, images, splits)) is not None:
+        metadata = _metadata(folder, images)
+        if (described := _described(metadata, images, splits)) is not None:
             class_names, reading = described
     labels, classes = encode_labels(class_names)
-    return Source(
+    source = Source(
         spec=str(folder.resolve()),
         identities=images,
         labels=labels,
@@ -57,27 +62,45 @@ def open_folder(folder: Path, rule: int) -> Source:
         reading=reading,
         rule=rule,
     )
+    return _grouped(source, metadata) if rule >= FIRST_RULE else source
 
 
-def _described(folder: Path, images: list[str], splits: list[str]) -> tuple[list[str], str] | None:
-    """Returns the class of each image, and how it was read in words, where a metadata.csv or
-    metadata.jsonl with labels lies in the folder or in one at its first level, as `datasets` has them;
-    None where there is none."""
-    names: dict[str, str] = {}
-    files, columns = [], ""
+def _metadata(folder: Path, images: list[str]) -> Metadata:
+    """Reads each metadata.csv or metadata.jsonl in the folder or in one at its first level, as
+    `datasets` has them."""
+    found = []
     for place in ("", *dict.fromkeys(f"{name.split('/')[0]}/" for name in images if "/" in name)):
         for file in ("metadata.csv", "metadata.jsonl"):
             named = ListFile(folder / place / file, path_column="file_name")
             if not named.file.is_file() or "file_name" not in columns_of(named.file):
                 continue
             listed = read_list(named)
-            if "label" not in listed.rows[0]:
-                continue
-            files.append(place + file)
+            names = [row["path"].replace("\\", "/").removeprefix("./") for row in listed.rows]
+            of_images = {place + name: row for name, row in zip(names, listed.rows, strict=True)}
+            found.append((place + file, listed, of_images))
+    return found
+
+
+def _grouped(source: Source, metadata: Metadata) -> Source:
+    """Returns the source with the groups in metadata files, whether these have labels or not."""
+    groups: dict[str, str] = {}
+    for _, _, of_images in metadata:
+        groups |= {name: row["group"].strip() for name, row in of_images.items() if "group" in row}
+    names = [groups.get(name, "") for name in source.identities]
+    files = " and ".join([file for file, listed, _ in metadata if "group" in listed.rows[0]][:3])
+    return with_groups(source, names, f"from {files}") if any(names) else source
+
+
+def _described(metadata: Metadata, images: list[str], splits: list[str]) -> tuple[list[str], str] | None:
+    """Returns the class of each image, and how it was read in words, where metadata files have labels;
+    None where none has."""
+    names: dict[str, str] = {}
+    files, columns = [], ""
+    for file, listed, of_images in metadata:
+        if "label" in listed.rows[0]:
+            files.append(file)
             columns = listed.reading
-            for row in listed.rows:
-                name = place + row["path"].replace("\\", "/").removeprefix("./")
-                names[name] = row["label"].strip()
+            names |= {name: row["label"].strip() for name, row in of_images.items()}
     if not files:
         return None
     missing = len(set(names) - set(images))

@@ -290,6 +290,24 @@ def test_groups_that_share_an_image_are_one(tree, rows, groups):
     assert (f"{joined} groups joined" in source.reading) == (joined > 0)
 
 
+@pytest.mark.parametrize("columns", ["file_name,group", "file_name,label,group"])
+def test_groups_in_the_metadata_of_a_folder(tree, columns):
+    root = tree("train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "test/dog/4.png")
+    label = ",{}" if "label" in columns else ""
+    for split, rows in (("train", ["cat/1.png", "dog/2.png"]), ("test", ["./cat/3.png", "dog/4.png"])):
+        lines = [f"{name}{label.format(['a', 'b'][i])},p{i}" for i, name in enumerate(rows)]
+        (root / split / "metadata.csv").write_text("\n".join([columns, *lines]))
+    source = open_source(str(root))
+    by_name = dict(zip(source.identities, source.groups.tolist(), strict=True))
+    # A patient has images in both splits.
+    assert by_name["train/cat/1.png"] == by_name["test/cat/3.png"] != by_name["test/dog/4.png"]
+    assert "2 groups from train/metadata.csv and test/metadata.csv" in source.reading or (
+        "2 groups from test/metadata.csv and train/metadata.csv" in source.reading
+    )
+    assert source.classes == (["a", "b"] if label else ["cat", "dog"])
+    assert open_source(str(root), 4).groups is None
+
+
 def test_a_long_chain_of_groups_is_read_in_a_moment(tmp_path):
     many = 30_000
     lines = [[i, group] for i in range(many, 0, -1) for group in (i + 1, i)]
