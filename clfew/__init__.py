@@ -1,8 +1,8 @@
 """clfew: image classifiers from a folder of images and a few labels.
 
-The commands as functions: `pretrain`, `finetune`, `distill`, `evaluate`, `predict`, `embed`, `compare`,
-each with the options of its command as keywords. They are imported when they are first used, so that
-`import clfew` does not import torch.
+The commands as functions: `pretrain`, `finetune`, `distill`, `evaluate`, `predict`, `embed`, `compare`
+and `check`, each with the options of its command as keywords. They are imported when they are first
+used, so that `import clfew` does not import torch.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from clfew.version import __version__
 
 if TYPE_CHECKING:
+    from clfew.commands.check import check
     from clfew.commands.compare import compare
     from clfew.commands.distill import distill
     from clfew.commands.embed import embed
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__",
+    "check",
     "compare",
     "distill",
     "embed",

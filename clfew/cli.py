@@ -17,6 +17,7 @@ from clfew.errors import UsageError, UserError
 from clfew.output import (
     describe_artifact,
     print_caches,
+    print_check,
     print_comparison,
     print_distillation,
     print_finetuning,
@@ -28,6 +29,7 @@ from clfew.output import (
 )
 from clfew.runs.folders import find_artifact
 from clfew.settings import (
+    CheckSettings,
     CompareSettings,
     DistillSettings,
     EmbedSettings,
@@ -198,6 +200,34 @@ def embed(context: typer.Context, settings: EmbedSettings) -> None:
     folder, count, dim = run(settings)
     console.write_out(f"{folder / 'features.safetensors'}  {count:,} × {dim} float32\n")
     console.write_out(f"{folder / 'paths.csv'}  the paths of the images in the same order\n")
+
+
+@command(epilog="Example:  clfew check ./photos --full")
+@takes(CheckSettings)
+def check(
+    context: typer.Context,
+    settings: CheckSettings,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Exit with 1 if something was found that somebody must decide on."
+        ),
+    ] = False,
+    output: opt.Output = opt.Format.table,
+) -> None:
+    """Show what clfew sees in a folder before anything is trained: layout, classes, copies, mistakes."""
+    from clfew.commands.check import run
+
+    folder, result = run(settings)
+    if output is opt.Format.json:
+        print_json({"run": str(folder) if folder else None, **result})
+    else:
+        print_check(result)
+    if strict and result["needs_person"]:
+        raise UserError(
+            f"Somebody has to decide on {result['needs_person']} of the findings.",
+            "mend them, or write a list without them: clfew check --fix OUT.csv",
+        )
 
 
 @command(epilog="Example:  clfew compare ./photos --minutes 5")

@@ -245,6 +245,41 @@ Keep = Annotated[bool, _option("Keep the student even if it is not shown to be b
 # For features.
 Embedded = Annotated[str, typer.Argument(help="Folder, CSV or hf:NAME.")]
 
+# For looking at images before anything is trained.
+Checked = Annotated[
+    str | None,
+    typer.Argument(help="Folder, CSV or hf:NAME (default: ./labeled, else the images of pretraining)."),
+]
+Full = Annotated[
+    bool,
+    _option("Decode all images: unreadable and flat ones, copies, contradicting labels.", "--full"),
+]
+Looking = Annotated[
+    str | None,
+    _option(
+        "Run or artifact whose features are looked at, too: outliers, images that are alike, labels "
+        "that look suspicious.",
+        "--from",
+        metavar="RUN|FILE",
+    ),
+]
+LookingInit = Annotated[
+    str | None,
+    _option(
+        "Pretrained weights whose features are looked at, where there is no run: imagenet, or a file.",
+        "--init",
+        metavar="WEIGHTS",
+    ),
+]
+Fix = Annotated[
+    Path | None,
+    _option(
+        "Write a list of the images without the problems; no other file is changed. Decodes as --full.",
+        "--fix",
+        metavar="OUT.csv",
+    ),
+]
+
 # For prediction.
 Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]
 Top = Annotated[int, _option("Number of labels per row.", least=1)]

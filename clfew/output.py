@@ -192,6 +192,72 @@ def _uncalibrated(report: dict[str, Any]) -> str:
     return f", {percent(report['ece_uncalibrated'])} before calibration"
 
 
+def print_check(result: dict[str, Any]) -> None:
+    """Prints what `clfew check` found: a table of the classes, one of the findings, and how to go on."""
+    classes = result["classes"]
+    splits = [split for split in ("train", "val", "test") if result["splits"].get(split)]
+    splits = splits if len(splits) > 1 else []
+    rows = [
+        (row["class"], f"{row['images']:,}", *(f"{row[s]:,}" for s in splits))
+        for row in classes[:MOST_CLASSES]
+    ]
+    if len(classes) > MOST_CLASSES:
+        rest = classes[MOST_CLASSES:]
+        sums = [f"{sum(row[s] for row in rest):,}" for s in ("images", *splits)]
+        rows.append((f"and {len(rest):,} more", *sums))
+    if rows:
+        console.print_table(("class", "images", *splits), rows)
+    console.write_out(f"{_files_in_words(result)}\n")
+    if result["findings"]:
+        found = [
+            (
+                "to decide" if row["needs_person"] else "",
+                f"{row['count']:,} {row['title']}",
+                _example(row),
+            )
+            for row in result["findings"]
+        ]
+        console.print_table(("", "found", "for example"), found, right_align=False)
+    needed = result["needs_person"]
+    looked = {"listing": "names and headers", "pixels": "names and pixels"}
+    where = looked.get(result["looked_at"], "names, pixels and features")
+    done = f"{needed} findings are yours to decide" if needed != 1 else "1 finding is yours to decide"
+    console.write_out(f"looked at {where}: {done if needed else 'nothing that you have to decide'}\n")
+    if result["fixed"]:
+        console.write_out(f"the list holds {result['fixed']}\n")
+
+
+MOST_CLASSES = 30
+"""The most classes that the table of `clfew check` names."""
+
+
+def _example(row: dict[str, Any]) -> str:
+    """Returns the first things of a finding in words."""
+    if not row["images"]:
+        return "; ".join(row["notes"][:3])
+    first = row["images"][0]
+    return (
+        " = ".join(first[:2]) if len(first) > 1 else "; ".join(filter(None, [*first, *row["notes"][:1]]))
+    )
+
+
+def _files_in_words(result: dict[str, Any]) -> str:
+    """Returns how many images there are and what the headers of their files say."""
+    said = [f"{result['images']:,} images, {result['labelled']:,} with a label"]
+    files = result["files"]
+    if files["formats"]:
+        said.append(", ".join(f"{count:,} {name}" for name, count in files["formats"].items()))
+        said.append(", ".join(f"{count:,} of {name}" for name, count in files["pixels"].items()))
+        shorter = files["shorter_side"]
+        said.append(
+            f"shorter sides of {shorter['smallest']:,} to {shorter['largest']:,} pixels, "
+            f"{shorter['middle']:,} in the middle"
+        )
+    if files["headers"] < result["images"]:
+        said.append(f"by the headers of {files['headers']:,} of them")
+    return "; ".join(filter(None, [*said, result["groups"]]))
+
+
 def print_rows(rows: list[dict[str, Any]], output: str) -> None:
     """Prints rows that have the same fields as lines of JSON ("jsonl") or as CSV, with lists as JSON."""
     if output == "jsonl":

@@ -157,6 +157,27 @@ class EvaluateSettings(_OfLists):
 
 
 @dataclass(frozen=True)
+class CheckSettings(_OfLists):
+    """The settings of `check`."""
+
+    source: opt.Checked = None
+    _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
+    bands: opt.Bands = None
+    group_by: opt.GroupBy = None
+    full: opt.Full = False
+    origin: opt.Looking = None
+    init: opt.LookingInit = None
+    fix: opt.Fix = None
+    seed: opt.Seed = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """The settings of `predict`."""
 
@@ -300,7 +321,7 @@ def _checked_bands(bands: Any) -> str:
 
 
 def bands_of(
-    settings: PretrainSettings | FinetuneSettings | EmbedSettings | CompareSettings,
+    settings: PretrainSettings | FinetuneSettings | EmbedSettings | CompareSettings | CheckSettings,
 ) -> tuple[int, ...] | None:
     """Returns the bands that are taken as red, green and blue, or the one that is grey; None where no
     bands were named."""

@@ -46,6 +46,7 @@ def open_csv(spec: str) -> Source:
         classes=classes,
         splits=np.array(splits),
         content=lambda i: read_bytes(files[i]),
+        path_of=lambda i: Path(os.path.abspath(files[i])),
         # It includes the splits: moving an image to the test split must change the fingerprint.
         fingerprint=fingerprint_of(
             (f"{row.get('split', '') or 'train'} {name}", file)

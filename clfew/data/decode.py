@@ -12,8 +12,9 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -222,6 +223,62 @@ def load_square(content: bytes, side: int, scale: PixelScale | None = None) -> t
     return to_square(decode(content, side, scale), side)
 
 
+@dataclass(frozen=True)
+class Header:
+    """What the header of an image's file says. pixels: their kind, such as "RGB, 8 bits"."""
+
+    format: str
+    pixels: str
+    width: int
+    height: int
+
+    @property
+    def size(self) -> str:
+        return f"{self.width}×{self.height}"
+
+
+def read_header(file: Path | io.BytesIO) -> Header:
+    """Reads the header of an image, of whose file no more is read than needed. Raises BadImage."""
+    if isinstance(file, Path):
+        try:
+            if not stat.S_ISREG(os.stat(file).st_mode):
+                raise BadImage("not a regular file")
+            with open(file, "rb") as opened:
+                return _header(opened)
+        except (OSError, ValueError) as error:
+            is_link = isinstance(error, FileNotFoundError) and file.is_symlink()
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise BadImage("a link to a file that is not here" if is_link else reason) from None
+    return _header(file)
+
+
+def _header(file: BinaryIO) -> Header:
+    start = file.read(16)
+    file.seek(0)
+    with _reasons(start):
+        try:
+            image = _open(file)
+        except UnidentifiedImageError:
+            if not is_tiff(start):
+                raise
+            file.seek(0)
+            width, height = size_of(file.read(MAX_BYTES))
+            return Header("TIFF", "other bands", width, height)
+        return Header(
+            image.format or "", f"{image.mode.split(';')[0]}, {_bits(image)} bits", *image.size
+        )
+
+
+def _bits(image: Image.Image) -> int:
+    """Returns the number of bits of a band's pixels."""
+    if image.format == "TIFF":
+        return bits_of(image)
+    told = [str(each[3]) for each in getattr(image, "tile", [])] if image.format == "PNG" else []
+    if image.mode.startswith("I;16") or any(";16" in each for each in told):
+        return 16
+    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
+
+
 def image_size(content: bytes) -> tuple[int, int] | None:
     """Returns width and height from the header alone, or None if it cannot be read."""
     try:
@@ -235,19 +292,19 @@ def _open_or_none(content: bytes) -> Image.Image | None:
     """Opens an image without decoding it. Returns None for a TIFF whose layout Pillow does not know;
     raises what Pillow does for other files."""
     try:
-        return _open(content)
+        return _open(io.BytesIO(content))
     except UnidentifiedImageError:
         if not is_tiff(content):
             raise
         return None
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     if "HEIF" in FORMATS and "HEIF" not in Image.OPEN:
         from pillow_heif import register_heif_opener
 
         register_heif_opener(thumbnails=False)
-    return Image.open(io.BytesIO(content), formats=FORMATS)
+    return Image.open(file, formats=FORMATS)
 
 
 def _kind(content: bytes) -> str | None:

@@ -57,6 +57,7 @@ def open_folder(folder: Path, rule: int) -> Source:
         classes=classes,
         splits=np.array(splits),
         content=lambda i: read_bytes(folder / images[i]),
+        path_of=lambda i: Path(os.path.abspath(folder)) / images[i],
         fingerprint=fingerprint_of((name, os.path.join(folder, name)) for name in images),
         left_out=left_out,
         reading=reading,

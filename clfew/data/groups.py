@@ -14,8 +14,8 @@ import safetensors.numpy
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from clfew.data import near
 from clfew.data.image_cache import ImageCache, cache_folder
+from clfew.data.near import KINDS, NearPairs, near_groups, near_pairs
 from clfew.data.source import Source
 from clfew.errors import UsageError, UserError
 from clfew.runs.files import write_bytes
@@ -106,7 +106,8 @@ def groups_of(source: Source, cache: ImageCache) -> np.ndarray | None:
     count = len(source)
     if source.rule < FIRST_RULE:
         return None
-    links = [np.stack([np.arange(count), _near(source, cache)])]
+    near = near_groups(near_pairs_of(source, cache), count)
+    links = [np.stack([np.arange(count), near])]
     if source.groups is not None:
         links.append(_links(source.groups, np.flatnonzero(source.groups >= 0)))
     links.append(_links(cache.digests, cache.good))
@@ -123,32 +124,39 @@ def _links(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
     return np.stack([ordered[:-1][same], ordered[1:][same]])
 
 
-def _near(source: Source, cache: ImageCache) -> np.ndarray:
-    """Returns `near.near_groups`. They are kept beside the image caches, by names and bytes: from caches
-    of other sides, an image could be in another group in a later command, on another side of the
-    split."""
-    digest = hashlib.blake2b(f"{near.VERSION}\0{source.scale}\0".encode(), digest_size=12)
+def near_pairs_of(source: Source, cache: ImageCache) -> NearPairs:
+    """Returns the pairs of nearly identical images, one of each file. They are kept beside the image
+    caches, by names and bytes: from caches of other sides, an image could be in another group in a
+    later command, on another side of the split."""
+    key = f"pairs {max(FIRST_RULE, source.rule)}\0{source.scale}\0"
+    digest = hashlib.blake2b(key.encode(), digest_size=12)
     digest.update("\0".join(source.identities).encode("utf-8", "surrogateescape"))
     digest.update(cache.digests.astype("<u8").tobytes())
-    key = digest.hexdigest()
-    file = cache_folder() / f"near-{key}.safetensors"
-    try:
-        groups = safetensors.numpy.load_file(file)["groups"]
-        if groups.shape == (len(source),) and groups.dtype == np.int64 and _is_valid(groups):
-            return groups
-    except (OSError, KeyError, safetensors.SafetensorError):
-        pass
+    file = cache_folder() / f"near-{digest.hexdigest()}.safetensors"
+    with contextlib.suppress(OSError, TypeError, ValueError, safetensors.SafetensorError):
+        return _checked(NearPairs(**safetensors.numpy.load_file(file)), len(source))
     # One of each file: its copies are joined to it anyway.
     firsts = np.unique(cache.digests[cache.good], return_index=True)[1]
-    groups = near.near_groups(cache.pixels, cache.good[np.sort(firsts)], source.identities)
+    some = cache.good[np.sort(firsts)]
+    found = near_pairs(cache.pixels, some, source.identities, source.rule)
     with contextlib.suppress(OSError, UserError):  # Then they are found again the next time.
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, safetensors.numpy.save({"groups": groups}))
-    return groups
+        write_bytes(file, safetensors.numpy.save(vars(found)))
+    return found
 
 
-def _is_valid(groups: np.ndarray) -> bool:
-    return bool(((groups >= 0) & (groups < len(groups))).all())
+def _checked(found: NearPairs, count: int) -> NearPairs:
+    """Returns pairs that were kept. Raises ValueError if they are not those of `count` images."""
+    pairs = len(found.pairs)
+    shapes = [(pairs, 2), (pairs,), (pairs,), found.flat.shape]
+    dtypes = [np.int64, np.float32, np.uint8, np.int64]
+    for array, shape, dtype in zip(vars(found).values(), shapes, dtypes, strict=True):
+        if array.shape != shape or array.dtype != dtype:
+            raise ValueError("other arrays")
+    indices = np.concatenate([found.pairs.ravel(), found.flat.ravel()])
+    if ((indices < 0) | (indices >= count)).any() or (found.kinds >= len(KINDS)).any():
+        raise ValueError("other images")
+    return found
 
 
 def contradictions(source: Source, cache: ImageCache) -> np.ndarray:

@@ -23,6 +23,7 @@ from clfew import console
 from clfew.data.cache_arrays import cache_folder, create_arrays, map_arrays
 from clfew.data.cache_reuse import digest_of_image, reuse, temporary_prefix
 from clfew.data.decode import BadImage, image_size
+from clfew.data.near import is_flat
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
 from clfew.data.workers import decode_ahead, decoders
@@ -98,9 +99,6 @@ def open_image_cache(
 
 MOST_LOOKED_AT = 500
 """The most images that are looked at for flat colours."""
-
-FLAT = 1.0
-"""The standard deviation, in grey levels, below which an image is of one colour."""
 
 MANY_FLAT = 0.05
 """The fraction of flat images above which they are reported."""
@@ -197,7 +195,7 @@ def _reserve(path: Path) -> None:
 def _say_flat(source: Source, cache: ImageCache) -> None:
     """Reports if many of the readable images are of one flat colour, whatever the reason is."""
     looked = evenly_spaced(cache.good, MOST_LOOKED_AT)
-    flat = [int(i) for i in looked if cache.pixels[i].std(axis=(0, 1)).max() < FLAT]
+    flat = [int(i) for i in looked if is_flat(cache.pixels[i])]
     if len(flat) > len(looked) * MANY_FLAT:
         console.say(
             f"note       {len(flat)} of {len(looked)} images looked at are of one flat colour, such as "

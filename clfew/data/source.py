@@ -11,14 +11,14 @@ import numpy as np
 from clfew.data.image_files import LeftOut
 from clfew.data.pixel_scale import PixelScale
 
-RULE = 5
+RULE = 6
 """The rule by which new runs read sources and split them. Runs and artifacts carry the number of
 theirs, and keep it; those without a number have rule 1. Rule 1 kept the copies of test images in the
 pool, except in distillation, and tested images that a label CSV had relabelled on the split that their
 folders' labels give. Rules 1 and 2 read folders as `folder_source.read_before` does, knew fewer
 words for splits and labels in data sets, and took images without labels for the test split. Rules
 before 4 read wide pixels as whole 16 bits (see `find_scale`), and before 5 know no groups (see
-`groups`)."""
+`groups`). Rule 5 found fewer copies (see `near.RELATED_RULE`)."""
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -34,6 +34,7 @@ class Source:
     reading: how the source was understood, in words. rule: see RULE. scale: how wide pixels are read,
     None for whole 16 bits and the files' own colours. groups: int64 (N,), the group that the source or
     the user puts each image into, -1 for none; None where there are no groups.
+    path_of: returns the absolute path of image i, None where images are not files of their own.
     """
 
     spec: str
@@ -48,6 +49,7 @@ class Source:
     rule: int = RULE
     scale: PixelScale | None = None
     groups: np.ndarray | None = None
+    path_of: Callable[[int], Path] | None = None
 
     def __len__(self) -> int:
         return len(self.identities)

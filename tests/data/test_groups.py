@@ -130,7 +130,7 @@ def test_groups_are_found_once_for_a_source(monkeypatch):
     """Also from a cache of another side, in which other images might be nearly the same."""
     source = source_of(NAMES)
     first = groups_of(source, cache_of(len(NAMES)))
-    monkeypatch.setattr(groups.near, "near_groups", lambda *_: pytest.fail("found again"))
+    monkeypatch.setattr(groups, "near_pairs", lambda *_: pytest.fail("found again"))
     assert np.array_equal(groups_of(source, cache_of(len(NAMES), seed=1)), first)
 
 
@@ -139,7 +139,7 @@ def test_damaged_groups_are_found_again(tmp_path):
     first = groups_of(source, cache)
     (file,) = (tmp_path / "cache").glob("near-*.safetensors")
     whole = file.read_bytes()
-    for content in (b"", whole[:20], whole[:-8], whole.replace(b"groups", b"guppys"), b"\xff" * 200):
+    for content in (b"", whole[:20], whole[:-8], whole.replace(b"kinds", b"kings"), b"\xff" * 200):
         file.write_bytes(content)
         assert np.array_equal(groups_of(source, cache), first)
     file.write_bytes(whole[:-8] + b"\xff" * 7 + b"\x7f")

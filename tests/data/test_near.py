@@ -23,10 +23,11 @@ def cached(image, kind="PNG", **options):
     return load_square(buffer.getvalue(), SIDE)[0]
 
 
-def grouped(images, names=None, **limits):
+def grouped(images, names=None, rule=near.RELATED_RULE):
     pixels = np.stack(images)
     names = names or [f"{i}.jpg" for i in range(len(images))]
-    return near.near_groups(pixels, np.arange(len(pixels)), names).tolist()
+    found = near.near_pairs(pixels, np.arange(len(pixels)), names, rule)
+    return near.near_groups(found, len(pixels)).tolist()
 
 
 OTHERS = [cached(picture(seed)) for seed in range(40)]
@@ -56,7 +57,40 @@ def test_copies_are_a_group_wherever_they_lie(copy):
     """And nothing else is: the other pictures are alone."""
     images = [*OTHERS, COPIES[copy](picture(7))]
     expected = [*range(40), 7]
-    assert grouped(images) == expected
+    assert grouped(images) == grouped(images, rule=5) == expected
+
+
+def mirrored(image):
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+def test_mirror_images_are_a_group_from_rule_6_on():
+    images = [
+        *OTHERS,
+        *(cached(mirrored(picture(7)).resize((80, 80)), "JPEG", quality=q) for q in (60, 90)),
+    ]
+    assert grouped(images) == [*range(40), 7, 7]
+    assert grouped(images, rule=5) == [*range(40), 40, 40]
+    found = near.near_pairs(np.stack(images), np.arange(42), [str(i) for i in range(42)])
+    kinds = dict(zip(map(tuple, found.pairs.tolist()), found.kinds.tolist(), strict=True))
+    assert kinds == {(7, 40): 1, (7, 41): 1, (40, 41): 0}
+
+
+def test_a_copy_that_lost_much_is_known_by_being_alone():
+    """It is farther from its original than COPY, but much nearer than anything else."""
+    noise = np.random.default_rng(0).normal(0, 12, (8, 8, 3)).repeat(6, 0).repeat(6, 1)
+    poor = (OTHERS[7] + noise).clip(0, 255).astype(np.uint8)
+    small, _ = near.signatures(np.stack([OTHERS[7], poor]), np.arange(2))
+    assert near.COPY < near.distances(small, np.array([[0, 1]]))[0] < 0.3
+    images = [*OTHERS, poor]
+    assert grouped(images)[40] == 7 and grouped(images, rule=5)[40] == 40
+    # A series of as similar things: none is nearer to one than to the others.
+    random = np.random.default_rng(1)
+    noises = random.normal(0, 12, (20, 8, 8, 3)).repeat(6, 1).repeat(6, 2)
+    series = [(OTHERS[7] + noise).clip(0, 255).astype(np.uint8) for noise in noises]
+    assert grouped(
+        [*OTHERS, *series], [f"{chr(97 + i * 7 % 26)}{chr(97 + i // 3)}.jpg" for i in range(60)]
+    )[40:] == list(range(40, 60))
 
 
 def test_unreadable_and_flat_images_are_alone():
@@ -64,8 +98,9 @@ def test_unreadable_and_flat_images_are_alone():
     images = [*OTHERS, *flat, OTHERS[3]]
     pixels = np.stack(images)
     good = np.arange(len(images) - 1)  # The last one, a copy, cannot be read.
-    found = near.near_groups(pixels, good, [str(i) for i in range(len(images))])
-    assert found.tolist() == list(range(len(images)))
+    found = near.near_pairs(pixels, good, [str(i) for i in range(len(images))])
+    assert near.near_groups(found, len(images)).tolist() == list(range(len(images)))
+    assert found.flat.tolist() == [40, 41, 42, 43]
 
 
 def burst(seed, frames=12):

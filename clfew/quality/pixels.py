@@ -1,0 +1,126 @@
+"""What is found in the decoded images: those that cannot be used, copies, contradicting labels."""
+
+import numpy as np
+
+from clfew.data.groups import near_pairs_of
+from clfew.data.image_cache import ImageCache
+from clfew.data.near import KINDS
+from clfew.data.source import Source
+from clfew.data.splits import split_to_test
+from clfew.quality.finding import Finding, joined, plural
+
+SEVERAL = 2
+
+
+def findings_in_pixels(source: Source, cache: ImageCache) -> list[Finding]:
+    """Returns images that cannot be used, and those that show the same picture."""
+    return [*_unusable(source, cache), *findings_of_copies(source, cache)]
+
+
+def _unusable(source: Source, cache: ImageCache) -> list[Finding]:
+    found = []
+    if cache.bad:
+        says = "They are skipped: replace them, or remove them."
+        bad = np.setdiff1d(np.arange(len(source)), cache.good).tolist()
+        reasons = dict(cache.bad)
+        notes = [reasons.get(source.identities[i], "") for i in bad]
+        title, sets = "images that cannot be read", [[i] for i in bad]
+        found.append(Finding("unreadable", title, says, True, len(bad), sets, notes))
+    if len(flat := near_pairs_of(source, cache).flat):
+        # Only one of each file has been looked at.
+        same = np.isin(cache.digests[cache.good], cache.digests[flat])
+        sets = [[i] for i in cache.good[same].tolist()]
+        says = (
+            "Nothing can be learned from them: look whether the camera was covered or a file is damaged."
+        )
+        title = "images of one flat colour"
+        found.append(Finding("flat", title, says, True, len(sets), sets))
+    return found
+
+
+def findings_of_copies(source: Source, cache: ImageCache) -> list[Finding]:
+    """Returns the sets of images that show the same picture, each kind of trouble for itself."""
+    exact, near, frames = _pairs(source, cache)
+    count = len(source)
+    same_files, copies = joined(exact, count), joined(np.concatenate([exact, near]), count)
+    files = {image for each in same_files for image in each}
+    contradicting = [each for each in same_files if _has_two_labels(source, each)]
+    within = {image for each in contradicting for image in each}
+    near_classes = [each for each in copies if _has_two_labels(source, each) and not set(each) <= within]
+    across = [each for each in copies if _is_across(source, each)]
+    plain = [
+        each for each in copies if not _has_two_labels(source, each) and not _is_across(source, each)
+    ]
+    exact_only = [each for each in plain if set(each) <= files]
+    near_only = [each for each in plain if not set(each) <= files]
+    bursts = [each for each in joined(frames, count) if len(each) > 1]
+    torn = [each for each in bursts if _is_across(source, each)]
+    several = "One picture with two labels is right once at most: correct the list, or remove one."
+    leak = (
+        "What was learned is tested on, so the accuracy is too high. clfew leaves out those beside test "
+        "images; better remove one of each."
+    )
+    kept = "They stay on one side of every split."
+    kinds: list[tuple[str, str, str, bool, list[list[int]]]] = [
+        ("contradictions", "files with two labels", several, True, contradicting),
+        ("near_contradictions", "near copies with two labels", several, True, near_classes),
+        ("across_splits", "copies on both sides of the test split", leak, True, across),
+        ("torn_bursts", "bursts on both sides of the test split", leak, True, torn),
+        ("copies", "copies of the same bytes", f"{kept} They cost time.", False, exact_only),
+        ("near_copies", "near copies", f"{kept} They may be labelled once.", False, near_only),
+        ("bursts", "frames of bursts", kept, False, [each for each in bursts if each not in torn]),
+    ]
+    return [
+        Finding(name, title, says, needs, sum(map(len, sets)), sets, _notes(sets))
+        for name, title, says, needs, sets in kinds
+        if sets
+    ]
+
+
+def _pairs(source: Source, cache: ImageCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the pairs of files of the same bytes, of near copies, and of frames."""
+    order = cache.good[np.argsort(cache.digests[cache.good], kind="stable")]
+    same = cache.digests[order[1:]] == cache.digests[order[:-1]]
+    exact = np.stack([order[:-1][same], order[1:][same]], 1)
+    near = near_pairs_of(source, cache)
+    is_frame = near.kinds == KINDS.index("frame")
+    return exact, near.pairs[~is_frame], near.pairs[is_frame]
+
+
+def copies_of(source: Source, cache: ImageCache) -> np.ndarray:
+    """Returns the pairs of images that show the same picture, int64 (P, 2), the lower index first."""
+    return np.sort(np.concatenate(_pairs(source, cache)), axis=1)
+
+
+def _has_two_labels(source: Source, images: list[int]) -> bool:
+    labels = source.labels[images]
+    return len(np.unique(labels[labels >= 0])) >= SEVERAL
+
+
+def _is_across(source: Source, images: list[int]) -> bool:
+    """Returns whether some of the images are in the test split that the data has, and others not."""
+    test = split_to_test_of(source)
+    return test is not None and 0 < int((source.splits[images] == test).sum()) < len(images)
+
+
+def split_to_test_of(source: Source) -> str | None:
+    """Returns the data's own test split, of unlabelled sources too; None where there is none."""
+    own = split_to_test(source)
+    return own if own is not None else ("test" if (source.splits == "test").any() else None)
+
+
+def _notes(sets: list[list[int]]) -> list[str]:
+    return [plural(len(each), "image") for each in sets]
+
+
+def in_one_line(source: Source, cache: ImageCache) -> str:
+    """Returns in words what `clfew check` would find without training, "" for nothing. What is told
+    elsewhere, images that cannot be used, is not in it."""
+    found = findings_of_copies(source, cache)
+    needed = [each for each in found if each.needs_person]
+    others = [each for each in found if not each.needs_person]
+    return ", ".join(f"{each.count:,} {_short(each)}" for each in [*needed, *others])
+
+
+def _short(finding: Finding) -> str:
+    return finding.title.replace("on both sides of the test split", "across the test split")

@@ -1,0 +1,78 @@
+"""check.html: what `clfew check` found, with the pictures side by side, in one page without network."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from clfew.console import printable
+from clfew.data.decode import BadImage, load_square
+from clfew.data.image_cache import ImageCache
+from clfew.data.source import Source
+from clfew.quality.finding import Finding
+from clfew.quality.listing import classes_in_words
+from clfew.report import figures
+from clfew.report.png import data_uri
+from clfew.runs.files import write_text
+
+SETS, IN_SET, NOTES = 48, 8, 200
+"""The most sets of a finding, pictures of a set, and lines of a finding without pictures on the page."""
+
+_SIDE = 96
+
+
+def write_check_page(
+    path: Path, source: Source, cache: ImageCache | None, findings: list[Finding], result: dict[str, Any]
+) -> None:
+    """Writes the page. cache: where the images are decoded, None where they are not. result: the content
+    of check.json. Raises UserError if it cannot be written."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(printable=printable, count=lambda number: f"{number:,}")
+    ordered = sorted(findings, key=lambda each: not each.needs_person)
+    page = environment.get_template("check.html").render(
+        result=result, findings=[_shown(source, cache, each) for each in ordered]
+    )
+    # A lone surrogate, from a file name that is not UTF-8, cannot be encoded and is replaced.
+    write_text(path, page.encode("utf-8", "replace").decode())
+
+
+def _shown(source: Source, cache: ImageCache | None, finding: Finding) -> dict[str, Any]:
+    """Returns what the page shows of a finding."""
+    sets: list[dict[str, Any]] = [
+        {
+            "images": [_picture(source, cache, image) for image in images[:IN_SET]],
+            "more": max(0, len(images) - IN_SET),
+            "note": finding.notes[i] if i < len(finding.notes) and len(images) < 2 else "",
+        }
+        for i, images in enumerate(finding.sets[:SETS])
+    ]
+    lines = [] if finding.sets else finding.notes
+    return {
+        "finding": finding,
+        "sets": sets,
+        "is_single": all(len(each["images"]) == 1 for each in sets),
+        "more_sets": max(0, len(finding.sets) - SETS),
+        "lines": lines[:NOTES],
+        "more_lines": max(0, len(lines) - NOTES),
+    }
+
+
+def _picture(source: Source, cache: ImageCache | None, image: int) -> dict[str, Any]:
+    """Returns a small version of an image, None where it cannot be read, and what is known of it."""
+    content = None
+    try:
+        if cache is None:
+            pixels, aspect = load_square(source.content(image), _SIDE, source.scale)
+            content = figures.thumbnail(pixels, aspect)
+        elif image in cache.good:
+            content = figures.thumbnail(cache.pixels[image], float(cache.aspects[image]))
+    except BadImage:
+        pass
+    return {
+        "src": data_uri(*content) if content else None,
+        "tiny": content is not None and content[1] == "image/png",
+        "file": printable(source.identities[image]),
+        "class": printable(classes_in_words(source, image)),
+    }
