@@ -210,14 +210,10 @@ def print_check(result: dict[str, Any]) -> None:
     console.write_out(f"{_files_in_words(result)}\n")
     if result["findings"]:
         found = [
-            (
-                "to decide" if row["needs_person"] else "",
-                f"{row['count']:,} {row['title']}",
-                _example(row),
-            )
+            (row["title"], f"{row['count']:,}", "yes" if row["needs_person"] else "", _example(row))
             for row in result["findings"]
         ]
-        console.print_table(("", "found", "for example"), found, right_align=False)
+        console.print_table(("found", "count", "to decide", "for example"), found, right_align=False)
     needed = result["needs_person"]
     looked = {"listing": "names and headers", "pixels": "names and pixels"}
     where = looked.get(result["looked_at"], "names, pixels and features")

@@ -246,16 +246,6 @@ def _logistic(
     return (weight if basis_DxR is None else weight @ basis_DxR.T), bias
 
 
-def class_probabilities(
-    fitted_LxD: np.ndarray, labels_L: np.ndarray, rest_NxD: np.ndarray, strength: float, classes: int
-) -> np.ndarray:
-    """Fits logistic regression to labelled vectors; returns its probabilities for others, (N, C)."""
-    weight, bias = _logistic(fitted_LxD, labels_L, strength, classes)
-    logits = rest_NxD @ weight.T + bias
-    shifted = np.exp(logits - logits.max(1, keepdims=True))
-    return shifted / shifted.sum(1, keepdims=True)
-
-
 def standardised_logistic(
     inputs_NxD: np.ndarray,
     labels_N: np.ndarray,

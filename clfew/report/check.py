@@ -1,9 +1,11 @@
 """check.html: what `clfew check` found, with the pictures side by side, in one page without network."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from clfew.console import printable
 from clfew.data.decode import BadImage, load_square
@@ -62,14 +64,12 @@ def _shown(source: Source, cache: ImageCache | None, finding: Finding) -> dict[s
 def _picture(source: Source, cache: ImageCache | None, image: int) -> dict[str, Any]:
     """Returns a small version of an image, None where it cannot be read, and what is known of it."""
     content = None
-    try:
+    with contextlib.suppress(BadImage):
         if cache is None:
             pixels, aspect = load_square(source.content(image), _SIDE, source.scale)
             content = figures.thumbnail(pixels, aspect)
-        elif image in cache.good:
+        elif cache.good[np.searchsorted(cache.good, image).clip(max=len(cache.good) - 1)] == image:
             content = figures.thumbnail(cache.pixels[image], float(cache.aspects[image]))
-    except BadImage:
-        pass
     return {
         "src": data_uri(*content) if content else None,
         "tiny": content is not None and content[1] == "image/png",
