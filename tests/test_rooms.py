@@ -38,7 +38,8 @@ ROOMS = {
         "settings",
         "training",
     },
-    "report": {"console", "data", "finetuning", "methods", "runs", "training"},
+    "quality": {"console", "data", "errors", "finetuning"},
+    "report": {"console", "data", "finetuning", "methods", "quality", "runs", "training"},
     "commands": {
         "console",
         "data",
@@ -47,6 +48,7 @@ ROOMS = {
         "finetuning",
         "methods",
         "models",
+        "quality",
         "report",
         "runs",
         "settings",

@@ -4,7 +4,7 @@ The command line calls these functions, and so does `from clfew import pretrain,
 one run of `pretrain.py` and of `compare.py`, `comparison.py` is what `compare.py` measures;
 `demo_data/` holds the images of the demo.
 
-It imports `console`, `data`, `distillation`, `errors`, `finetuning`, `methods`, `models`,
+It imports `console`, `data`, `distillation`, `errors`, `finetuning`, `methods`, `models`, `quality`,
 `report`, `runs`, `settings`, `training` and `version`.
 Open first: `pretraining.py`.
 """

@@ -51,6 +51,7 @@ from clfew.models.classifier import neck_width
 from clfew.models.init_weights import SCRATCH, InitWeights
 from clfew.models.kept_scale import scaled
 from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
+from clfew.quality.pixels import say_check
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
     ARTIFACTS,
@@ -289,6 +290,7 @@ def _open_images(
         f"used of {len(data.pool):,} images, {len(data.test):,} more held out for testing"
     )
     say_groups(data)
+    say_check(opened, cache, settings.source or "")
     if learned_too := int(
         np.isin(cache.digests[data.test], np.unique(np.concatenate([s.seen for s in starts]))).sum()
     ):

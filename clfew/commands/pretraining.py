@@ -59,6 +59,7 @@ from clfew.models.init_weights import (
     seen_before,
 )
 from clfew.models.kept_scale import scaled
+from clfew.quality.pixels import say_check
 from clfew.report.samples import write_samples
 from clfew.runs.files import sync
 from clfew.runs.folders import (
@@ -207,6 +208,8 @@ def resolve(
     recipe, why_recipe = choose_recipe(min(size, native), cache, indices, settings.flip)
     weights = "scratch" if init_weights is None else init_weights.what
     console.say(f"images     {len(indices):,} of {len(source):,} in {settings.source}")
+    unlabelled = source.relabelled(np.full(len(source), -1), [])  # No label is read here.
+    say_check(unlabelled, cache, settings.source or "")
     _report(
         start=(weights, why_start),
         size=(f"{size} px", why_size),

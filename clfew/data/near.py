@@ -96,15 +96,16 @@ def near_pairs(
     else:
         copies, mirrored, apart_mirrored = _copies(small, unrelated)
     frames = _frames(small, order, unrelated)
-    plain = np.concatenate([copies, frames])
-    kinds = [KINDS.index("copy")] * len(copies) + [KINDS.index("frame")] * len(frames)
-    kinds += [KINDS.index("mirrored")] * len(mirrored)
+    # Frames that follow each other may be as near as copies that lost much. The first kind is kept.
+    is_close = distances(small, copies) <= COPY
+    plain = np.concatenate([copies[is_close], frames, copies[~is_close]])
+    counts = [int(is_close.sum()), len(frames), int((~is_close).sum()), len(mirrored)]
+    kinds = np.repeat([KINDS.index(kind) for kind in ("copy", "frame", "copy", "mirrored")], counts)
     apart = np.concatenate([distances(small, plain), apart_mirrored])
-    # The first kind of a pair is kept.
     pairs, firsts = np.unique(
         np.sort(np.concatenate([plain, mirrored]), axis=1), axis=0, return_index=True
     )
-    return NearPairs(rows[pairs], apart[firsts], np.array(kinds, np.uint8)[firsts], flat)
+    return NearPairs(rows[pairs], apart[firsts], kinds[firsts].astype(np.uint8), flat)
 
 
 def near_groups(found: NearPairs, count: int) -> np.ndarray:

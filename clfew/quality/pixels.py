@@ -1,15 +1,22 @@
 """What is found in the decoded images: those that cannot be used, copies, contradicting labels."""
 
+import shlex
+
 import numpy as np
 
-from clfew.data.groups import near_pairs_of
+from clfew import console
+from clfew.data.groups import FIRST_RULE, near_pairs_of
 from clfew.data.image_cache import ImageCache
 from clfew.data.near import KINDS
 from clfew.data.source import Source
 from clfew.data.splits import split_to_test
 from clfew.quality.finding import Finding, joined, plural
+from clfew.quality.listing import findings_in_listing
 
 SEVERAL = 2
+
+MOST_SAID = 4
+"""The most findings that `say_check` names."""
 
 
 def findings_in_pixels(source: Source, cache: ImageCache) -> list[Finding]:
@@ -113,14 +120,16 @@ def _notes(sets: list[list[int]]) -> list[str]:
     return [plural(len(each), "image") for each in sets]
 
 
-def in_one_line(source: Source, cache: ImageCache) -> str:
-    """Returns in words what `clfew check` would find without training, "" for nothing. What is told
-    elsewhere, images that cannot be used, is not in it."""
-    found = findings_of_copies(source, cache)
-    needed = [each for each in found if each.needs_person]
-    others = [each for each in found if not each.needs_person]
-    return ", ".join(f"{each.count:,} {_short(each)}" for each in [*needed, *others])
-
-
-def _short(finding: Finding) -> str:
-    return finding.title.replace("on both sides of the test split", "across the test split")
+def say_check(source: Source, cache: ImageCache, spec: str) -> None:
+    """Reports in one line what `clfew check` finds by names and pixels. spec: the source as the user
+    named it. Of sources read by rules before 5, which know no copies, nothing is said."""
+    if source.rule < FIRST_RULE:
+        return
+    found = [*findings_in_listing(source), *findings_in_pixels(source, cache)]
+    found.sort(key=lambda each: not each.needs_person)
+    if not found:
+        console.say("check      nothing was found that you should know")
+        return
+    said = ", ".join(f"{each.title} ({each.count:,})" for each in found[:MOST_SAID])
+    more = f" and {len(found) - MOST_SAID} more" if len(found) > MOST_SAID else ""
+    console.say(f"check      {said}{more}: see clfew check {shlex.quote(spec)} --full")

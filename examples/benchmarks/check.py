@@ -3,11 +3,10 @@
     python examples/benchmarks/check.py DATA --work DIR --cleanlab ENV [--from RUN | --init WEIGHTS]
 
 DATA has a train and a test split with class folders. Of a copy of it in DIR, 5 % of the labels of the
-training split are swapped for another class's, and 3 % of all images are copied into the other
-split, each either resized to 3/4, or as JPEG of quality 60, or mirrored. The features of an encoder are computed
-once. Then both sides look at them, in turn, several times: clfew as `check --from` does and, for
-copies, by the pixels; Datalab, in the environment ENV, by its issue types label and near_duplicate. What
-counts is:
+training split are swapped for another class's, and 3 % of all images are copied into the other split:
+resized to 3/4, as JPEG of quality 60, or mirrored. The features of an encoder are computed once. Then
+both sides look at them, in turn, several times: clfew as `check --from` does and, for copies, at the
+pixels; Datalab, in the environment ENV, by its issue types label and near_duplicate. What counts is:
 
 - suspicious labels: precision and recall of those flagged among the images of the training split, and
   the average precision of all images as they are ranked;
@@ -84,8 +83,9 @@ def plant(data: Path, folder: Path, most: int | None) -> None:
             label = str(name.parent)
             if split == "train" and chance.random() < 0.05:
                 label = chance.choice([each for each in classes if each != label])
-                swapped[f"train/{label}/{name.name}"] = str(name.parent)
-            target = folder / split / label / name.name
+                swapped[f"train/{label}/{name.parent} {name.name}"] = str(name.parent)
+            # Files of two classes may have one name.
+            target = folder / split / label / f"{name.parent} {name.name}"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(data / split / name, target)
             if chance.random() < 0.03:
