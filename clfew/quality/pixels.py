@@ -15,7 +15,7 @@ from clfew.quality.listing import findings_in_listing
 
 SEVERAL = 2
 
-MOST_SAID = 4
+MOST_SAID = 6
 """The most findings that `say_check` names."""
 
 
@@ -125,7 +125,7 @@ def say_check(source: Source, cache: ImageCache, spec: str) -> None:
     named it. Of sources read by rules before 5, which know no copies, nothing is said."""
     if source.rule < FIRST_RULE:
         return
-    found = [*findings_in_listing(source), *findings_in_pixels(source, cache)]
+    found = [*findings_in_pixels(source, cache), *findings_in_listing(source)]
     found.sort(key=lambda each: not each.needs_person)
     if not found:
         console.say("check      nothing was found that you should know")
