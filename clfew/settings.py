@@ -247,8 +247,9 @@ def function_of(settings: Callable[P, S], run: Callable[[S], R]) -> Callable[P, 
     documentation is that of `run` and the help of each field."""
 
     def function(*args: P.args, **kwargs: P.kwargs) -> R:
-        if isinstance(kwargs.get("out"), str):
-            kwargs["out"] = Path(str(kwargs["out"]))
+        for name in ("out", "fix"):
+            if isinstance(kwargs.get(name), str):
+                kwargs[name] = Path(str(kwargs[name]))
         return run(settings(*args, **kwargs))
 
     helps = [f"{name}: {_help(hint)}" for name, hint in _hints(settings).items()]

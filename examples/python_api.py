@@ -1,4 +1,4 @@
-"""All seven commands of clfew as Python functions.
+"""All eight commands of clfew as Python functions.
 
     python examples/python_api.py FOLDER IMAGE
 
@@ -17,7 +17,20 @@ Functions that write a run return its folder. Expected failures raise `clfew.err
 import sys
 from pathlib import Path
 
-from clfew import compare, distill, embed, evaluate, finetune, predict, pretrain
+from clfew import check, compare, distill, embed, evaluate, finetune, predict, pretrain
+
+
+def look_at_images(folder: str) -> None:
+    """Shows what is in a folder, before anything is trained. The run folder holds check.html."""
+    check_folder, result = check(
+        folder,  # str | None: the images, None for ./labeled or those of pretraining
+        full=True,  # bool: False looks at names and headers alone and writes nothing
+        origin=None,  # str | None: a run or artifact whose features are looked at, too
+        fix=None,  # Path | None: a CSV to write, of the images without the problems
+    )
+    for finding in result["findings"]:
+        print(f"check      {finding['title']}: {finding['count']}")
+    print(f"check      {result['images']} images, {check_folder}/check.html")
 
 
 def pretrain_encoder(folder: str, minutes: float) -> Path:
@@ -105,6 +118,7 @@ def compare_methods(folder: str, minutes: float) -> None:
 
 
 def main(folder: str, image: str, minutes: float = 1.0) -> None:
+    look_at_images(folder)
     encoder = pretrain_encoder(folder, minutes)
     classifier = make_classifier(folder, encoder)
     evaluate_classifier(classifier)

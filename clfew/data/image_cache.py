@@ -23,7 +23,6 @@ from clfew import console
 from clfew.data.cache_arrays import cache_folder, create_arrays, map_arrays
 from clfew.data.cache_reuse import digest_of_image, reuse, temporary_prefix
 from clfew.data.decode import BadImage, image_size
-from clfew.data.near import is_flat
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
 from clfew.data.workers import decode_ahead, decoders
@@ -99,6 +98,9 @@ def open_image_cache(
 
 MOST_LOOKED_AT = 500
 """The most images that are looked at for flat colours."""
+
+FLAT = 1.0
+"""The standard deviation, in grey levels, below which an image is of one colour."""
 
 MANY_FLAT = 0.05
 """The fraction of flat images above which they are reported."""
@@ -190,6 +192,11 @@ def _reserve(path: Path) -> None:
     if hasattr(os, "posix_fallocate"):
         with open(path, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def is_flat(pixels: np.ndarray) -> bool:
+    """Returns whether an image, uint8 (S, S, 3), is of one colour."""
+    return bool(pixels.std(axis=(0, 1)).max() < FLAT)
 
 
 def _say_flat(source: Source, cache: ImageCache) -> None:

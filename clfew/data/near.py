@@ -15,6 +15,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from clfew.data.image_cache import is_flat
 from clfew.data.nearest import nearest
 
 KINDS = ("copy", "mirrored", "frame")
@@ -116,15 +117,6 @@ def near_groups(found: NearPairs, count: int) -> np.ndarray:
     firsts = np.full(count, count)
     np.minimum.at(firsts, joined, np.arange(count))
     return firsts[joined]
-
-
-FLAT_PIXELS = 1.0
-"""The standard deviation, in grey levels, below which an image is of one colour."""
-
-
-def is_flat(pixels: np.ndarray) -> bool:
-    """Returns whether an image, uint8 (S, S, 3), is of one colour."""
-    return bool(pixels.std(axis=(0, 1)).max() < FLAT_PIXELS)
 
 
 def signatures(pixels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

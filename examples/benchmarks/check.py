@@ -14,7 +14,7 @@ pixels; Datalab, in the environment ENV, by its issue types label and near_dupli
   the splits that are named, how many are planted. Pairs that are alike in the set as it was count as
   mistakes, on both sides.
 
-It writes check-NAME.json into results/ or --out.
+Results go to results/check.json; what the file contains is not measured again.
 """
 
 import argparse
@@ -26,12 +26,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from common import Results
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from clfew.data.groups import groups_of, near_pairs_of
+from clfew.data.groups import groups_of
 from clfew.data.image_cache import open_image_cache
-from clfew.data.near import KINDS, near_pairs
+from clfew.data.near import near_pairs
 from clfew.data.sources import open_source
 from clfew.finetuning.find_start import find_start
 from clfew.finetuning.start import Network, open_start
@@ -170,99 +171,105 @@ def run_ours(source, cache, features: np.ndarray, images: np.ndarray) -> tuple[d
     return {"flagged": flagged, "suspicion": suspicion, "alike": alike}, times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--cleanlab", type=Path, required=True)
-    parser.add_argument("--from", dest="origin")
-    parser.add_argument("--init", default="auto")
-    parser.add_argument("--most", type=int, help="training images, and a fifth as many test images")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    options = parser.parse_args()
-    work = options.work / options.data.name
-    work.mkdir(parents=True, exist_ok=True)
+def features_in(work: Path, data: Path, options) -> tuple:
+    """Returns the source with planted mistakes, its image cache, the features of its readable images and
+    the encoder's name. Mistakes and features are made once."""
     folder = work / "planted"
     if not (work / "truth.json").exists():
-        plant(options.data, folder, options.most)
-    truth = json.loads((work / "truth.json").read_text())
+        plant(data, folder, options.most)
     source = open_source(str(folder))
     device, _ = choose_device("auto")
     precision, _ = choose_precision(device, "auto")
     found = find_start(options.origin, options.init, "auto", device)
     (start,) = open_start(found, source, Network("auto", None), device, compare=False)
     cache = open_image_cache(source, start.metadata.side)
-    images = cache.good
     if not (work / "features.npy").exists():
-        began = time.perf_counter()
-        features = features_of(start.encoder, cache.pixels, cache.aspects, images, device, precision)
-        print(f"features {features.shape} in {time.perf_counter() - began:.0f} s")
-        np.save(work / "features.npy", features)
-    features = np.load(work / "features.npy")
-    train = source.splits[images] == "train"
+        arrays = (cache.pixels, cache.aspects, cache.good)
+        np.save(work / "features.npy", features_of(start.encoder, *arrays, device, precision))
+    return source, cache, np.load(work / "features.npy"), start.metadata.encoder
+
+
+def run_datalab(work: Path, environment: Path, parts: dict[str, tuple]) -> tuple[dict, dict]:
+    """Runs Datalab on the features and labels of each part. Returns what it finds, and the seconds."""
+    seconds, found = {}, {}
+    for part, (features, labels) in parts.items():
+        place = work / part
+        place.mkdir(exist_ok=True)
+        np.save(place / "features.npy", features)
+        np.save(place / "labels.npy", labels)
+        command = [str(environment / "bin/python"), "-c", DATALAB, str(place)]
+        subprocess.run(command, check=True, capture_output=True)
+        told = json.loads((place / "datalab.json").read_text())
+        seconds[part] = told["times"][part]
+        found[part] = told["sets"] if part == "near_duplicate" else np.load(place / "datalab.npz")
+    return found, seconds
+
+
+def measure(data: Path, options) -> dict:
+    work = options.work / data.name
+    work.mkdir(parents=True, exist_ok=True)
+    source, cache, features, encoder = features_in(work, data, options)
+    truth = json.loads((work / "truth.json").read_text())
+    images, splits = cache.good, source.splits[cache.good]
+    train, labels = splits == "train", source.labels[cache.good]
     # Datalab looks for labels in the training split, and for copies everywhere.
-    halves = {"label": train, "near_duplicate": np.ones(len(images), bool)}
-    times: dict[str, list[dict]] = {"clfew": [], "datalab": []}
+    parts = {"label": (features[train], labels[train]), "near_duplicate": (features, labels)}
+    times: dict[str, list[dict]] = {"clfew": [], "Datalab": []}
     for _ in range(options.rounds):
-        result, seconds = run_ours(source, cache, features, images)
+        found, seconds = run_ours(source, cache, features, images)
         times["clfew"].append(seconds)
-        seconds = {}
-        for part, rows in halves.items():
-            place = work / part
-            place.mkdir(exist_ok=True)
-            np.save(place / "features.npy", features[rows])
-            np.save(place / "labels.npy", source.labels[images[rows]])
-            command = [str(options.cleanlab / "bin/python"), "-c", DATALAB, str(place)]
-            subprocess.run(command, check=True, capture_output=True)
-            seconds[part] = json.loads((place / "datalab.json").read_text())["times"][part]
-        times["datalab"].append(seconds)
+        theirs, seconds = run_datalab(work, options.cleanlab, parts)
+        times["Datalab"].append(seconds)
     names = [source.identities[i] for i in images]
     swapped = np.array([name in truth["swapped"] for name in names])[train]
-    theirs = np.load(work / "label/datalab.npz")
-    near = json.loads((work / "near_duplicate/datalab.json").read_text())["sets"]
-    place_of = {int(image): row for row, image in enumerate(images)}
-    as_rows = lambda pairs: {tuple(sorted((place_of[a], place_of[b]))) for a, b in pairs}  # noqa: E731
-    pixels = as_rows(copies_of(source, cache).tolist())
-    splits = source.splits[images]
-    alike = as_rows(result["alike"].tolist())
+    row_of = {int(image): row for row, image in enumerate(images)}
+    pairs = {
+        "clfew, pixels": [(row_of[a], row_of[b]) for a, b in copies_of(source, cache).tolist()],
+        "clfew, features": [(row_of[a], row_of[b]) for a, b in found["alike"].tolist()],
+        "Datalab, features": [(i, j) for i, those in enumerate(theirs["near_duplicate"]) for j in those],
+    }
+    sorted_pairs = {side: {tuple(sorted(pair)) for pair in some} for side, some in pairs.items()}
     median = {
         side: {part: float(np.median([each[part] for each in rows])) for part in rows[0]}
         for side, rows in times.items()
     }
-    kinds = near_pairs_of(source, cache).kinds
-    report = {
-        "data": options.data.name,
+    total = {side: sum(seconds.values()) for side, seconds in median.items()}
+    flagged, score = theirs["label"]["flagged"], theirs["label"]["score"]
+    return {
         "images": len(images),
         "swapped": int(swapped.sum()),
         "copies": len(truth["copies"]),
-        "encoder": start.metadata.encoder
-        + (", pretrained weights" if not options.origin else ", pretrained here"),
+        "encoder": encoder,
         "features": features.shape[1],
         "labels": {
-            "clfew": labels_score(result["flagged"], result["suspicion"], swapped),
-            "datalab": labels_score(theirs["flagged"], 1 - theirs["score"], swapped),
+            "clfew": labels_score(found["flagged"], found["suspicion"], swapped),
+            "Datalab": labels_score(flagged, 1 - score, swapped),
         },
         "copies_found": {
-            "clfew, pixels": copies_score(pixels, names, truth["copies"], splits),
-            "clfew, features": copies_score(alike, names, truth["copies"], splits),
-            "datalab, features": copies_score(
-                {tuple(sorted((i, j))) for i, those in enumerate(near) for j in those},
-                names,
-                truth["copies"],
-                splits,
-            ),
+            side: copies_score(some, names, truth["copies"], splits)
+            for side, some in sorted_pairs.items()
         },
-        "near_pairs": {kind: int((kinds == i).sum()) for i, kind in enumerate(KINDS)},
         "seconds": median,
         "seconds_of_rounds": times,
-        "ratio_of_features": (sum(median["clfew"].values()) - median["clfew"]["pixels"])
-        / sum(median["datalab"].values()),
-        "ratio_with_pixels": sum(median["clfew"].values()) / sum(median["datalab"].values()),
+        "ratio_of_features": (total["clfew"] - median["clfew"]["pixels"]) / total["Datalab"],
+        "ratio_with_pixels": total["clfew"] / total["Datalab"],
     }
-    options.out.mkdir(exist_ok=True)
-    (options.out / f"check-{options.data.name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--work", type=Path, required=True, help="folder for copies and features")
+    parser.add_argument(
+        "--cleanlab", type=Path, required=True, help="environment with cleanlab[datalab]"
+    )
+    parser.add_argument("--from", dest="origin")
+    parser.add_argument("--init", default="auto")
+    parser.add_argument("--most", type=int, help="training images, and a fifth as many test images")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    results = Results(RESULTS / "check.json")
+    results.get(options.data.name, lambda: measure(options.data, options))
 
 
 if __name__ == "__main__":

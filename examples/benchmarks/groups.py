@@ -55,6 +55,7 @@ COPIES = {
     "a third of it, JPEG at quality 60": lambda image: encoded(
         smaller(image, 1 / 3), "JPEG", quality=60
     ),
+    "mirrored": lambda image: encoded(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
     "less contrast": lambda image: encoded(
         Image.blend(image, Image.new("RGB", image.size, "grey"), 0.2)
     ),
@@ -95,14 +96,15 @@ def copies(data):
         source = open_source(str(data / name))
         chosen = np.linspace(0, len(source) - 1, min(150, len(source))).astype(int)
         originals = [Image.open(io.BytesIO(source.content(int(i)))).convert("RGB") for i in chosen]
-        pixels = np.stack([load_square(encoded(image), side)[0] for image in originals])
-        first, _ = near.signatures(pixels, np.arange(len(pixels)))
+        pixels = open_image_cache(source, side).pixels
         rows[name] = {}
         for kind, copy in COPIES.items():
             others = np.stack([load_square(copy(image), side)[0] for image in originals])
-            second, _ = near.signatures(others, np.arange(len(others)))
-            pairs = np.repeat(np.arange(len(pixels))[:, None], 2, axis=1)
-            joined = near.distances(first, pairs, second) <= near.COPY
+            both = np.concatenate([pixels, others])
+            names = [*source.identities, *(f"copies/{i}" for i in range(len(others)))]
+            found = near.near_pairs(both, np.arange(len(both)), names).pairs
+            expected = np.stack([chosen, len(pixels) + np.arange(len(others))], 1)
+            joined = np.isin(expected @ [len(both), 1], found @ [len(both), 1])
             rows[name][kind] = round(float(joined.mean()), 3)
         print(name, rows[name])
     return rows
