@@ -147,14 +147,13 @@ def _look_closer(settings: CheckSettings, looked: Looked, with_features: bool) -
     else:
         native = typical_side(source)
         side = cached_side(choose_size(None, native, device)[0], native)
-    cache = cached_images(source, side)
+    cache = cached_images(source, side, most_bad=1)
     groups = groups_of(source, cache)
     assert groups is not None  # They are known from rule 5 on.
-    found = findings_in_pixels(source, cache)
-    if any(each.name == "unreadable" for each in found):  # It says of the same files why.
-        looked.findings[:] = [each for each in looked.findings if each.name not in ("no_image", "large")]
-    findings = [*looked.findings, *found]
-    if start is not None:
+    # Decoding tells of files without a header, too.
+    findings = [each for each in looked.findings if each.name not in ("no_image", "large")]
+    findings += findings_in_pixels(source, cache)
+    if start is not None and len(cache.good):
         findings += _in_features(settings, start, source, cache, groups)
     encoder = start.words if start else ""
     return Looked(source, findings, looked.headers, cache, groups, encoder)

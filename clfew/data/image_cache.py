@@ -81,19 +81,34 @@ def typical_side(source: Source, sample: int = 64) -> int:
 
 
 def open_image_cache(
-    source: Source, side: int, progress: Callable[[int, int], None] = lambda done, total: None
+    source: Source,
+    side: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    most_bad: float = MAX_BAD_FRACTION,
 ) -> ImageCache:
     """Returns the image cache of `source` at side×side pixels, which is built on all cores if it is new.
 
-    `progress(done, total)` is called while it is built. Raises UserError if more than half of the
-    images are bad, the disk is full, or the cache is damaged.
+    `progress(done, total)` is called while it is built. most_bad: the fraction of bad images beyond
+    which a UserError is raised; as it is if the disk is full, or the cache is damaged.
     """
     made_from = f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}\0{source.scale}"
     key = hashlib.blake2b(made_from.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
     folder = cache_folder() / key
     if not (folder / "store.json").exists() and not reuse(source, side, folder, progress):
-        _build(source, side, folder, progress)
-    return _read(folder, len(source), side)
+        _build(source, side, folder, progress, most_bad)
+    cache = _read(folder, len(source), side)
+    _require_usable(source, cache.bad, most_bad)
+    return cache
+
+
+def _require_usable(source: Source, bad: list[tuple[str, str]], most_bad: float) -> None:
+    if len(bad) > most_bad * len(source):
+        name, reason = bad[0]
+        raise UserError(
+            f"{len(bad)} of {len(source)} images in {source.spec} cannot be used "
+            f"(the first is {name}: {reason}).",
+            "open one in an image viewer: they may be damaged or of another format.",
+        )
 
 
 MOST_LOOKED_AT = 500
@@ -106,10 +121,10 @@ MANY_FLAT = 0.05
 """The fraction of flat images above which they are reported."""
 
 
-def cached_images(source: Source, side: int) -> ImageCache:
+def cached_images(source: Source, side: int, most_bad: float = MAX_BAD_FRACTION) -> ImageCache:
     """`open_image_cache` with a progress bar while it is built and a message about bad images."""
     with console.progress_bar("decoding") as update:
-        cache = open_image_cache(source, side, update)
+        cache = open_image_cache(source, side, update, most_bad)
     if cache.bad:
         name, reason = cache.bad[0]
         console.say(
@@ -120,7 +135,9 @@ def cached_images(source: Source, side: int) -> ImageCache:
     return cache
 
 
-def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int], None]) -> None:
+def _build(
+    source: Source, side: int, folder: Path, progress: Callable[[int, int], None], most_bad: float
+) -> None:
     count = len(source)
     needed = count * side * side * 3
     temporary: Path | None = None
@@ -134,13 +151,7 @@ def _build(source: Source, side: int, folder: Path, progress: Callable[[int, int
             )
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=temporary_prefix()))
         bad = _decode_all(source, side, temporary / "pixels.safetensors", progress)
-        if len(bad) > MAX_BAD_FRACTION * count:
-            index, reason = next(iter(sorted(bad.items())))
-            raise UserError(
-                f"{len(bad)} of {count} images in {source.spec} cannot be used "
-                f"(the first is {source.identities[index]}: {reason}).",
-                "open one in an image viewer: they may be damaged or of another format.",
-            )
+        _require_usable(source, [(source.identities[i], bad[i]) for i in sorted(bad)], most_bad)
         listed = [[i, source.identities[i], reason] for i, reason in sorted(bad.items())]
         metadata = {"source": source.spec, "images": count, "side": side, "bad": listed}
         metadata["scale"] = str(source.scale)
