@@ -226,7 +226,10 @@ def check(
     if strict and result["needs_person"]:
         raise UserError(
             f"Somebody has to decide on {result['needs_person']} of the findings.",
-            "mend them, or write a list without them: clfew check --fix OUT.csv",
+            f"{settings.fix} is a list without what can be left out."
+            if settings.fix
+            else "mend them, or write a list without them: "
+            f"clfew check {shlex.quote(settings.source or result['source'])} --fix OUT.csv",
         )
 
 

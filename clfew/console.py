@@ -47,6 +47,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
 
 
+def plural(count: int, word: str, words: str | None = None) -> str:
+    """Returns a number of things in words. words: for several, if that is not the word and an s."""
+    return f"{count:,} {word if count == 1 else words or word + 's'}"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right_align: bool = True) -> None:
     """Prints a table on stdout. Columns after the first are right-aligned if `right_align` is set."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

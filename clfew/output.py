@@ -232,23 +232,19 @@ def _example(row: dict[str, Any]) -> str:
     if not row["images"]:
         return "; ".join(row["notes"][:3])
     first = row["images"][0]
-    return (
-        " = ".join(first[:2]) if len(first) > 1 else "; ".join(filter(None, [*first, *row["notes"][:1]]))
-    )
+    return " = ".join(first[:2]) if len(first) > 1 else ": ".join([*first, *row["notes"][:1]])
 
 
 def _files_in_words(result: dict[str, Any]) -> str:
     """Returns how many images there are and what the headers of their files say."""
-    said = [f"{result['images']:,} images, {result['labelled']:,} with a label"]
+    said = [f"{console.plural(result['images'], 'image')}, {result['labelled']:,} with a label"]
     files = result["files"]
     if files["formats"]:
         said.append(", ".join(f"{count:,} {name}" for name, count in files["formats"].items()))
-        said.append(", ".join(f"{count:,} of {name}" for name, count in files["pixels"].items()))
-        shorter = files["shorter_side"]
-        said.append(
-            f"shorter sides of {shorter['smallest']:,} to {shorter['largest']:,} pixels, "
-            f"{shorter['middle']:,} in the middle"
-        )
+        said.append(", ".join(f"{count:,} {name}" for name, count in files["pixels"].items()))
+        smallest, middle, largest = files["shorter_side"].values()
+        some = f"{smallest:,} to {largest:,} pixels, {middle:,} in the middle"
+        said.append(f"shorter sides of {some if smallest < largest else f'{smallest:,} pixels'}")
     if files["headers"] < result["images"]:
         said.append(f"by the headers of {files['headers']:,} of them")
     return "; ".join(filter(None, [*said, result["groups"]]))

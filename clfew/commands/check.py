@@ -1,5 +1,6 @@
 """`clfew check`: what clfew sees in a source, before anything is trained."""
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from clfew.settings import CheckSettings, bands_of, function_of
 if TYPE_CHECKING:
     from clfew.data.image_cache import ImageCache
     from clfew.finetuning.start import Start
+    from clfew.quality.fix import Fixed
 
 LEVELS = ("listing", "pixels", "features")
 
@@ -60,14 +62,17 @@ def run(settings: CheckSettings) -> tuple[Path | None, dict[str, Any]]:
     if settings.fix is not None:
         _check_fix(settings.fix)
     looked = look(settings)
-    fixed = _write_fixed(settings.fix, looked) if settings.fix is not None else ""
-    result = result_of(looked) | {"fixed": fixed, "page": None}
-    if settings.out is None and looked.cache is None:
-        return None, result
-    run = new_run("check", settings.out)
-    result["page"] = str(run.folder / "check.html")
-    save(run, looked, result)
-    return run.folder, result
+    mended = _fixed(looked, settings.seed) if settings.fix is not None else None
+    result = result_of(looked) | {"fixed": mended.words() if mended else "", "page": None}
+    folder = None
+    if settings.out is not None or looked.cache is not None:
+        run = new_run("check", settings.out)
+        folder, result["page"] = run.folder, str(run.folder / "check.html")
+        save(run, looked, result)
+    if settings.fix is not None and mended is not None:
+        write_csv(settings.fix, mended.header, mended.rows)
+    _say_next(settings, looked, mended)
+    return folder, result
 
 
 check = function_of(CheckSettings, run)
@@ -83,6 +88,8 @@ def _check_fix(path: Path) -> None:
         raise UserError(
             f"There is no folder {path.parent}.", "make it, or name another file with --fix."
         )
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent} cannot be written.", "name a file elsewhere with --fix.")
     if path.suffix.lower() != ".csv":
         raise UsageError(
             f"--fix {path} is no CSV.", "for example: clfew check ./photos --fix mended.csv"
@@ -93,6 +100,8 @@ def look(settings: CheckSettings) -> Looked:
     """Opens the source and looks at its listing and headers; with `full`, `fix` or an encoder also at
     its pixels, and with an encoder at its features."""
     spec = _spec_of(settings)
+    if settings.fix is not None and Path(spec).is_dir():
+        _require_outside(settings.fix, Path(spec))
     source = grouped(open_source(spec), settings.group_by)
     if settings.fix is not None and source.path_of is None:
         raise UserError(
@@ -101,7 +110,7 @@ def look(settings: CheckSettings) -> Looked:
         )
     with_features = settings.origin is not None or settings.init is not None
     is_full = settings.full or settings.fix is not None or with_features
-    if is_full and not with_features:
+    if (is_full or settings.out is not None) and not with_features:
         source = with_scale(source, bands_of(settings))
     say_source(source)
     with console.progress_bar("headers") as update:
@@ -118,6 +127,7 @@ def _spec_of(settings: CheckSettings) -> str:
         return settings.source
     folder = next((name for name in LABELLED_FOLDERS if Path(name).is_dir()), None)
     if folder is not None and settings.origin is None:
+        console.say(f"source     ./{folder}")
         return folder
     hint = "for example: clfew check ./photos"
     artifact = (
@@ -127,6 +137,7 @@ def _spec_of(settings: CheckSettings) -> str:
     spec = (data.get("finetune") or data.get("pretrain") or {}).get("source")
     if spec is None:
         raise UsageError("No SOURCE of images was named.", hint)
+    console.say(f"source     {spec}, of {artifact}")
     return str(spec)
 
 
@@ -195,8 +206,8 @@ def _in_features(
     precision, _ = choose_precision(device, settings.precision)
     arrays = (cache.pixels, cache.aspects, cache.good)
     features = features_of(start.encoder, *arrays, device, precision)
-    known = set(map(tuple, copies_of(source, cache).tolist()))
-    return findings_in_features(source, cache, features, known, groups, settings.seed)
+    copies = copies_of(source, cache)
+    return findings_in_features(source, cache, features, copies, groups, settings.seed)
 
 
 def result_of(looked: Looked) -> dict[str, Any]:
@@ -236,22 +247,35 @@ def _named(groups: np.ndarray | None) -> str:
     if groups is None:
         return ""
     named = groups[groups >= 0]
-    return f"{len(named):,} images in {len(np.unique(named)):,} groups"
+    count = console.plural(len(np.unique(named)), "group")
+    return f"{console.plural(len(named), 'image')} in {count}"
 
 
-def _write_fixed(path: Path, looked: Looked) -> str:
-    """Writes the list of --fix; returns what it holds, in words."""
+def _require_outside(path: Path, folder: Path) -> None:
+    """Raises UserError if a list would lie in the source that it lists."""
+    if path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{path} would lie in {folder}, in which nothing is changed.",
+            f"name a file beside it: --fix {shlex.quote(str(folder.resolve().parent / path.name))}",
+        )
+
+
+def _fixed(looked: Looked, seed: int) -> "Fixed":
     from clfew.quality.fix import fixed
 
     assert looked.cache is not None and looked.groups is not None
-    mended = fixed(looked.source, looked.cache, looked.findings, looked.groups)
-    write_csv(path, mended.header, mended.rows)
-    console.next_command(
-        f"clfew finetune {shlex.quote(str(path))} --labels 1%"
-        if looked.source.is_labelled
-        else f"clfew pretrain {shlex.quote(str(path))}"
-    )
-    return mended.words()
+    return fixed(looked.source, looked.cache, looked.findings, looked.groups, seed)
+
+
+def _say_next(settings: CheckSettings, looked: Looked, mended: "Fixed | None") -> None:
+    """Prints the command to type next."""
+    if mended is not None:
+        named = shlex.quote(str(settings.fix))
+        labels = f"clfew finetune {named} --labels all"
+        console.next_command(labels if len(mended.labels) > 1 else f"clfew pretrain {named}")
+    elif looked.cache is None:
+        spec = settings.source if settings.source is not None else looked.source.spec
+        console.next_command(f"clfew check {shlex.quote(spec)} --full")
 
 
 def save(run: Run, looked: Looked, result: dict[str, Any]) -> None:

@@ -225,7 +225,7 @@ def load_square(content: bytes, side: int, scale: PixelScale | None = None) -> t
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of an image's file says. pixels: their kind, such as "RGB, 8 bits"."""
+    """What the header of an image's file says. pixels: their kind, such as "RGB 8-bit"."""
 
     format: str
     pixels: str
@@ -264,9 +264,7 @@ def _header(file: BinaryIO) -> Header:
             file.seek(0)
             width, height = size_of(file.read(MAX_BYTES))
             return Header("TIFF", "other bands", width, height)
-        return Header(
-            image.format or "", f"{image.mode.split(';')[0]}, {_bits(image)} bits", *image.size
-        )
+        return Header(image.format or "", f"{image.mode.split(';')[0]} {_bits(image)}-bit", *image.size)
 
 
 def _bits(image: Image.Image) -> int:

@@ -14,6 +14,7 @@ import safetensors.numpy
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from clfew import console
 from clfew.data.image_cache import ImageCache, cache_folder
 from clfew.data.near import KINDS, NearPairs, near_groups, near_pairs
 from clfew.data.source import Source
@@ -172,4 +173,4 @@ def group_words(groups: np.ndarray) -> str:
     sizes = Counter(np.bincount(groups)[np.unique(groups)].tolist())
     several = sum(count for size, count in sizes.items() if size > 1)
     images = sum(size * count for size, count in sizes.items() if size > 1)
-    return f"{images:,} images in {several:,} groups" if several else ""
+    return f"{images:,} images in {console.plural(several, 'group')}" if several else ""

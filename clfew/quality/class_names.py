@@ -51,10 +51,12 @@ def similar_names(names: list[str]) -> list[tuple[str, str, str]]:
 
 
 def _plain(name: str) -> str:
-    """Returns a name without capitals, accents, spaces and signs between words."""
+    """Returns a name without capitals, accents, spaces and signs between words. Signs beside a digit
+    stay: -1 is not 1."""
     letters = unicodedata.normalize("NFKD", name).casefold()
-    kept = [c for c in letters if not unicodedata.combining(c) and c not in " \t_-."]
-    return "".join(kept) or name
+    # Accents of Latin, Greek and Cyrillic letters; elsewhere such marks make other letters.
+    bare = re.sub(r"([a-z\u0370-\u052f])[\u0300-\u036f]+", r"\1", letters)
+    return re.sub(r"(?<!\d)[-.](?!\d)|[\s_]", "", bare) or name
 
 
 def _difference(first: str, second: str) -> str:
@@ -87,6 +89,10 @@ def _is_misspelled(first: str, second: str) -> bool:
     """Returns whether two names that are one or two edits apart are spellings of one."""
     if re.sub(r"\d", "", first) == re.sub(r"\d", "", second):
         return False  # Numbered classes.
+    if first == "a" + second or second == "a" + first:
+        return False  # Typical and atypical.
+    if first[:-1] == second[:-1] and len(first) == len(second):
+        return False  # Variety A and variety B.
     short, long = sorted((first, second), key=len)
     if long == short + "s" and len(short) >= 3:
         return True

@@ -6,6 +6,8 @@ Shape suffixes: N images, L labelled images, D features, A axes, C classes.
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.special import log_softmax, softmax
 
 from clfew.data.image_cache import ImageCache
@@ -48,20 +50,20 @@ def findings_in_features(
     source: Source,
     cache: ImageCache,
     features: np.ndarray,
-    known_pairs: set[tuple[int, int]],
+    copies: np.ndarray,
     groups: np.ndarray,
     seed: int,
 ) -> list[Finding]:
     """Returns outliers, images that are alike, and labels that look wrong.
 
-    features: float32 (G, D), of the images `cache.good`. known_pairs: those that are copies, the lower
-    index first. groups: int64 (N,), of each image. seed: of the folds.
+    features: float32 (G, D), of the images `cache.good`. copies: int64 (P, 2), pairs that join
+    what shows the same picture. groups: int64 (N,), of each image. seed: of the folds.
     """
     directions = reduced(features)
     apart, places = neighbours_of(directions)
     return [
         *_suspicious(source, cache, directions, groups, seed),
-        *_alike(source, pairs_alike(cache.good, apart, places), known_pairs),
+        *_alike(source, pairs_alike(cache.good, apart, places), copies),
         *_outliers(cache, apart),
     ]
 
@@ -111,10 +113,11 @@ def _outliers(cache: ImageCache, apart: np.ndarray) -> list[Finding]:
     return [Finding("outliers", "images unlike all others", says, False, len(sets), sets)]
 
 
-def _alike(source: Source, pairs: np.ndarray, known_pairs: set[tuple[int, int]]) -> list[Finding]:
+def _alike(source: Source, pairs: np.ndarray, copies: np.ndarray) -> list[Finding]:
     """Returns images that are alike in meaning and no copies of each other. pairs: see `pairs_alike`."""
-    new = [pair not in known_pairs for pair in map(tuple, pairs.tolist())]
-    pairs = pairs[np.array(new, dtype=bool)] if len(pairs) else pairs
+    graph = coo_matrix((np.ones(len(copies)), (copies[:, 0], copies[:, 1])), (len(source),) * 2)
+    picture = connected_components(graph, directed=False)[1]
+    pairs = pairs[picture[pairs[:, 0]] != picture[pairs[:, 1]]]
     test = split_to_test_of(source)
     is_across = (source.splits[pairs[:, 0]] == test) != (source.splits[pairs[:, 1]] == test)
     found = []
@@ -143,21 +146,30 @@ def _alike(source: Source, pairs: np.ndarray, known_pairs: set[tuple[int, int]])
 def _suspicious(
     source: Source, cache: ImageCache, directions: np.ndarray, groups: np.ndarray, seed: int
 ) -> list[Finding]:
-    """Returns the labels that look wrong, the most suspicious ones first."""
+    """Returns the labels that look wrong, the most suspicious ones first, and the classes whose labels
+    cannot be judged."""
     rows = np.flatnonzero(source.labels[cache.good] >= 0)
     images = cache.good[rows]
-    _, labels, counts = np.unique(source.labels[images], return_inverse=True, return_counts=True)
-    enough = counts[labels] >= FEW
-    rows, images, labels = rows[enough], images[enough], labels[enough]
-    if len(np.unique(labels)) < 2:
-        return []
+    reasons = _not_judged(source, source.labels[images], groups[images])
+    judged = ~np.isin(source.labels[images], list(reasons))
+    rows, images = rows[judged], images[judged]
     classes, labels = np.unique(source.labels[images], return_inverse=True)
-    probabilities = out_of_fold(directions[rows], labels, groups[images], seed)
+    probabilities = None
+    if len(classes) > 1:
+        probabilities = out_of_fold(directions[rows], labels, groups[images], seed)
     if probabilities is None:
-        return []
+        reasons |= dict.fromkeys(classes.tolist(), "no other class is left to compare with")
+    found = []
+    if reasons:
+        says = "The labels of these classes are not judged, for the reasons given."
+        notes = [f"{source.classes[label]}: {reason}" for label, reason in sorted(reasons.items())]
+        title = "classes whose labels are not judged"
+        found.append(Finding("not_judged", title, says, False, len(notes), notes=notes))
+    if probabilities is None:
+        return found
     order, likelier = suspicious_labels(probabilities, labels)
     if not len(order):
-        return []
+        return found
     notes = [
         f"labelled {source.classes[classes[labels[i]]]}, "
         f"{100 * probabilities[i, labels[i]]:.0f} % likely; "
@@ -166,11 +178,22 @@ def _suspicious(
     ]
     says = (
         "A classifier fitted without them expects another label. Some are mistakes, others are "
-        f"hard or rare: look at them. Classes of fewer than {FEW} labels are not judged."
+        "hard or rare: look at them."
     )
     sets = [[int(images[i])] for i in order]
     title = "labels that look suspicious"
-    return [Finding("suspicious_labels", title, says, True, len(sets), sets, notes)]
+    return [Finding("suspicious_labels", title, says, True, len(sets), sets, notes), *found]
+
+
+def _not_judged(source: Source, labels_L: np.ndarray, groups_L: np.ndarray) -> dict[int, str]:
+    """Returns for each class whose labels cannot be judged why."""
+    reasons = {}
+    for label, count in zip(*np.unique(labels_L, return_counts=True), strict=True):
+        if count < FEW:
+            reasons[int(label)] = f"fewer than {FEW} labels"
+        elif len(np.unique(groups_L[labels_L == label])) < 2:
+            reasons[int(label)] = "all its images belong together"
+    return reasons
 
 
 def out_of_fold(

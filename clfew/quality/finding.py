@@ -38,8 +38,3 @@ def joined(pairs: np.ndarray, count: int) -> list[list[int]]:
     order = np.argsort(numbers, kind="stable")
     starts = np.unique(numbers[order], return_index=True)[1][1:]
     return sorted(each.tolist() for each in np.split(members[order], starts))
-
-
-def plural(count: int, word: str, words: str | None = None) -> str:
-    """Returns a number of things in words."""
-    return f"{count:,} {word if count == 1 else words or word + 's'}"

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from clfew.data.decode import extra_for
 from clfew.data.source import Source
 from clfew.data.splits import indices_by_class, split_to_test
 from clfew.quality.class_names import odd_names
-from clfew.quality.finding import Finding, plural
+from clfew.quality.finding import Finding
 
 FEW = 5
 """With fewer labels than this, a class is hardly learned and its labels cannot be checked."""
@@ -128,7 +129,9 @@ def _of_left_out(source: Source) -> list[Finding]:
     unread = {ending: count for ending, count in sorted(endings.items()) if ending in _MAY_BE_IMAGES}
     found = []
     if unread:
-        says = "clfew does not read them: convert them, or install what the line 'read as' names."
+        says = "clfew does not read them: convert them to JPEG or PNG, or move them elsewhere."
+        if any(extra_for(ending) for ending in unread):
+            says = "clfew does not read them: install what the line 'read as' names, or convert them."
         notes = [f"{count:,} {ending}" for ending, count in unread.items()]
         title = "files that may be images and are not read"
         found.append(Finding("not_read", title, says, True, sum(unread.values()), notes=notes))
@@ -150,14 +153,3 @@ def count_of_splits(source: Source) -> dict[str, int]:
     """Returns the number of images of each split that there is."""
     counts = Counter(source.splits.tolist())
     return {split: counts[split] for split in ("train", "val", "test") if counts[split]}
-
-
-def in_words(source: Source) -> str:
-    """Returns in words how many images and classes a source has."""
-    labelled = int((source.labels >= 0).sum())
-    said = plural(len(source), "image")
-    if not labelled:
-        return f"{said} without labels"
-    return f"{said} of {plural(len(source.classes), 'class', 'classes')}" + (
-        f", {len(source) - labelled:,} of them without a label" if labelled < len(source) else ""
-    )

@@ -1,6 +1,8 @@
 """What is found in the decoded images: those that cannot be used, copies, contradicting labels."""
 
 import shlex
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from clfew.data.image_cache import ImageCache
 from clfew.data.near import KINDS
 from clfew.data.source import Source
 from clfew.data.splits import split_to_test
-from clfew.quality.finding import Finding, joined, plural
+from clfew.quality.finding import Finding, joined
 from clfew.quality.listing import findings_in_listing
 
 SEVERAL = 2
@@ -46,36 +48,43 @@ def _unusable(source: Source, cache: ImageCache) -> list[Finding]:
 
 
 def findings_of_copies(source: Source, cache: ImageCache) -> list[Finding]:
-    """Returns the sets of images that show the same picture, each kind of trouble for itself."""
+    """Returns the sets of images that show the same picture, each kind of trouble for itself.
+
+    In a chain of images, each nearly the same as the next, the ends may be different pictures. So a
+    chain crosses a split, or has two labels, by two direct neighbours, and only they are named.
+    """
     exact, near, frames = _pairs(source, cache)
-    count = len(source)
-    same_files, copies = joined(exact, count), joined(np.concatenate([exact, near]), count)
-    files = {image for each in same_files for image in each}
-    contradicting = [each for each in same_files if _has_two_labels(source, each)]
-    within = {image for each in contradicting for image in each}
-    near_classes = [each for each in copies if _has_two_labels(source, each) and not set(each) <= within]
-    across = [each for each in copies if _is_across(source, each)]
-    plain = [
-        each for each in copies if not _has_two_labels(source, each) and not _is_across(source, each)
-    ]
-    exact_only = [each for each in plain if set(each) <= files]
-    near_only = [each for each in plain if not set(each) <= files]
-    bursts = [each for each in joined(frames, count) if len(each) > 1]
-    torn = [each for each in bursts if _is_across(source, each)]
+    files = {each[0]: each for each in joined(exact, len(source))}
     several = "One picture with two labels is right once at most: correct the list, or remove one."
     leak = (
-        "What was learned is tested on, so the accuracy is too high. clfew leaves out those beside test "
-        "images; better remove one of each."
+        "What was learned is tested on, so the accuracy is too high. clfew does not learn from images "
+        "that belong to test images; better remove one of each."
     )
     kept = "They stay on one side of every split."
+
+    def has_two(images: list[int]) -> bool:
+        return _has_two_labels(source, images)
+
+    def is_across(images: list[int]) -> bool:
+        return _is_across(source, images)
+
+    def is_plain(images: list[int]) -> bool:
+        return not has_two(images) and not is_across(images)
+
+    no_pairs = np.empty((0, 2), np.int64)
+    same = [each for each in files.values() if is_plain(each)]
+    several_of_near = _sets(source, {}, _without(near, files, has_two), has_two)
+    across, torn = _sets(source, files, near, is_across), _sets(source, {}, frames, is_across)
+    near_only, bursts = _sets(source, {}, near, is_plain), _sets(source, {}, frames, is_plain)
+    contradicting = _sets(source, files, no_pairs, has_two)
     kinds: list[tuple[str, str, str, bool, list[list[int]]]] = [
         ("contradictions", "files with two labels", several, True, contradicting),
-        ("near_contradictions", "near copies with two labels", several, True, near_classes),
+        ("near_contradictions", "near copies with two labels", several, True, several_of_near),
         ("across_splits", "copies on both sides of the test split", leak, True, across),
         ("torn_bursts", "bursts on both sides of the test split", leak, True, torn),
-        ("copies", "copies of the same bytes", f"{kept} They cost time.", False, exact_only),
+        ("copies", "copies of the same bytes", f"{kept} They cost time.", False, same),
         ("near_copies", "near copies", f"{kept} They may be labelled once.", False, near_only),
-        ("bursts", "frames of bursts", kept, False, [each for each in bursts if each not in torn]),
+        ("bursts", "frames of bursts", kept, False, bursts),
     ]
     return [
         Finding(name, title, says, needs, sum(map(len, sets)), sets, _notes(sets))
@@ -84,8 +93,34 @@ def findings_of_copies(source: Source, cache: ImageCache) -> list[Finding]:
     ]
 
 
+def _sets(
+    source: Source,
+    files: dict[int, list[int]],
+    pairs: np.ndarray,
+    is_kind: Callable[[list[int]], bool],
+) -> list[list[int]]:
+    """Returns the sets of images that are of a kind: those of one file, and those that pairs of the kind
+    join. files: the images of each file that there is several times, by the first. pairs: of images that
+    show the same picture, one of each file."""
+    links = [[a, b] for each in files.values() if is_kind(each) for a, b in pairwise(each)]
+    for a, b in pairs.tolist():
+        both = [files.get(a, [a]), files.get(b, [b])]
+        if is_kind([*both[0], *both[1]]):
+            links += [[a, b], *([x, y] for each in both for x, y in pairwise(each))]
+    return joined(np.array(links, dtype=np.int64).reshape(-1, 2), len(source))
+
+
+def _without(
+    pairs: np.ndarray, files: dict[int, list[int]], is_kind: Callable[[list[int]], bool]
+) -> np.ndarray:
+    """Returns the pairs of which neither image is of a file that is of a kind by itself."""
+    own = [first for first, each in files.items() if is_kind(each)]
+    return pairs[~np.isin(pairs, own).any(axis=1)]
+
+
 def _pairs(source: Source, cache: ImageCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the pairs of files of the same bytes, of near copies, and of frames."""
+    """Returns pairs that join the files of the same bytes, and the pairs of near copies and of frames,
+    in which there is one of each file."""
     order = cache.good[np.argsort(cache.digests[cache.good], kind="stable")]
     same = cache.digests[order[1:]] == cache.digests[order[:-1]]
     exact = np.stack([order[:-1][same], order[1:][same]], 1)
@@ -95,7 +130,8 @@ def _pairs(source: Source, cache: ImageCache) -> tuple[np.ndarray, np.ndarray, n
 
 
 def copies_of(source: Source, cache: ImageCache) -> np.ndarray:
-    """Returns the pairs of images that show the same picture, int64 (P, 2), the lower index first."""
+    """Returns pairs of images that show the same picture, int64 (P, 2), the lower index first. Several
+    of one file are joined by some of their pairs."""
     return np.sort(np.concatenate(_pairs(source, cache)), axis=1)
 
 
@@ -113,11 +149,13 @@ def _is_across(source: Source, images: list[int]) -> bool:
 def split_to_test_of(source: Source) -> str | None:
     """Returns the data's own test split, of unlabelled sources too; None where there is none."""
     own = split_to_test(source)
-    return own if own is not None else ("test" if (source.splits == "test").any() else None)
+    if own is None and not source.is_labelled and (source.splits == "test").any():
+        return "test"
+    return own
 
 
 def _notes(sets: list[list[int]]) -> list[str]:
-    return [plural(len(each), "image") for each in sets]
+    return [console.plural(len(each), "image") for each in sets]
 
 
 def say_check(source: Source, cache: ImageCache, spec: str) -> None:

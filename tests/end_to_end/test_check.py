@@ -116,9 +116,9 @@ def test_the_list_without_the_problems_is_learned_from(clfew, here):
     assert len(rows) == 64 - 1 - 1 - 1 and "train/bee/broken.png" not in names
     assert "train/bee/37.png" not in names and names["test/bee/small.jpg"]["split"] == "test"
     assert [row["label"] for row in rows].count("") == 1
-    assert "the list holds 61 images; left out: 1 images that cannot be read" in done.stdout
+    assert "the list holds 61 images; left out: images that cannot be read (1)" in done.stdout
     assert "left to you: names of classes that look like mistakes" in done.stdout
-    assert done.next == ["clfew finetune mended.csv --labels 1%"]
+    assert done.next == ["clfew finetune mended.csv --labels all"]
     again = clfew.ok("check", "mended.csv", "--full", "--format", "json", cwd=here)
     assert set(found_in(again)) <= {"class_names", "untested", "single"}
     tuned = "finetune mended.csv --from scratch --labels 1/class --mode linear --encoder resnet8-w8"
@@ -177,6 +177,7 @@ def test_sources_of_every_kind_are_looked_at(clfew, here):
         ("check photos --fix there.csv", 1, "exists already"),
         ("check photos --fix none/there.csv", 1, "no folder none"),
         ("check photos --fix there.txt", 2, "is no CSV"),
+        ("check photos --fix photos/list.csv", 1, "in which nothing is changed"),
         ("check photos --from nowhere", 1, "no run or file nowhere"),
         ("check photos --from a --init b", 2, "both name a start"),
         ("check photos --from scratch", 2, "random weights"),

@@ -13,6 +13,9 @@ TWO_CLASSES = [
     ("cat", "bat"), ("horse", "house"), ("class1", "class2"), ("class 1", "class 11"), ("3", "8"),
     ("pear", "bear"), ("boat", "goat"), ("mouse", "moose"), ("well_A1", "well_A2"), ("a", "b"),
     ("n02085620", "n02085621"), ("0", "00x"), ("left", "right"), ("positive", "negative"),
+    ("1", "-1"), ("1.5", "15"), ("1-2", "12"), ("ハハ", "パパ"), ("かき", "かぎ"),
+    ("typical", "atypical"),
+    ("asymmetric", "symmetric"), ("variety A", "variety B"), ("й5", "ц5"),
 ]  # fmt: skip
 
 

@@ -121,9 +121,13 @@ def source_of(labels, splits=None):
     return source, ImageCache(np.arange(count), empty, np.ones(count), np.arange(count), [])
 
 
-def found_in(features, labels, splits=None, known=frozenset()):
+NO_COPIES = np.empty((0, 2), np.int64)
+
+
+def found_in(features, labels, splits=None, copies=NO_COPIES, groups=None):
     source, cache = source_of(labels, splits)
-    found = findings_in_features(source, cache, features, known, np.arange(len(labels)), 0)
+    groups = np.arange(len(labels)) if groups is None else groups
+    found = findings_in_features(source, cache, features, copies, groups, 0)
     return {each.name: each for each in found}
 
 
@@ -135,7 +139,10 @@ def test_what_is_alike_is_found_and_copies_are_left_to_the_pixels():
     found = found_in(features, labels, splits)
     assert found["alike"].sets == [[3, 7]] and found["alike_across_splits"].sets == [[5, 9]]
     assert found["alike_across_splits"].needs_person
-    assert "alike" not in found_in(features, labels, splits, {(3, 7)})
+    assert "alike" not in found_in(features, labels, splits, np.array([[3, 7]]))
+    # Of three copies, two pairs are given and three are alike.
+    features[8] = features[3]
+    assert "alike" not in found_in(features, labels, splits, np.array([[3, 7], [7, 8]]))
     apart, places = neighbours_of(reduced(features[:1]))
     assert pairs_alike(np.arange(1), apart, places).shape == (0, 2)
 
@@ -159,5 +166,17 @@ def test_rare_classes_are_not_judged():
     judged = [given[image] for (image,) in found["suspicious_labels"].sets]
     assert judged and 3 not in judged and -1 not in judged
     assert "labelled class" in found["suspicious_labels"].notes[0]
+    assert found["not_judged"].notes == ["class 3: fewer than 5 labels"]
     assert "suspicious_labels" not in found_in(features, np.where(given == 0, 0, -1))
     assert "suspicious_labels" not in found_in(features, np.full(400, -1))
+
+
+def test_a_class_of_one_group_is_not_judged_and_the_others_are():
+    features, labels = clusters(400)
+    given, bad = swapped(labels, 0.03)
+    groups = np.where(given == 2, 1000, np.arange(400))
+    found = found_in(features, given, groups=groups)
+    assert found["not_judged"].notes == ["class 2: all its images belong together"]
+    judged = [image for (image,) in found["suspicious_labels"].sets]
+    assert np.isin(np.flatnonzero(bad & (given != 2)), judged).mean() > 0.7
+    assert not (given[judged] == 2).any()

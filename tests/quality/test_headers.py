@@ -20,14 +20,14 @@ def test_headers_tell_format_pixels_and_size(tmp_path):
     sixteen = tmp_path / "16.png"
     Image.fromarray(np.zeros((5, 6), np.uint16)).save(sixteen)
     for path, expected in (
-        (save(tmp_path / "a.jpg"), Header("JPEG", "RGB, 8 bits", 20, 30)),
-        (save(tmp_path / "b.png", "L"), Header("PNG", "L, 8 bits", 20, 30)),
-        (save(tmp_path / "c.png", "P"), Header("PNG", "P, 8 bits", 20, 30)),
-        (save(tmp_path / "d.jpg", "CMYK"), Header("JPEG", "CMYK, 8 bits", 20, 30)),
-        (save(tmp_path / "e.png", "1"), Header("PNG", "1, 1 bits", 20, 30)),
-        (sixteen, Header("PNG", "I, 16 bits", 6, 5)),
-        (save(tmp_path / "f.tif"), Header("TIFF", "RGB, 8 bits", 20, 30)),
-        (save(tmp_path / "jpg.png", format="JPEG"), Header("JPEG", "RGB, 8 bits", 20, 30)),
+        (save(tmp_path / "a.jpg"), Header("JPEG", "RGB 8-bit", 20, 30)),
+        (save(tmp_path / "b.png", "L"), Header("PNG", "L 8-bit", 20, 30)),
+        (save(tmp_path / "c.png", "P"), Header("PNG", "P 8-bit", 20, 30)),
+        (save(tmp_path / "d.jpg", "CMYK"), Header("JPEG", "CMYK 8-bit", 20, 30)),
+        (save(tmp_path / "e.png", "1"), Header("PNG", "1 1-bit", 20, 30)),
+        (sixteen, Header("PNG", "I 16-bit", 6, 5)),
+        (save(tmp_path / "f.tif"), Header("TIFF", "RGB 8-bit", 20, 30)),
+        (save(tmp_path / "jpg.png", format="JPEG"), Header("JPEG", "RGB 8-bit", 20, 30)),
     ):
         assert read_header(path) == read_header(io.BytesIO(path.read_bytes())) == expected
 
@@ -35,7 +35,7 @@ def test_headers_tell_format_pixels_and_size(tmp_path):
 def test_colours_of_sixteen_bits_are_told(tmp_path):
     imagecodecs = pytest.importorskip("imagecodecs", reason="it writes PNG files of 16-bit colours")
     (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(np.zeros((5, 6, 3), np.uint16)))
-    assert read_header(tmp_path / "a.png") == Header("PNG", "RGB, 16 bits", 6, 5)
+    assert read_header(tmp_path / "a.png") == Header("PNG", "RGB 16-bit", 6, 5)
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(
         tmp_path / "a.tif",
@@ -85,7 +85,7 @@ def test_the_form_of_files_may_tell_their_class(tmp_path, what):
         save(
             tmp_path / f"{'ab'[i % 2]}/{i}.{'jpg' if what == 'format' and is_odd else 'png'}",
             "L" if what == "pixels" and is_odd else "RGB",
-            (40, 40) if what == "size" and is_odd else (20 + (i * 7) % 3, 30),
+            (40, 40) if what == "size" and is_odd else (20, 30),
         )
     found = found_in(tmp_path)
     if what is None:

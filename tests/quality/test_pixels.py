@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clfew.data import splits
 from clfew.data.groups import groups_of
 from clfew.data.image_cache import open_image_cache
 from clfew.data.sources import open_source
 from clfew.errors import UserError
-from clfew.quality.finding import joined
+from clfew.quality.finding import Finding, joined
 from clfew.quality.fix import fixed
 from clfew.quality.pixels import copies_of, findings_in_pixels, say_check
 from clfew.runs.files import write_csv
@@ -123,7 +124,7 @@ def test_the_list_without_problems_is_read_as_what_is_left(folder, tmp_path):
     Image.new("RGB", (30, 30), (9, 9, 9)).save(folder / "train/a/flat.png")
     source, cache, found, _ = look(folder)
     groups = groups_of(source, cache)
-    result = fixed(source, cache, list(found.values()), groups)
+    result = fixed(source, cache, list(found.values()), groups, 0)
     rows = {row[0].removeprefix(f"{folder}/"): row[1:] for row in result.rows}
     assert result.header == ["path", "label", "split", "group"]
     assert not {"train/a/broken.png", "train/a/flat.png"} & set(rows)
@@ -148,7 +149,91 @@ def test_the_list_without_problems_is_read_as_what_is_left(folder, tmp_path):
 def test_images_that_are_no_files_are_in_no_list(folder):
     source, cache, _, _ = look(folder)
     with pytest.raises(UserError, match="not files"):
-        fixed(replace(source, path_of=None), cache, [], groups_of(source, cache))
+        fixed(replace(source, path_of=None), cache, [], groups_of(source, cache), 0)
+
+
+def test_a_chain_of_slow_changes_is_named_where_it_crosses_only(tmp_path):
+    """The first and the last picture of a film are different ones."""
+    first, last = (np.asarray(picture(seed), float) for seed in (500, 501))
+    for i in range(40):
+        place = tmp_path / f"film/{'train' if i < 30 else 'test'}/{'ab'[i // 10 % 2]}"
+        place.mkdir(parents=True, exist_ok=True)
+        mixed = first + (last - first) * i / 39
+        Image.fromarray(mixed.astype(np.uint8)).save(place / f"{i:03}.png")
+    for i in range(60):
+        picture(i).save(tmp_path / f"film/train/{'ab'[i % 2]}/x{i}.png")
+    source, cache, found, _ = look(tmp_path / "film")
+    names = [name for name in ("across_splits", "torn_bursts") if name in found]
+    crossing = {i for name in names for each in found[name].sets for i in each}
+    numbers = sorted(int(source.identities[i].split("/")[-1][:3]) for i in crossing)
+    assert len(numbers) > 1 and min(numbers) > 20 and max(numbers) < 39
+    result = fixed(source, cache, list(found.values()), groups_of(source, cache), 0)
+    rows = [dict(zip(result.header, row, strict=True)) for row in result.rows]
+    assert sum(row["split"] == "test" for row in rows) == 10
+    assert len(rows) >= 88
+
+
+def test_of_copies_the_labelled_one_stays(tmp_path):
+    for name in ("a", "b", "unlabeled"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    for i in range(40):
+        picture(i).save(tmp_path / f"photos/{'ab'[i % 2]}/{i}.png")
+    for i in (20, 22):
+        shutil.copy(tmp_path / f"photos/a/{i}.png", tmp_path / f"photos/unlabeled/{i}.png")
+        shutil.move(tmp_path / f"photos/a/{i}.png", tmp_path / f"photos/a/z{i}.png")
+    source, cache, found, _ = look(tmp_path / "photos")
+    result = fixed(source, cache, list(found.values()), groups_of(source, cache), 0)
+    assert [row[1] for row in result.rows].count("a") == 20 and len(result.rows) == 40
+    assert result.header == ["path", "label"]
+
+
+def suspicious(indices):
+    sets = [[i] for i in indices]
+    return Finding("suspicious_labels", "labels that look suspicious", "", True, len(sets), sets)
+
+
+def test_the_test_is_not_chosen_by_what_looks_suspicious(folder):
+    source, cache, _, _ = look(folder)
+    groups = groups_of(source, cache)
+    result = fixed(source, cache, [suspicious(range(10))], groups, 0)
+    labels = {row[0]: row[1] for row in result.rows}
+    expected = [
+        "" if source.splits[i] == "train" else source.classes[source.labels[i]] for i in range(10)
+    ]
+    assert [labels[str(source.path_of(i))] for i in range(10)] == expected
+    assert "suspicious labels of test images" in result.remaining[0]
+
+
+def test_without_a_test_split_a_fifth_is_held_out_first(folder):
+    shutil.move(folder / "train/a", folder / "a")
+    shutil.move(folder / "train/b", folder / "b")
+    shutil.rmtree(folder / "train")
+    shutil.rmtree(folder / "test")
+    source, cache, _, _ = look(folder)
+    groups, some = groups_of(source, cache), range(20)
+    held_out = set(splits.test_indices(source, 0, groups).tolist())
+    result = fixed(source, cache, [suspicious(some)], groups, 0)
+    rows = {row[0]: row[1:] for row in result.rows}
+    for i in range(len(source)):
+        label, split = rows[str(source.path_of(i))]
+        assert split == ("test" if i in held_out else "train")
+        assert (label == "") == (i in some and i not in held_out)
+    # Where no label is left out, the list has no split of its own.
+    assert fixed(source, cache, [], groups, 0).header == ["path", "label"]
+
+
+def test_a_list_of_nothing_is_refused(folder):
+    source, cache, _, _ = look(folder)
+    all_flat = Finding("flat", "images of one flat colour", "", True, 60, [[i] for i in range(60)])
+    with pytest.raises(UserError, match="No image is left"):
+        fixed(source, cache, [all_flat], groups_of(source, cache), 0)
+
+
+def test_names_that_a_list_cannot_tell_apart_are_refused(folder):
+    source, cache, _, _ = look(folder)
+    source = replace(source, classes=["a", "a "])
+    with pytest.raises(UserError, match="two classes are called 'a'"):
+        fixed(source, cache, [], groups_of(source, cache), 0)
 
 
 def test_pairs_are_joined_to_sets():
