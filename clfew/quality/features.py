@@ -223,9 +223,9 @@ def _discriminant(
     """Fits a linear discriminant analysis; returns its weights (A, C) and biases (C,). Scikit-learn's
     gives the same and took ten times as long on 5,000 images."""
     counts_C = np.bincount(labels_L, minlength=classes)
-    means_CxA = np.zeros((classes, inputs_LxA.shape[1]))
-    np.add.at(means_CxA, labels_L, inputs_LxA)
-    means_CxA /= counts_C[:, None]
+    ones = np.ones(len(labels_L), inputs_LxA.dtype)
+    members_CxL = coo_matrix((ones, (labels_L, np.arange(len(labels_L)))), (classes, len(labels_L)))
+    means_CxA = (members_CxL.tocsr() @ inputs_LxA) / counts_C[:, None]
     rest = inputs_LxA - means_CxA[labels_L].astype(inputs_LxA.dtype)
     covariance = (rest.T @ rest).astype(np.float64) / len(rest)
     variance = float(np.trace(covariance)) / len(covariance) + 1e-12
