@@ -87,6 +87,8 @@ def _grouped(source: Source, metadata: Metadata) -> Source:
     groups: dict[str, str] = {}
     for _, _, of_images in metadata:
         groups |= {name: row["group"].strip() for name, row in of_images.items() if "group" in row}
+    if not any(groups.values()):
+        return source
     names = [groups.get(name, "") for name in source.identities]
     files = " and ".join([file for file, listed, _ in metadata if "group" in listed.rows[0]][:3])
     return with_groups(source, names, f"from {files}") if any(names) else source

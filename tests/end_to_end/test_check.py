@@ -8,9 +8,8 @@ import sys
 
 import numpy as np
 import pytest
+from commands import digest, paint
 from PIL import Image
-
-from tests.commands import digest, paint
 
 TRAIN = "--encoder resnet8-w8 --epochs 1 --init scratch --size 16 --out pretrained"
 
