@@ -160,6 +160,7 @@ def test_images_that_are_gone_are_named_with_what_to_do(clfew, folder, images):
         assert f"not in {folder / 'a/labeled'} any more" in message and "fine-tune again" in message
 
 
+@pytest.mark.slow
 def test_finetune_elsewhere_groups_and_splits_as_pretraining_did(clfew, folder, images):
     images(folder / "grouped", [f"{c}/{i}" for c in CLASSES for i in range(6)], each=4, seed=4)
     run(clfew, folder, f"pretrain grouped {TRAIN} --group-by 2 --seed 3 --out g-p")

@@ -49,6 +49,7 @@ def chosen_of(candidates, labels, mode="auto"):
     return decision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", [1, 2, 5])
 @pytest.mark.parametrize("order", [1, -1])
 def test_it_is_the_one_on_whose_features_labels_spread_most_decidedly(labels, order):

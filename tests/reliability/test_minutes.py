@@ -31,6 +31,7 @@ loop._step = slow_after_two_thirds
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", ["", SLOW])
 def test_a_run_of_some_minutes_can_be_repeated(clfew, images, tmp_path, faults):
     images(tmp_path / "unlabeled", classes=[""], each=40)

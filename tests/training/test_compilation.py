@@ -138,6 +138,7 @@ def test_only_inside_the_context_is_the_encoder_compiled(monkeypatch):
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_the_real_compiler_gives_the_same_features_up_to_rounding(monkeypatch):
     monkeypatch.undo()
     if compilation._missing_compiler(CPU):

@@ -186,6 +186,7 @@ def test_what_is_recorded_takes_the_same_steps_again(clock):
     assert not torch.equal(run.objective.weight, other.objective.weight)
 
 
+@pytest.mark.slow
 def test_a_training_that_is_resumed_keeps_its_time_and_what_is_recorded_of_it(clock, tmp_path):
     speed, saving = changing((10, 4.0), (35, 0.5)), Saving(tmp_path / "state", "")
     stopped = []
