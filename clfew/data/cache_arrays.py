@@ -51,6 +51,9 @@ class RowReader:
         if self._file is not None:
             self._file.close()
 
+    def __del__(self) -> None:
+        self.close()  # An exception may have kept its user from it.
+
 
 def _read_whole(file: int, buffer: memoryview, offset: int) -> None:
     """Fills the buffer. Network filesystems may return less at a time than was requested."""
