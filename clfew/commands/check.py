@@ -17,6 +17,7 @@ from clfew.data.sources import open_source, say_source
 from clfew.errors import UsageError, UserError
 from clfew.models.metadata import read_metadata
 from clfew.quality.finding import Finding
+from clfew.quality.fix import Fixed, fixed, require_files
 from clfew.quality.headers import findings_in_headers, read_headers, summary_of
 from clfew.quality.listing import classes_of, count_of_splits, findings_in_listing
 from clfew.runs.files import write_csv, write_json
@@ -24,9 +25,10 @@ from clfew.runs.folders import Run, check_new, find_artifact, from_here, new_run
 from clfew.settings import CheckSettings, bands_of, function_of
 
 if TYPE_CHECKING:
+    import torch
+
     from clfew.data.image_cache import ImageCache
     from clfew.finetuning.start import Start
-    from clfew.quality.fix import Fixed
 
 LEVELS = ("listing", "pixels", "features")
 
@@ -103,11 +105,8 @@ def look(settings: CheckSettings) -> Looked:
     if settings.fix is not None and Path(spec).is_dir():
         _require_outside(settings.fix, Path(spec))
     source = grouped(open_source(spec), settings.group_by)
-    if settings.fix is not None and source.path_of is None:
-        raise UserError(
-            f"The images of {spec} are not files that a list could name.",
-            "leave out --fix; check.html and --format json name their rows.",
-        )
+    if settings.fix is not None:
+        require_files(source)
     with_features = settings.origin is not None or settings.init is not None
     is_full = settings.full or settings.fix is not None or with_features
     if (is_full or settings.out is not None) and not with_features:
@@ -146,14 +145,15 @@ def _look_closer(settings: CheckSettings, looked: Looked, with_features: bool) -
     from clfew.data.groups import groups_of
     from clfew.data.image_cache import cached_images, typical_side
     from clfew.models.defaults import cached_side, choose_size
-    from clfew.quality.pixels import findings_in_pixels
+    from clfew.quality.features import findings_in_features
+    from clfew.quality.pixels import copies_of, findings_in_pixels
     from clfew.training.device import choose_device, set_threads
 
     set_threads(settings.threads)
     device, _ = choose_device(settings.device)
     source, start = looked.source, None
     if with_features:
-        source, start = _open_start(settings, source)
+        source, start = _open_start(settings, source, device)
         side = start.metadata.side
     else:
         native = typical_side(source)
@@ -165,19 +165,21 @@ def _look_closer(settings: CheckSettings, looked: Looked, with_features: bool) -
     findings = [each for each in looked.findings if each.name not in ("no_image", "large")]
     findings += findings_in_pixels(source, cache)
     if start is not None and len(cache.good):
-        findings += _in_features(settings, start, source, cache, groups)
+        features = _features_of(settings, start, cache, device)
+        copies = copies_of(source, cache)
+        findings += findings_in_features(source, cache, features, copies, groups, settings.seed)
     encoder = start.words if start else ""
     return Looked(source, findings, looked.headers, cache, groups, encoder)
 
 
-def _open_start(settings: CheckSettings, source: Source) -> "tuple[Source, Start]":
+def _open_start(
+    settings: CheckSettings, source: Source, device: "torch.device"
+) -> "tuple[Source, Start]":
     """Returns the source on the scale of pixels that an encoder learned with, and the encoder."""
     from clfew.finetuning.find_start import find_start, is_from_scratch
     from clfew.finetuning.start import Network, open_start
     from clfew.models.kept_scale import scaled
-    from clfew.training.device import choose_device
 
-    device, _ = choose_device(settings.device)
     if is_from_scratch(settings.origin, settings.init or "auto"):
         raise UsageError(
             "An encoder with random weights says nothing of what images mean.",
@@ -190,24 +192,14 @@ def _open_start(settings: CheckSettings, source: Source) -> "tuple[Source, Start
     return source, start
 
 
-def _in_features(
-    settings: CheckSettings,
-    start: "Start",
-    source: Source,
-    cache: "ImageCache",
-    groups: np.ndarray,
-) -> list[Finding]:
+def _features_of(
+    settings: CheckSettings, start: "Start", cache: "ImageCache", device: "torch.device"
+) -> np.ndarray:
     from clfew.models.features import features_of
-    from clfew.quality.features import findings_in_features
-    from clfew.quality.pixels import copies_of
-    from clfew.training.device import choose_device, choose_precision
+    from clfew.training.device import choose_precision
 
-    device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
-    arrays = (cache.pixels, cache.aspects, cache.good)
-    features = features_of(start.encoder, *arrays, device, precision)
-    copies = copies_of(source, cache)
-    return findings_in_features(source, cache, features, copies, groups, settings.seed)
+    return features_of(start.encoder, cache.pixels, cache.aspects, cache.good, device, precision)
 
 
 def result_of(looked: Looked) -> dict[str, Any]:
@@ -260,14 +252,12 @@ def _require_outside(path: Path, folder: Path) -> None:
         )
 
 
-def _fixed(looked: Looked, seed: int) -> "Fixed":
-    from clfew.quality.fix import fixed
-
+def _fixed(looked: Looked, seed: int) -> Fixed:
     assert looked.cache is not None and looked.groups is not None
     return fixed(looked.source, looked.cache, looked.findings, looked.groups, seed)
 
 
-def _say_next(settings: CheckSettings, looked: Looked, mended: "Fixed | None") -> None:
+def _say_next(settings: CheckSettings, looked: Looked, mended: Fixed | None) -> None:
     """Prints the command to type next."""
     if mended is not None:
         named = shlex.quote(str(settings.fix))

@@ -207,9 +207,7 @@ def resolve(
     network, why_encoder = _choose_network(settings, init_weights, size, cache, indices, device)
     recipe, why_recipe = choose_recipe(min(size, native), cache, indices, settings.flip)
     weights = "scratch" if init_weights is None else init_weights.what
-    console.say(f"images     {len(indices):,} of {len(source):,} in {settings.source}")
-    unlabelled = source.relabelled(np.full(len(source), -1), [])  # No label is read here.
-    say_check(unlabelled, cache, settings.source or "")
+    _say_images(settings, source, cache, indices)
     _report(
         start=(weights, why_start),
         size=(f"{size} px", why_size),
@@ -244,6 +242,14 @@ def resolve(
         "arguments": arguments_of(settings),
     }
     return Resolved(config, source, cache, indices, device, precision, init_weights, why_recipe, budget)
+
+
+def _say_images(
+    settings: PretrainSettings, source: Source, cache: ImageCache, indices: np.ndarray
+) -> None:
+    console.say(f"images     {len(indices):,} of {len(source):,} in {settings.source}")
+    unlabelled = source.relabelled(np.full(len(source), -1), [])  # Pretraining reads no label.
+    say_check(unlabelled, cache, settings.source or "")
 
 
 def _open(settings: PretrainSettings, split_rule: int, init_weights: InitWeights | None) -> Source:

@@ -11,11 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 import safetensors.numpy
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from clfew import console
 from clfew.data.image_cache import ImageCache, cache_folder
+from clfew.data.joined import components, first_of_set, pairs_of_same
 from clfew.data.near import KINDS, NearPairs, near_groups, near_pairs
 from clfew.data.source import Source
 from clfew.errors import UsageError, UserError
@@ -56,14 +55,9 @@ def with_groups(source: Source, names: list[str], found: str) -> Source:
 
 def _both(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Returns the groups that two groupings make together, -1 for images that are alone in both."""
-    links = [_links(each, np.flatnonzero(each >= 0)) for each in (first, second)]
-    joined = _components(np.concatenate(links, axis=1), len(first))
+    pairs = [pairs_of_same(each, np.flatnonzero(each >= 0)) for each in (first, second)]
+    joined = components(np.concatenate(pairs), len(first))
     return np.where((first < 0) & (second < 0), -1, joined)
-
-
-def _components(links: np.ndarray, count: int) -> np.ndarray:
-    graph = coo_matrix((np.ones(links.shape[1]), (links[0], links[1])), (count, count))
-    return connected_components(graph, directed=False)[1]
 
 
 def _folder(number: int) -> Callable[[str], str]:
@@ -108,21 +102,11 @@ def groups_of(source: Source, cache: ImageCache) -> np.ndarray | None:
     if source.rule < FIRST_RULE:
         return None
     near = near_groups(near_pairs_of(source, cache), count)
-    links = [np.stack([np.arange(count), near])]
+    pairs = [np.stack([np.arange(count), near], 1)]
     if source.groups is not None:
-        links.append(_links(source.groups, np.flatnonzero(source.groups >= 0)))
-    links.append(_links(cache.digests, cache.good))
-    joined = _components(np.concatenate(links, axis=1), count)
-    firsts = np.full(count, count)
-    np.minimum.at(firsts, joined, np.arange(count))
-    return firsts[joined]
-
-
-def _links(values: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Returns links (2, L) that join the images `indices` that have the same value."""
-    ordered = indices[np.argsort(values[indices], kind="stable")]
-    same = values[ordered[1:]] == values[ordered[:-1]]
-    return np.stack([ordered[:-1][same], ordered[1:][same]])
+        pairs.append(pairs_of_same(source.groups, np.flatnonzero(source.groups >= 0)))
+    pairs.append(pairs_of_same(cache.digests, cache.good))
+    return first_of_set(components(np.concatenate(pairs), count))
 
 
 def near_pairs_of(source: Source, cache: ImageCache) -> NearPairs:

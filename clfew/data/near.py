@@ -11,11 +11,10 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from clfew.data.image_cache import is_flat
+from clfew.data.joined import components, first_of_set
 from clfew.data.nearest import nearest
 
 KINDS = ("copy", "mirrored", "frame")
@@ -113,10 +112,7 @@ def near_groups(found: NearPairs, count: int) -> np.ndarray:
     """Returns groups of nearly identical images: int64 (N,), the index of the first image in each
     image's group, its own where it is alone. count: N."""
     most = max(2, min(MOST_IN_GROUP, int(GROUP_FRACTION * count)))
-    joined = _joined(found.pairs, found.apart, count, most)
-    firsts = np.full(count, count)
-    np.minimum.at(firsts, joined, np.arange(count))
-    return firsts[joined]
+    return first_of_set(_joined(found.pairs, found.apart, count, most))
 
 
 def signatures(pixels: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -279,17 +275,12 @@ def _ordered(names: list[str]) -> np.ndarray:
 def _joined(pairs: np.ndarray, apart: np.ndarray, count: int, most: int) -> np.ndarray:
     """Returns the number of each image's group, of images that are joined by pairs, where groups of more
     than `most` images are joined by their closer pairs only."""
-    joined, widest = _components(pairs, count), apart.max(initial=0)
+    joined, widest = components(pairs, count), apart.max(initial=0)
     for part in (0.7, 0.5, 0.35, 0.25, 0.15, 0.0):
         too_large = np.bincount(joined)[joined[pairs[:, 0]]] > most
         if not too_large.any():
             break
         kept = ~too_large | (apart <= part * widest)
         pairs, apart = pairs[kept], apart[kept]
-        joined = _components(pairs, count)
+        joined = components(pairs, count)
     return joined
-
-
-def _components(pairs: np.ndarray, count: int) -> np.ndarray:
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
-    return connected_components(graph, directed=False)[1]

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from scipy.special import log_softmax, softmax
 
 from clfew.data.image_cache import ImageCache
+from clfew.data.joined import components
 from clfew.data.nearest import nearest
 from clfew.data.source import Source
 from clfew.finetuning.probes import folds
@@ -115,8 +115,7 @@ def _outliers(cache: ImageCache, apart: np.ndarray) -> list[Finding]:
 
 def _alike(source: Source, pairs: np.ndarray, copies: np.ndarray) -> list[Finding]:
     """Returns images that are alike in meaning and no copies of each other. pairs: see `pairs_alike`."""
-    graph = coo_matrix((np.ones(len(copies)), (copies[:, 0], copies[:, 1])), (len(source),) * 2)
-    picture = connected_components(graph, directed=False)[1]
+    picture = components(copies, len(source))
     pairs = pairs[picture[pairs[:, 0]] != picture[pairs[:, 1]]]
     test = split_to_test_of(source)
     is_across = (source.splits[pairs[:, 0]] == test) != (source.splits[pairs[:, 1]] == test)

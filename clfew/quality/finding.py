@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+
+from clfew.data.joined import components
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ def joined(pairs: np.ndarray, count: int) -> list[list[int]]:
     count: the number of all images."""
     if not len(pairs):
         return []
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
     members = np.unique(pairs)
-    numbers = connected_components(graph, directed=False)[1][members]
+    numbers = components(pairs, count)[members]
     order = np.argsort(numbers, kind="stable")
     starts = np.unique(numbers[order], return_index=True)[1][1:]
     return sorted(each.tolist() for each in np.split(members[order], starts))

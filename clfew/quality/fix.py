@@ -51,6 +51,15 @@ class Fixed:
         return "; ".join(parts)
 
 
+def require_files(source: Source) -> None:
+    """Raises UserError if the images of a source are no files, which a list could name."""
+    if source.path_of is None:
+        raise UserError(
+            f"The images of {source.spec} are not files that a list could name.",
+            "leave out --fix; check.html and --format json name their rows.",
+        )
+
+
 def fixed(
     source: Source, cache: ImageCache, findings: list[Finding], groups: np.ndarray, seed: int
 ) -> Fixed:
@@ -61,11 +70,7 @@ def fixed(
     data without a test split the list has one. Raises UserError if nothing is left, or if images of the
     source are no files.
     """
-    if source.path_of is None:
-        raise UserError(
-            f"The images of {source.spec} are not files that a list could name.",
-            "leave out --fix; check.html and --format json name their rows.",
-        )
+    require_files(source)
     of_name = {each.name: each for each in findings}
     bare = Counter(name.strip() for name in source.classes)
     if twice := [name for name, count in bare.items() if count > 1]:

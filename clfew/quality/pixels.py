@@ -9,13 +9,12 @@ import numpy as np
 from clfew import console
 from clfew.data.groups import FIRST_RULE, near_pairs_of
 from clfew.data.image_cache import ImageCache
+from clfew.data.joined import pairs_of_same
 from clfew.data.near import KINDS
 from clfew.data.source import Source
 from clfew.data.splits import split_to_test
 from clfew.quality.finding import Finding, joined
 from clfew.quality.listing import findings_in_listing
-
-SEVERAL = 2
 
 MOST_SAID = 6
 """The most findings that `say_check` names."""
@@ -87,7 +86,7 @@ def findings_of_copies(source: Source, cache: ImageCache) -> list[Finding]:
         ("bursts", "frames of bursts", kept, False, bursts),
     ]
     return [
-        Finding(name, title, says, needs, sum(map(len, sets)), sets, _notes(sets))
+        Finding(name, title, says, needs, sum(map(len, sets)), sets)
         for name, title, says, needs, sets in kinds
         if sets
     ]
@@ -121,9 +120,7 @@ def _without(
 def _pairs(source: Source, cache: ImageCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns pairs that join the files of the same bytes, and the pairs of near copies and of frames,
     in which there is one of each file."""
-    order = cache.good[np.argsort(cache.digests[cache.good], kind="stable")]
-    same = cache.digests[order[1:]] == cache.digests[order[:-1]]
-    exact = np.stack([order[:-1][same], order[1:][same]], 1)
+    exact = pairs_of_same(cache.digests, cache.good)
     near = near_pairs_of(source, cache)
     is_frame = near.kinds == KINDS.index("frame")
     return exact, near.pairs[~is_frame], near.pairs[is_frame]
@@ -137,7 +134,7 @@ def copies_of(source: Source, cache: ImageCache) -> np.ndarray:
 
 def _has_two_labels(source: Source, images: list[int]) -> bool:
     labels = source.labels[images]
-    return len(np.unique(labels[labels >= 0])) >= SEVERAL
+    return len(np.unique(labels[labels >= 0])) > 1
 
 
 def _is_across(source: Source, images: list[int]) -> bool:
@@ -152,10 +149,6 @@ def split_to_test_of(source: Source) -> str | None:
     if own is None and not source.is_labelled and (source.splits == "test").any():
         return "test"
     return own
-
-
-def _notes(sets: list[list[int]]) -> list[str]:
-    return [console.plural(len(each), "image") for each in sets]
 
 
 def say_check(source: Source, cache: ImageCache, spec: str) -> None:
