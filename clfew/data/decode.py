@@ -12,7 +12,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,16 +87,14 @@ class BadImage(Exception):
     """An image that cannot be used; the message is the reason, short enough for a table."""
 
 
-def read_bytes(path: Path) -> bytes:
-    """Returns the content of a regular file of at most MAX_BYTES.
-
-    Raises BadImage for anything else: a pipe would block, and a device would never end.
-    """
+@contextlib.contextmanager
+def regular_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a regular file. Raises BadImage for whatever goes wrong while it is read, too."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise BadImage("not a regular file")
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            yield file
     except OSError as error:
         is_link = isinstance(error, FileNotFoundError) and path.is_symlink()
         raise BadImage(
@@ -104,6 +102,15 @@ def read_bytes(path: Path) -> bytes:
         ) from None
     except ValueError as error:  # A null byte in the name.
         raise BadImage(str(error)) from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a regular file of at most MAX_BYTES.
+
+    Raises BadImage for anything else: a pipe would block, and a device would never end.
+    """
+    with regular_file(path) as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise BadImage(f"larger than {MAX_BYTES >> 20} MiB")
     return content
@@ -115,7 +122,7 @@ def decode(content: bytes, at_least: int | None = None, scale: PixelScale | None
     With `at_least`, a JPEG may be decoded at a smaller scale whose sides have at least this many pixels.
     scale: of wide pixels and bands (see `pixel_scale`), None for the usual one. Raises BadImage.
     """
-    with _reasons(content), _turn_for(content, at_least) as image:
+    with reasons(content), _turn_for(content, at_least) as image:
         if image is None or (scale is not None and _is_read_as_wide(content, image, scale.bands)):
             wide = _values(content, image, scale or PixelScale())
             return upright(to_rgb(wide, scale), wide.orientation)
@@ -128,7 +135,7 @@ def decode(content: bytes, at_least: int | None = None, scale: PixelScale | None
 def wide_pixels(content: bytes, bands: tuple[int, ...] | None = None) -> Wide | None:
     """Returns the pixels of an image as its file holds them, if they are wide (see `wide.is_wide`) or a
     fourth band beside colours; else None. bands: those that will be taken. Raises BadImage."""
-    with _reasons(content), _turn_for(content) as image:
+    with reasons(content), _turn_for(content) as image:
         if image is not None and not _is_read_as_wide(content, image, bands):
             if image.mode != "RGBA":
                 return None
@@ -184,7 +191,7 @@ def _turn_for(content: bytes, at_least: int | None = None) -> Iterator[Image.Ima
 
 
 @contextlib.contextmanager
-def _reasons(content: bytes) -> Iterator[None]:
+def reasons(content: bytes) -> Iterator[None]:
     """Raises BadImage with the reason for whatever the decoders raise."""
     if not content:
         raise BadImage("empty file")
@@ -223,60 +230,6 @@ def load_square(content: bytes, side: int, scale: PixelScale | None = None) -> t
     return to_square(decode(content, side, scale), side)
 
 
-@dataclass(frozen=True)
-class Header:
-    """What the header of an image's file says. pixels: their kind, such as "RGB 8-bit"."""
-
-    format: str
-    pixels: str
-    width: int
-    height: int
-
-    @property
-    def size(self) -> str:
-        return f"{self.width}×{self.height}"
-
-
-def read_header(file: Path | io.BytesIO) -> Header:
-    """Reads the header of an image, of whose file no more is read than needed. Raises BadImage."""
-    if isinstance(file, Path):
-        try:
-            if not stat.S_ISREG(os.stat(file).st_mode):
-                raise BadImage("not a regular file")
-            with open(file, "rb") as opened:
-                return _header(opened)
-        except (OSError, ValueError) as error:
-            is_link = isinstance(error, FileNotFoundError) and file.is_symlink()
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise BadImage("a link to a file that is not here" if is_link else reason) from None
-    return _header(file)
-
-
-def _header(file: BinaryIO) -> Header:
-    start = file.read(16)
-    file.seek(0)
-    with _reasons(start):
-        try:
-            image = _open(file)
-        except UnidentifiedImageError:
-            if not is_tiff(start):
-                raise
-            file.seek(0)
-            width, height = size_of(file.read(MAX_BYTES))
-            return Header("TIFF", "other bands", width, height)
-        return Header(image.format or "", f"{image.mode.split(';')[0]} {_bits(image)}-bit", *image.size)
-
-
-def _bits(image: Image.Image) -> int:
-    """Returns the number of bits of a band's pixels."""
-    if image.format == "TIFF":
-        return bits_of(image)
-    told = [str(each[3]) for each in getattr(image, "tile", [])] if image.format == "PNG" else []
-    if image.mode.startswith("I;16") or any(";16" in each for each in told):
-        return 16
-    return {"1": 1, "I": 32, "F": 32}.get(image.mode, 8)
-
-
 def image_size(content: bytes) -> tuple[int, int] | None:
     """Returns width and height from the header alone, or None if it cannot be read."""
     try:
@@ -290,14 +243,15 @@ def _open_or_none(content: bytes) -> Image.Image | None:
     """Opens an image without decoding it. Returns None for a TIFF whose layout Pillow does not know;
     raises what Pillow does for other files."""
     try:
-        return _open(io.BytesIO(content))
+        return open_image(io.BytesIO(content))
     except UnidentifiedImageError:
         if not is_tiff(content):
             raise
         return None
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def open_image(file: BinaryIO) -> Image.Image:
+    """Opens an image without decoding it. Raises what Pillow does."""
     if "HEIF" in FORMATS and "HEIF" not in Image.OPEN:
         from pillow_heif import register_heif_opener
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from clfew.data.decode import MAX_PIXELS, BadImage, Header, read_header
+from clfew.data.decode import MAX_PIXELS, BadImage
+from clfew.data.header import Header, read_header
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
 from clfew.data.workers import decoders

@@ -4,7 +4,6 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from clfew.console import printable
@@ -15,6 +14,7 @@ from clfew.quality.finding import Finding
 from clfew.quality.listing import classes_in_words
 from clfew.report import figures
 from clfew.report.png import data_uri
+from clfew.report.render import render_page
 from clfew.runs.files import write_text
 
 SETS, IN_SET, NOTES = 48, 8, 200
@@ -28,14 +28,10 @@ def write_check_page(
 ) -> None:
     """Writes the page. cache: where the images are decoded, None where they are not. result: the content
     of check.json. Raises UserError if it cannot be written."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(printable=printable, count=lambda number: f"{number:,}")
     ordered = sorted(findings, key=lambda each: not each.needs_person)
-    page = environment.get_template("check.html").render(
-        result=result, findings=[_shown(source, cache, each) for each in ordered]
-    )
+    shown = [_shown(source, cache, each) for each in ordered]
+    filters = {"count": lambda number: f"{number:,}"}
+    page = render_page("check.html", filters, result=result, findings=shown)
     # A lone surrogate, from a file name that is not UTF-8, cannot be encoded and is replaced.
     write_text(path, page.encode("utf-8", "replace").decode())
 

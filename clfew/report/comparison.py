@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
 from clfew.console import printable
 from clfew.report.colours import COLOURS
 from clfew.report.png import data_uri, png_of
+from clfew.report.render import render_page
 from clfew.runs.files import write_bytes, write_text
 
 _COLOURS = (*COLOURS, "#1d2433")
@@ -74,16 +74,14 @@ def draw_comparison(result: dict[str, Any]) -> bytes:
 
 def render(folder: Path, result: dict[str, Any], picture: bytes) -> str:
     """Returns the page as HTML, with all pictures embedded in it."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(printable=printable, percent=lambda fraction: f"{100 * fraction:.1f}")
     samples = {
         row["method"]: data_uri((folder / row["samples"]).read_bytes())
         for row in result["pretraining"]
         if row["seed"] == result["pretraining"][0]["seed"] and (folder / row["samples"]).exists()
     }
-    return environment.get_template("compare.html").render(
+    return render_page(
+        "compare.html",
+        {"percent": lambda fraction: f"{100 * fraction:.1f}"},
         result=result,
         header=header(result),
         lines=lines(result),

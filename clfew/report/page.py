@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from clfew.console import printable
@@ -21,6 +20,7 @@ from clfew.finetuning.metrics import expected_calibration_error
 from clfew.methods.collapse import collapse_summary
 from clfew.report import figures, text
 from clfew.report.png import data_uri
+from clfew.report.render import render_page
 from clfew.report.text import flatten
 from clfew.runs.files import write_bytes, write_text
 
@@ -79,14 +79,11 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
     surest = wrong[np.argsort(-confidence_N[wrong], kind="stable")][:MISTAKES]
     describe = _image_details(details, classes, predicted_N, confidence_N)
     count_C = np.bincount(details.labels, minlength=len(classes))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clfew.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters.update(
-        percent=percent, whole=lambda fraction: percent(fraction, 0), count=_count
-    )
-    environment.filters.update(printable=printable)
-    return environment.get_template("report.html").render(
+    filters: dict[str, Callable[..., str]] = {"percent": percent, "count": _count}
+    filters["whole"] = lambda fraction: percent(fraction, 0)
+    return render_page(
+        "report.html",
+        filters,
         report=report,
         commonest={"name": classes[count_C.argmax()], "fraction": count_C.max() / count_C.sum()},
         pictures={name: _figure(pair) for name, pair in drawn.items()},

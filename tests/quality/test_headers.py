@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clfew.data.decode import BadImage, Header, read_header
+from clfew.data.decode import BadImage
+from clfew.data.header import Header, read_header
 from clfew.data.sources import open_source
 from clfew.quality import headers
 from clfew.quality.headers import findings_in_headers, read_headers, summary_of
