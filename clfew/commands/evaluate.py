@@ -13,7 +13,7 @@ from clfew.data.content import holds_the_same
 from clfew.data.groups import grouped
 from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache, cached_images
-from clfew.data.labels import apply_label_csv, label_list_of
+from clfew.data.label_lists import apply_label_csv, label_list_of
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import split_to_test

@@ -7,7 +7,7 @@ import numpy as np
 
 from clfew.data.decode import EXTENSIONS, read_bytes
 from clfew.data.groups import with_groups
-from clfew.data.layout import exact_split, list_words, split_of
+from clfew.data.layout import list_words, splits_in
 from clfew.data.lists import parse, read_list
 from clfew.data.source import Source, encode_labels, fingerprint_of
 from clfew.errors import UserError
@@ -30,13 +30,7 @@ def open_csv(spec: str) -> Source:
         )
     names = [each for each in found if each is not None]
     files = [folder / name for name in names]  # An absolute name stays as it is.
-    split_names = [row.get("split", "").strip() for row in rows]
-    splits = [exact_split(name) or split_of(name) or "" if name else "train" for name in split_names]
-    if "" in splits:
-        raise UserError(
-            f"{path} has the split '{split_names[splits.index('')]}'.",
-            "the column split must hold train, val or test.",
-        )
+    splits = splits_in(path, [row.get("split", "") for row in rows])
     class_names = [row.get("label", "").strip() for row in rows]
     labels, classes = encode_labels(class_names)
     source = Source(

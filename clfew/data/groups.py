@@ -15,7 +15,7 @@ import safetensors.numpy
 from clfew import console
 from clfew.data.image_cache import ImageCache, cache_folder
 from clfew.data.joined import components, first_of_set, pairs_of_same
-from clfew.data.near import KINDS, NearPairs, near_groups, near_pairs
+from clfew.data.near import KINDS, RELATED_RULE, NearPairs, near_groups, near_pairs
 from clfew.data.source import Source
 from clfew.errors import UsageError, UserError
 from clfew.runs.files import write_bytes
@@ -113,7 +113,9 @@ def near_pairs_of(source: Source, cache: ImageCache) -> NearPairs:
     """Returns the pairs of nearly identical images, one of each file. They are kept beside the image
     caches, by names and bytes: from caches of other sides, an image could be in another group in a
     later command, on another side of the split."""
-    key = f"pairs {max(FIRST_RULE, source.rule)}\0{source.scale}\0"
+    # By the last rule that changed what is found: pairs that were found before are still those.
+    rule = min(max(FIRST_RULE, source.rule), RELATED_RULE)
+    key = f"pairs {rule}\0{source.scale}\0"
     digest = hashlib.blake2b(key.encode(), digest_size=12)
     digest.update("\0".join(source.identities).encode("utf-8", "surrogateescape"))
     digest.update(cache.digests.astype("<u8").tobytes())

@@ -8,6 +8,9 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from clfew.errors import UserError
 
 SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -41,6 +44,19 @@ def split_of(name: str) -> str | None:
 def exact_split(name: str) -> str | None:
     """Returns "train", "val" or "test" if a name is a word for it, in any capitals."""
     return next((split for split, words in SPLIT_WORDS.items() if name.lower() in words), None)
+
+
+def splits_in(file: Path, cells: list[str]) -> list[str]:
+    """Returns "train", "val" or "test" for each cell of a list's column of splits, "train" for an empty
+    one. file: the list. Raises UserError for another word."""
+    names = [cell.strip() for cell in cells]
+    splits = [exact_split(name) or split_of(name) or "" if name else "train" for name in names]
+    if "" in splits:
+        raise UserError(
+            f"{file} has the split '{names[splits.index('')]}'.",
+            "the column split must hold train, val or test.",
+        )
+    return splits
 
 
 @dataclass(slots=True)

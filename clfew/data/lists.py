@@ -62,8 +62,9 @@ class ListFile:
 class Listed:
     """The rows of a list.
 
-    rows: for each image its `path` and, where the list has them, `label`, `split` and `group`. reading:
-    which columns were taken, in words; "" where these are their names.
+    rows: for each image its `path` and, where the list has them, `label`, `split` and `group`, and
+    `order` and `how` where these were asked for. reading: which columns were taken, in words; "" where
+    these are their names.
     """
 
     rows: list[dict[str, str]]
@@ -98,8 +99,8 @@ def with_columns(spec: str, path_column: str | None, label_column: str | None) -
     return f"{spec}{path}{label}"
 
 
-def read_list(named: ListFile) -> Listed:
-    """Reads a list.
+def read_list(named: ListFile, more: tuple[str, ...] = ()) -> Listed:
+    """Reads a list. more: further columns that are read where the list has them.
 
     Cells are returned as they were before `guarded`. An image that comes twice with the same label is
     returned once; if it is in two groups, these become one. A list without a label column, whose other
@@ -109,7 +110,7 @@ def read_list(named: ListFile) -> Listed:
     """
     path = named.file
     columns, numbered = _table(path)
-    taken = _without_classes([row for _, row in numbered], columns, _columns(named, columns))
+    taken = _without_classes([row for _, row in numbered], columns, _columns(named, columns, more))
     flags = _flags([row for _, row in numbered], columns, taken)
     if "label" not in taken and not flags:
         free = [column for column in columns if column not in taken.values()]
@@ -203,19 +204,21 @@ def _decoded(path: Path) -> str:
     return content.decode("utf-8-sig", "surrogateescape")
 
 
-def _columns(named: ListFile, columns: list[str]) -> dict[str, str]:
-    """Returns which column holds each of path, label and split. Raises UserError if it is not clear."""
+def _columns(named: ListFile, columns: list[str], more: tuple[str, ...]) -> dict[str, str]:
+    """Returns which column holds each of path, label, split, group and `more`. Raises UserError if it is
+    not clear."""
     path, listed = named.file, ", ".join(columns) or "empty"
     taken: dict[str, str] = {}
-    given = {"path": named.path_column, "label": named.label_column, "split": None, "group": None}
+    given = {"path": named.path_column, "label": named.label_column}
+    others = (*_OTHERS, *((name, ((name,),)) for name in more))
     for column in given.values():
         if column is not None and column not in columns:
             raise UserError(
                 f"{path} has no column '{column}' (its first line is: {listed}).", "check the spelling."
             )
-    for name, groups in (("path", PATH_NAMES), ("label", LABEL_NAMES), *_OTHERS):
+    for name, groups in (("path", PATH_NAMES), ("label", LABEL_NAMES), *others):
         free = [each for each in columns if each not in (*taken.values(), *given.values())]
-        column = given[name] or likeliest(path, name, groups, free)
+        column = given.get(name) or likeliest(path, name, groups, free)
         if column is not None:
             taken[name] = column
     if "path" not in taken:
@@ -242,7 +245,7 @@ def likeliest(
         exact = [c for c in found if _normal(c) == name]
         if len(exact or found) == 1:
             return (exact or found)[0]
-        if found and name in ("split", "group"):
+        if found and name not in ("path", "label"):
             return None
         if found:
             raise UserError(
@@ -279,9 +282,9 @@ def _flags(rows: list[dict[Any, Any]], columns: list[str], taken: dict[str, str]
 def _without_classes(
     rows: list[dict[Any, Any]], columns: list[str], taken: dict[str, str]
 ) -> dict[str, str]:
-    """Returns which column holds what, without one called split or group that is a class: one of the
+    """Returns which column holds what, without one called split, group or so that is a class: one of the
     columns of 0 and 1, of which no row has two with a 1."""
-    for name in ("split", "group"):
+    for name in [each for each in taken if each not in ("path", "label")]:
         others = {each: column for each, column in taken.items() if each != name}
         flags = _flags(rows, columns, others)
         if taken.get(name) in flags and all(sum(float(row[c]) for c in flags) <= 1 for row in rows):
@@ -323,13 +326,17 @@ def _join_groups(rows: list[dict[str, str]]) -> int:
     return len(renamed)
 
 
+_OF_IMAGE = ("path", "label", "split", "group")
+"""What an image has one of, however often a list names it."""
+
+
 def _each_once(path: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Returns each image once. Raises UserError for one with several labels or splits."""
     first: dict[str, dict[str, str]] = {}
     for row in rows:
         before = first.setdefault(row["path"], row)
-        if before != row:
-            differ = next(name for name in row if before[name] != row[name])
+        differ = next((name for name in row if name in _OF_IMAGE and before[name] != row[name]), None)
+        if differ is not None:
             raise UserError(
                 f"{path} gives {row['path']} two {differ}s, '{before[differ]}' and '{row[differ]}'.",
                 "give each image one line: an image has one label.",

@@ -11,14 +11,16 @@ import numpy as np
 from clfew.data.image_files import LeftOut
 from clfew.data.pixel_scale import PixelScale
 
-RULE = 6
+RULE = 7
 """The rule by which new runs read sources and split them. Runs and artifacts carry the number of
 theirs, and keep it; those without a number have rule 1. Rule 1 kept the copies of test images in the
 pool, except in distillation, and tested images that a label CSV had relabelled on the split that their
 folders' labels give. Rules 1 and 2 read folders as `folder_source.read_before` does, knew fewer
 words for splits and labels in data sets, and took images without labels for the test split. Rules
 before 4 read wide pixels as whole 16 bits (see `find_scale`), and before 5 know no groups (see
-`groups`). Rule 5 found fewer copies (see `near.RELATED_RULE`)."""
+`groups`). Rule 5 found fewer copies (see `near.RELATED_RULE`). Rules before 7 learn from all rows of a
+list of labels, whatever its column `split` says, and know no row without a label (see
+`label_lists.FIRST_RULE`)."""
 
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

@@ -11,7 +11,7 @@ from clfew import console
 from clfew.data.find_scale import with_scale
 from clfew.data.groups import grouped, groups_of
 from clfew.data.image_cache import ImageCache
-from clfew.data.labels import apply_label_csv, label_list_of
+from clfew.data.label_lists import apply_label_csv, label_list_of
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.distillation.parts import Part

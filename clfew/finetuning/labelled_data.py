@@ -11,7 +11,8 @@ from clfew.data.content import holds_the_same
 from clfew.data.groups import contradictions, group_words, groups_of
 from clfew.data.held_out import NONE, SPLIT_RULE, split_images
 from clfew.data.image_cache import ImageCache, cached_images
-from clfew.data.labels import LabelSpec, apply_label_csv
+from clfew.data.label_lists import apply_label_csv
+from clfew.data.labels import LabelSpec
 from clfew.data.layout import LABELLED_FOLDERS
 from clfew.data.source import Source
 from clfew.data.sources import open_source

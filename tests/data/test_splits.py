@@ -6,7 +6,8 @@ import pytest
 
 from clfew.data import splits
 from clfew.data.image_files import walk_images
-from clfew.data.labels import LabelSpec, apply_label_csv, parse_labels, sample_labels
+from clfew.data.label_lists import apply_label_csv
+from clfew.data.labels import LabelSpec, parse_labels, sample_labels
 from clfew.data.lists import ListFile
 from clfew.data.randomness import identity_order
 from clfew.data.source import Source
@@ -278,7 +279,7 @@ def test_a_csv_of_the_sources_own_classes_corrects_a_label(image_folder):
     ("text", "message"),
     [
         ("path\ncat/000.png\n", "no column 'label'"),
-        ("path,label\ncat/000.png,\n", "empty label"),
+        ("path,label\ncat/000.png,\n", "None of the 1 row of .* has a label"),
         ("path,label\ncat/009.png,cat\n", "cat/009.png, which is not among"),
         ("path,label\n,cat\n", "Line 2 of .* names no image"),
         ("path,label\ncat/000.png,cat\nimages/cat/000.png,dog\n", "cat/000.png more than once"),

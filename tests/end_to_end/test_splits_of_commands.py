@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from clfew.data.groups import groups_of
 from clfew.data.image_cache import open_image_cache
-from clfew.data.labels import apply_label_csv
+from clfew.data.label_lists import apply_label_csv
 from clfew.data.lists import ListFile
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices as held_out_indices

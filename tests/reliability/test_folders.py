@@ -8,7 +8,7 @@ from pixels import CASES as PIXELS
 
 from clfew.data import splits
 from clfew.data.decode import BadImage
-from clfew.data.labels import apply_label_csv
+from clfew.data.label_lists import apply_label_csv
 from clfew.data.lists import ListFile
 from clfew.data.source import Source
 from clfew.data.sources import open_source

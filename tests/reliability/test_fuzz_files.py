@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from mutations import mutate, originals
 
 from clfew.data.decode import MAX_PIXELS, BadImage, decode, load_square
-from clfew.data.labels import apply_label_csv
+from clfew.data.label_lists import apply_label_csv
 from clfew.data.lists import ListFile, read_list
 from clfew.data.source import SPLITS
 from clfew.data.sources import open_source

@@ -20,7 +20,8 @@ from fuzzing import THOROUGH
 from clfew.data import splits
 from clfew.data.image_cache import open_image_cache
 from clfew.data.image_files import expand
-from clfew.data.labels import apply_label_csv, parse_labels, sample_labels
+from clfew.data.label_lists import apply_label_csv
+from clfew.data.labels import parse_labels, sample_labels
 from clfew.data.lists import ListFile
 from clfew.data.source import Source
 from clfew.data.sources import open_source

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clfew import console
 from clfew.console import printable
 from clfew.data.image_files import walk_images
-from clfew.data.labels import apply_label_csv
+from clfew.data.label_lists import apply_label_csv
 from clfew.data.lists import ListFile, read_list
 from clfew.data.sources import open_source
 from clfew.data.splits import test_indices as held_out
