@@ -35,7 +35,8 @@ from clfew.distillation.teacher import (
     usable,
 )
 from clfew.errors import UsageError, UserError
-from clfew.finetuning.labelled_data import LabelledData, bad_in_merged
+from clfew.finetuning.labelled_data import LabelledData
+from clfew.finetuning.other_sources import bad_in_merged
 from clfew.finetuning.probes import folds
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier

@@ -1,8 +1,7 @@
 """`clfew finetune`: trains a classifier from an encoder and a few labels."""
 
 import shlex
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +9,26 @@ import numpy as np
 import torch
 
 from clfew import console
-from clfew.data.content import check_content, content_of
-from clfew.data.find_scale import with_scale
-from clfew.data.groups import grouped, groups_of
-from clfew.data.held_out import NONE, SPLIT_RULE
-from clfew.data.image_cache import cached_images
-from clfew.data.labels import parse_labels, sample_labels
-from clfew.data.pixel_scale import scale_from
-from clfew.data.source import Source
-from clfew.data.sources import open_source, say_source
-from clfew.data.splits import require_groups_to_test, require_testable
-from clfew.errors import UsageError, UserError
+from clfew.commands.finetuning import Prepared, origins_of, prepare
+from clfew.data.content import content_of
+from clfew.data.labels import parse_labels
+from clfew.data.sources import open_source
+from clfew.errors import UsageError
 from clfew.finetuning.find_start import find_starts, restored_start, start_row
-from clfew.finetuning.fit import FullSettings, Task
+from clfew.finetuning.fit import FullSettings
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
 from clfew.finetuning.labelled_data import (
-    LabelledData,
-    bounded,
-    check_other_sources,
     contradiction_rows,
-    find_others,
-    find_source,
-    held_out_of,
-    kept_group_by,
-    labelled_data,
-    lists_all,
-    other_sources,
-    own_features_of_pool,
-    pool_features,
-    readable,
-    say_groups,
-    uses_features,
-    with_labels,
 )
 from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
-from clfew.finetuning.places import known_as, renamed, say_moved
-from clfew.finetuning.start import Network, Start, open_starts, relocated, side_by_side
+from clfew.finetuning.other_sources import (
+    other_sources,
+)
+from clfew.finetuning.places import find_source
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
-from clfew.models.init_weights import SCRATCH, InitWeights
-from clfew.models.kept_scale import scaled
+from clfew.models.init_weights import InitWeights
 from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
-from clfew.quality.pixels import say_check
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
     ARTIFACTS,
@@ -66,33 +43,15 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
-from clfew.settings import FinetuneSettings, arguments_of, bands_of, function_of, labels_of
+from clfew.settings import FinetuneSettings, arguments_of, function_of, labels_of
 from clfew.training.device import (
     choose_device,
-    choose_precision,
     set_threads,
     set_up_as_started,
     without_traces,
 )
 from clfew.training.saving import resumable, stoppable
 from clfew.version import __version__
-
-SEEN = 0.1
-"""Starts that hold out the same images may still have seen a few of them, by copies elsewhere. Of those
-that hold out others, one has seen most of the other's."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that is ready to fit, new or resumed. found: where the starts are (see
-    `find_starts`). group_by: see `groups.grouped`. candidates: the starts to choose from, with their
-    tasks."""
-
-    settings: FinetuneSettings
-    found: list[Path | InitWeights | None]
-    learned: LabelledData
-    group_by: str | None
-    candidates: list[tuple[Start, Task]]
 
 
 def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
@@ -163,183 +122,6 @@ def resolve(
     return replace(settings, source=find_source(settings.source, metadata, spec)), found, device
 
 
-def prepare(
-    settings: FinetuneSettings,
-    found: list[Path | InitWeights | None],
-    device: torch.device,
-    resumed: Path | None = None,
-) -> Prepared:
-    """Opens the images and loads the starts. resumed: the folder of a run that is resumed, whose images
-    must be those that it was started with. Raises UserError."""
-    spec = parse_labels(labels_of(settings))
-    split_rule = read_config(resumed).get("split_rule", 1) if resumed else SPLIT_RULE
-    precision, _ = choose_precision(device, settings.precision)
-    from_scratch = SCRATCH in (*origins_of(settings), settings.init)
-    before = [read_metadata(file)[0] for file in found if isinstance(file, Path)]
-    opened = open_source(settings.source or "", split_rule)
-    config = read_config(resumed) if resumed else {}
-    known = known_as(opened, before)
-    say_moved(opened, known)
-    before = [renamed(each, known, opened.spec) for each in before]
-    group_by = _group_by(settings, config, before, opened, from_scratch)
-    before = [] if from_scratch else before
-    opened, listed = with_labels(grouped(opened, group_by), spec, before)
-    if resumed is None:
-        if not lists_all(opened, listed):
-            require_groups_to_test(opened, group_by)
-        opened = scaled(opened, bands_of(settings), before)
-    elif kept := scale_from(read_config(resumed).get("pixels")):
-        opened = with_scale(opened, kept=kept)
-    say_source(opened)
-    if resumed is not None:
-        check_content(resumed, read_config(resumed), opened)
-    network = Network(
-        settings.encoder,
-        settings.size,
-        settings.flip,
-        settings.stage,
-        settings.seed,
-        split_rule=split_rule,
-        from_scratch=from_scratch,
-    )
-    starts = open_starts(found, opened, network, device, compare=settings.mode == "auto")
-    # A run that is resumed has checked its images, also where its start does not tell their content.
-    known |= {config["source"]} if resumed else set()
-    starts = [relocated(start, known, opened.spec) for start in starts]
-    if resumed is not None:
-        check_other_sources(resumed, starts, opened)
-    learned = _open_images(settings, starts, opened, listed, split_rule)
-    if len(found) > 1:
-        _check_held_out(starts, learned)
-    if len(found) > 1 and settings.mode != "full":
-        # In mode "full" it is one network that is trained.
-        own = partial(own_features_of_pool, learned=learned, device=device, precision=precision)
-        starts = [side_by_side(starts, own), *starts]
-    candidates = [(each, _task(each, learned, settings.mode, device, precision)) for each in starts]
-    return Prepared(settings, found, learned, group_by, candidates)
-
-
-def _group_by(
-    settings: FinetuneSettings,
-    config: dict[str, Any],
-    before: list[ArtifactMetadata],
-    opened: Source,
-    from_scratch: bool,
-) -> str | None:
-    """Returns by what the images are grouped: as they were before, else as the user says. From scratch,
-    they are grouped as for the pretrained network, to compare with, unless the user says otherwise.
-    config: of a run that is resumed. before: of the artifacts found. Raises UsageError."""
-    kept_by = config["group_by"] if "group_by" in config else kept_group_by(before, opened)
-    if kept_by and settings.group_by not in (None, kept_by) and not from_scratch:
-        raise UsageError(
-            f"--group-by {settings.group_by} holds out other images than those that {opened.spec} was "
-            f"grouped by before ({kept_by}).",
-            "leave out --group-by, or pretrain with the same one.",
-        )
-    return settings.group_by or kept_by
-
-
-def _task(start: Start, learned: LabelledData, mode: str, device: torch.device, precision: str) -> Task:
-    """Returns what classifiers from a start are fitted to."""
-    features = pool_features(start, learned.cache, learned.pool, learned.others, mode, device, precision)
-    return Task(
-        learned.cache.pixels,
-        learned.cache.aspects,
-        learned.pool,
-        learned.source.labels,
-        len(learned.source.classes),
-        features,
-        device,
-        precision,
-        is_scaled=bool(start.metadata.parts),
-        groups=learned.groups,
-    )
-
-
-def _open_images(
-    settings: FinetuneSettings,
-    starts: list[Start],
-    opened: Source,
-    listed: np.ndarray | None,
-    split_rule: int,
-) -> LabelledData:
-    """Returns the images to learn from and to test on, and the label samples. listed: the images that a
-    label CSV lists. Raises UserError."""
-    spec = parse_labels(labels_of(settings))
-    start = starts[0]
-    # Where several are named, that of one which has learned from this source.
-    split_seed = _split_seed(
-        settings, next((s for s in starts if opened.spec in _sources_of(s)), start), opened
-    )
-    if listed is None:
-        require_testable(opened)
-    cache = cached_images(opened, max(each.metadata.side for each in starts))
-    held_out = held_out_of(opened, split_seed, listed, groups_of(opened, cache))
-    if listed is not None:
-        listed = readable(opened, listed, np.setdiff1d(cache.good, held_out), spec)
-    learned = NONE if listed is None else listed
-    data = labelled_data(opened, cache, held_out, split_seed, split_rule, learned)
-    label_samples = (
-        [listed]
-        if listed is not None
-        else [sample_labels(opened, data.known, spec, settings.seed + i) for i in range(settings.repeat)]
-    )
-    always = np.concatenate(label_samples)
-    console.say(
-        f"source     {settings.source}: {len(opened.classes)} classes, {len(label_samples[0])} labels "
-        f"used of {len(data.pool):,} images, {len(data.test):,} more held out for testing"
-    )
-    say_groups(data)
-    say_check(opened, cache, settings.source or "")
-    if learned_too := int(
-        np.isin(cache.digests[data.test], np.unique(np.concatenate([s.seen for s in starts]))).sum()
-    ):
-        console.say(
-            f"note       {learned_too:,} of the images held out for testing were learned from, without "
-            "labels, by what is started from: it held out others"
-        )
-    # Mode "full" looks at no image without a label.
-    has_use = uses_features(start, settings.mode)
-    pool = bounded(data.pool, always, "for their features") if has_use else data.pool
-    return replace(
-        data,
-        pool=pool,
-        label_samples=label_samples,
-        others=find_others(starts, opened, settings.mode, cache.digests[data.test]),
-    )
-
-
-def _check_held_out(starts: list[Start], learned: LabelledData) -> None:
-    """Raises UserError if some starts have learned from the images to test on and others have not: then
-    they have held out different images, under one name or another."""
-    test = learned.cache.digests[learned.test]
-    if not len(test):
-        return
-    seen = {s.words: float(np.isin(test, np.union1d(s.seen, s.taught)).mean()) for s in starts}
-    most, least = max(seen, key=seen.__getitem__), min(seen, key=seen.__getitem__)
-    if seen[most] - seen[least] > SEEN:
-        raise UserError(
-            f"{most} and {least} hold out different images of {learned.source.spec} for testing: "
-            f"{seen[most]:.0%} of those of the second were learned from by the first.",
-            "pretrain both with the same --seed, or name a source with a test split of its own.",
-        )
-
-
-def _sources_of(start: Start) -> set[str]:
-    """Returns the sources that a start has learned from."""
-    return {step["source"] for step in start.metadata.data.values() if "source" in step}
-
-
-def _split_seed(settings: FinetuneSettings, start: Start, opened: Source) -> int:
-    """Returns the seed of the test split: that with which the start held images out, of this source with
-    labels or of any without, else the seed of the run."""
-    before = start.metadata.data
-    of_labels = before.get("finetune", {})
-    if "pretrain" not in before and of_labels.get("source") == opened.spec:
-        return int(of_labels["split_seed"])
-    return int(before.get("pretrain", {}).get("split_seed", settings.seed))
-
-
 def create(run: Run, prepared: Prepared, device: torch.device) -> None:
     """Writes what a new run needs to be resumed."""
     settings, opened = prepared.settings, prepared.learned.source
@@ -396,12 +178,6 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
     console.say(f"saved      {run.folder / ARTIFACTS['finetune']}")
     return result
-
-
-def origins_of(settings: FinetuneSettings) -> list[str]:
-    """Returns what `--from` names: from Python it may be one name, too."""
-    origin = settings.origin or []
-    return [str(origin)] if isinstance(origin, (str, Path)) else [str(each) for each in origin]
 
 
 def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ from clfew.data.sources import open_source
 from clfew.distillation.parts import Part
 from clfew.errors import UserError
 from clfew.finetuning.fit import FullSettings
-from clfew.finetuning.labelled_data import LabelledData, held_out_of, labelled_data, merged
+from clfew.finetuning.labelled_data import LabelledData, held_out_of, labelled_data
+from clfew.finetuning.other_sources import merged
 from clfew.finetuning.places import renamed
 from clfew.finetuning.start import (
     Network,

@@ -3,11 +3,16 @@
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from clfew import console
 from clfew.data.content import holds_the_same
+from clfew.data.labels import LabelSpec
+from clfew.data.layout import LABELLED_FOLDERS
 from clfew.data.source import Source
+from clfew.data.sources import open_source
+from clfew.errors import UserError
 from clfew.models.metadata import ArtifactMetadata
 
 
@@ -36,3 +41,37 @@ def renamed(metadata: ArtifactMetadata, names: Collection[str], now: str) -> Art
         for name, step in metadata.data.items()
     }
     return replace(metadata, data=data)
+
+
+def find_source(
+    source: str | None, metadata: ArtifactMetadata | None, spec: LabelSpec | None = None
+) -> str:
+    """Returns the name of the labelled source: `source`, else ./labeled or ./labelled, else the source
+    in the artifact's metadata, if it has labels or `spec` names a label CSV. Raises UserError if there
+    is none."""
+    if source is not None:
+        return source
+    for folder in LABELLED_FOLDERS:
+        if Path(folder).is_dir():
+            return folder
+    hint = "name one: a folder with a subfolder for each class, a CSV of path,label, or hf:NAME."
+    data = metadata.data if metadata else {}
+    before = (data.get("pretrain") or data.get("finetune") or {}).get("source")
+    if before is None:
+        raise UserError("No labelled images were named, and there is no folder ./labeled.", hint)
+    if spec is not None and spec.listed is not None:
+        return before
+    if not open_source(before).is_labelled:
+        raise UserError(
+            "No labelled images were named, there is no folder ./labeled, and the pretraining images in "
+            f"{before} have no class folders.",
+            hint,
+        )
+    return before
+
+
+def kept_group_by(before: list[ArtifactMetadata], source: Source) -> str | None:
+    """Returns by what artifacts grouped the images of a source, None where none did."""
+    steps = [step for each in before for step in each.data.values()]
+    kept = [step.get("group_by") for step in steps if step.get("source") == source.spec]
+    return next((each for each in kept if each), None)

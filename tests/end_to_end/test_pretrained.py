@@ -12,7 +12,7 @@ from clfew.commands.finetune import finetune
 from clfew.data.image_cache import open_image_cache
 from clfew.data.sources import open_source
 from clfew.finetuning.label_samples import BEFORE
-from clfew.finetuning.labelled_data import find_others, pool_features
+from clfew.finetuning.other_sources import find_others, pool_features
 from clfew.finetuning.start import start_from_artifact
 from clfew.models import pretrained
 from clfew.models.artifacts import load_classifier

@@ -2,7 +2,8 @@ import numpy as np
 
 from clfew.data.content import read_content
 from clfew.data.sources import open_source
-from clfew.finetuning.labelled_data import bad_in_merged, bounded, merged
+from clfew.finetuning.labelled_data import bounded
+from clfew.finetuning.other_sources import bad_in_merged, merged
 
 
 def test_a_large_pool_is_bounded_and_its_number_said(capfd):
