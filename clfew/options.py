@@ -280,6 +280,38 @@ Fix = Annotated[
     ),
 ]
 
+# For choosing which images to label.
+Chosen = Annotated[
+    str | None,
+    typer.Argument(
+        help="Folder, CSV or hf:NAME (default: the images of the labels so far, else of pretraining)."
+    ),
+]
+Budget = Annotated[int | None, _option("Number of images to choose.", least=1)]
+TestSample = Annotated[
+    int | None,
+    _option("Number of images to draw at random, to test on: chosen ones are no fair test.", "--test", least=1),
+]
+SoFar = Annotated[
+    str | None,
+    _option(
+        "List with the labels so far, such as an earlier to_label.csv: its rows stay as they are.",
+        metavar="SO_FAR.csv",
+    ),
+]
+Strategy = Annotated[
+    str,
+    _option(
+        "How images are chosen: auto, herding (those that cover the others), typiclust (typical ones of "
+        "clusters), uncertain (those that cover what the classifier of the labels so far is unsure of), "
+        "or random.",
+    ),
+]
+Find = Annotated[
+    str | None,
+    _option("Choose the images that are likeliest of this class, for a rare one.", metavar="CLASS"),
+]
+
 # For prediction.
 Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]
 Top = Annotated[int, _option("Number of labels per row.", least=1)]

@@ -178,6 +178,30 @@ class CheckSettings(_OfLists):
 
 
 @dataclass(frozen=True)
+class SelectSettings(_OfLists):
+    """The settings of `select`. budget, test: how many images to choose and to draw, one or both."""
+
+    source: opt.Chosen = None
+    _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
+    bands: opt.Bands = None
+    group_by: opt.GroupBy = None
+    budget: opt.Budget = None
+    test: opt.TestSample = None
+    labels: opt.SoFar = None
+    strategy: opt.Strategy = "auto"
+    find: opt.Find = None
+    origin: opt.From = None
+    init: opt.Init = "auto"
+    seed: opt.Seed = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "fp32"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """The settings of `predict`."""
 
@@ -322,7 +346,12 @@ def _checked_bands(bands: Any) -> str:
 
 
 def bands_of(
-    settings: PretrainSettings | FinetuneSettings | EmbedSettings | CompareSettings | CheckSettings,
+    settings: PretrainSettings
+    | FinetuneSettings
+    | EmbedSettings
+    | CompareSettings
+    | CheckSettings
+    | SelectSettings,
 ) -> tuple[int, ...] | None:
     """Returns the bands that are taken as red, green and blue, or the one that is grey; None where no
     bands were named."""

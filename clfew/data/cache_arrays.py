@@ -71,7 +71,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clfew"
 
 
-def _layout(count: int, side: int) -> dict[str, tuple[str, np.dtype, tuple[int, ...]]]:
+Layout = dict[str, tuple[str, np.dtype, tuple[int, ...]]]
+"""Of each array of a file the type as safetensors calls it, the type and the shape."""
+
+
+def _layout(count: int, side: int) -> Layout:
     return {
         "digests": ("U64", np.dtype("<u8"), (count,)),
         "aspects": ("F32", np.dtype("<f4"), (count,)),
@@ -80,13 +84,19 @@ def _layout(count: int, side: int) -> dict[str, tuple[str, np.dtype, tuple[int, 
 
 
 def create_arrays(path: Path, count: int, side: int) -> list[np.memmap]:
-    """Creates a safetensors file of zeros. Returns its pixels, aspects and digests, mapped for writing.
+    """Creates a safetensors file of zeros. Returns its pixels, aspects and digests, mapped for writing."""
+    create_file(path, _layout(count, side))
+    return map_arrays(path, count, side, "r+")
+
+
+def create_file(path: Path, layout: Layout) -> None:
+    """Creates a safetensors file of zeros.
 
     The safetensors library can only write tensors that are whole in memory, which these are not.
     """
     header: dict[str, object] = {}
     offset = 0
-    for name, (code, dtype, shape) in _layout(count, side).items():
+    for name, (code, dtype, shape) in layout.items():
         end = offset + int(np.prod(shape)) * dtype.itemsize
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
@@ -95,14 +105,28 @@ def create_arrays(path: Path, count: int, side: int) -> list[np.memmap]:
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         file.truncate(8 + len(encoded) + offset)
-    return map_arrays(path, count, side, "r+")
+
+
+def reserve(path: Path) -> None:
+    """Allocates the disk space of a sparse file now. If the disk were full later, writing to the file
+    through a mapping would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def map_arrays(path: Path, count: int, side: int, mode: str) -> list[np.memmap]:
+    arrays = map_file(path, _layout(count, side), mode)
+    return [arrays["pixels"], arrays["aspects"], arrays["digests"]]
+
+
+def map_file(path: Path, layout: Layout, mode: str) -> dict[str, np.memmap]:
+    """Maps the arrays of a file that `create_file` made. Raises OSError, and ValueError if it is too
+    short."""
     with open(path, "rb") as file:
         offset = 8 + struct.unpack("<Q", file.read(8))[0]
     arrays = {}
-    for name, (_, dtype, shape) in _layout(count, side).items():
+    for name, (_, dtype, shape) in layout.items():
         arrays[name] = np.memmap(path, dtype, mode, offset, shape)  # type: ignore[call-overload]
         offset += int(np.prod(shape)) * dtype.itemsize
-    return [arrays["pixels"], arrays["aspects"], arrays["digests"]]
+    return arrays

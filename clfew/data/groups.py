@@ -98,15 +98,23 @@ def groups_of(source: Source, cache: ImageCache) -> np.ndarray | None:
     A group is what the source or the user calls one, files of the same bytes, and images that are nearly
     the same (see `near`), joined where they overlap.
     """
-    count = len(source)
     if source.rule < FIRST_RULE:
         return None
-    near = near_groups(near_pairs_of(source, cache), count)
-    pairs = [np.stack([np.arange(count), near], 1)]
-    if source.groups is not None:
-        pairs.append(pairs_of_same(source.groups, np.flatnonzero(source.groups >= 0)))
-    pairs.append(pairs_of_same(cache.digests, cache.good))
-    return first_of_set(components(np.concatenate(pairs), count))
+    pictures = pictures_of(source, cache)
+    if source.groups is None:
+        return pictures
+    named = pairs_of_same(source.groups, np.flatnonzero(source.groups >= 0))
+    pairs = np.concatenate([np.stack([np.arange(len(source)), pictures], 1), named])
+    return first_of_set(components(pairs, len(source)))
+
+
+def pictures_of(source: Source, cache: ImageCache) -> np.ndarray:
+    """Returns which images show one picture, files of the same bytes and images that are nearly the same
+    (see `near`), whatever group they are in: int64 (N,), the index of the first one."""
+    near = near_groups(near_pairs_of(source, cache), len(source))
+    same = pairs_of_same(cache.digests, cache.good)
+    pairs = np.concatenate([np.stack([np.arange(len(source)), near], 1), same])
+    return first_of_set(components(pairs, len(source)))
 
 
 def near_pairs_of(source: Source, cache: ImageCache) -> NearPairs:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from clfew import console
-from clfew.data.cache_arrays import cache_folder, create_arrays, map_arrays
+from clfew.data.cache_arrays import cache_folder, create_arrays, map_arrays, reserve
 from clfew.data.cache_reuse import digest_of_image, reuse, temporary_prefix
 from clfew.data.decode import BadImage, image_size
 from clfew.data.source import Source
@@ -181,7 +181,7 @@ def _decode_all(
     """Decodes all images into the array file. Returns the reason for each bad image by its index."""
     count = len(source)
     pixels, aspects, digests = create_arrays(path, count, side)
-    _reserve(path)
+    reserve(path)
     bad: dict[int, str] = {}
 
     for index, image in decode_ahead(range(count), source.content, side, decoders(), source.scale):
@@ -195,14 +195,6 @@ def _decode_all(
     for array in (pixels, aspects, digests):
         array.flush()
     return bad
-
-
-def _reserve(path: Path) -> None:
-    """Allocates the disk space of a sparse file now. If the disk were full later, writing to the file
-    through a mapping would kill the process."""
-    if hasattr(os, "posix_fallocate"):
-        with open(path, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def is_flat(pixels: np.ndarray) -> bool:

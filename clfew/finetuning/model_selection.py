@@ -83,27 +83,46 @@ def decide(
         return Decision(mode, "as asked for")
     if not start.is_pretrained:
         return Decision("full", "from scratch there are no features to probe")
+    decision = decide_probe(start, task, labelled, seed, settings)
+    labels, groups = task.labels[labelled], task.groups_of(labelled)
+    few = smallest_class(labels) < FINE_TUNE_FROM
+    if decision.logits is None or few or not _is_cheap(start, task):
+        return decision
+    # On the same halves of the labels, so that the difference is not that of the numbers of labels.
+    halves = {
+        m: fold_by_fold(m, start, task, labelled, seed, settings, HALVES)
+        for m in (decision.mode, "full")
+    }
+    fraction = fitted_fraction("full", labels, groups)
+    best, in_halves, compared = best_of(halves, labels, fraction, _clear(labels))
+    logits = halves["full"] if best == "full" else decision.logits
+    return Decision(
+        best,
+        f"{decision.reason}; fitted to half of the labels: {compared}",
+        logits,
+        halves[best],
+        decision.scores,
+        in_halves,
+    )
+
+
+def decide_probe(
+    start: Start, task: Task, labelled: np.ndarray, seed: int, settings: FullSettings
+) -> Decision:
+    """Returns the best mode on frozen features (see `decide`)."""
     assert task.features is not None
     modes = ["propagate", "linear", "knn"] if len(task.features) > len(labelled) else ["linear", "knn"]
     if not _can_hold_out(task, labelled, seed):
         return Decision(modes[0], _too_few(task, labelled))
     labels, groups = task.labels[labelled], task.groups_of(labelled)
     logits = {m: fold_by_fold(m, start, task, labelled, seed, settings, FOLDS) for m in modes}
-    clear = CLEAR if smallest_class(labels) < MANY else CLEAR_OF_MANY
-    best, scores, reason = best_of(logits, labels, fitted_fraction(modes[0], labels, groups), clear)
-    reason = f"cross-validated: {reason}"
-    if smallest_class(task.labels[labelled]) >= FINE_TUNE_FROM and _is_cheap(start, task):
-        # On the same halves of the labels, so that the difference is not that of the numbers of labels.
-        halves = {
-            m: fold_by_fold(m, start, task, labelled, seed, settings, HALVES) for m in (best, "full")
-        }
-        best, in_halves, compared = best_of(
-            halves, labels, fitted_fraction("full", labels, groups), clear
-        )
-        reason += f"; fitted to half of the labels: {compared}"
-        logits["full"] = halves["full"]
-        return Decision(best, reason, logits[best], halves[best], scores, in_halves)
-    return Decision(best, reason, logits[best], scores=scores)
+    fraction = fitted_fraction(modes[0], labels, groups)
+    best, scores, reason = best_of(logits, labels, fraction, _clear(labels))
+    return Decision(best, f"cross-validated: {reason}", logits[best], scores=scores)
+
+
+def _clear(labels_L: np.ndarray) -> float:
+    return CLEAR if smallest_class(labels_L) < MANY else CLEAR_OF_MANY
 
 
 def _can_hold_out(task: Task, labelled: np.ndarray, seed: int) -> bool:

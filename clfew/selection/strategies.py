@@ -1,0 +1,92 @@
+"""The ways to choose images to label, and which one is taken where none is asked for."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clfew.selection.classifier import Probabilities, uncertainty_of
+from clfew.selection.clusters import typical
+from clfew.selection.codes import Codes
+from clfew.selection.herding import herded, reference_of
+from clfew.selection.pool import Pool, Turns, taken_in_order, to_cover
+
+AUTO, HERDING, TYPICLUST, UNCERTAIN, RANDOM = "auto", "herding", "typiclust", "uncertain", "random"
+STRATEGIES = (AUTO, HERDING, TYPICLUST, UNCERTAIN, RANDOM)
+
+POWER = 4
+"""Of the kernel (see `codes.kernel`); about a Gaussian kernel with σ = 1, as in the paper."""
+
+REASONS = {
+    HERDING: "images that cover the pool",
+    TYPICLUST: "typical images of clusters",
+    UNCERTAIN: "images that cover where the classifier is uncertain",
+    RANDOM: "at random",
+}
+
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked for: `budget` images of the free rows of a pool.
+
+    free: int64, rows of the pool that may be chosen, in a random order. labelled: int64, rows of the
+    images that are in the list already, to learn from. asked: int64, the groups of these. codes: of all rows
+    of the pool, None where the strategy needs none. probabilities: of the classifier of the labels so
+    far, None while there is none. seed: of random choices.
+    """
+
+    pool: Pool
+    free: np.ndarray
+    labelled: np.ndarray
+    asked: np.ndarray
+    budget: int
+    seed: int
+    codes: Codes | None = None
+    probabilities: Probabilities | None = None
+
+    def turns(self) -> Turns:
+        return Turns(self.pool.groups[self.free], self.asked)
+
+
+def resolved(strategy: str, has_classifier: bool) -> str:
+    """Returns the strategy that is taken where "auto" is asked for."""
+    if strategy != AUTO:
+        return strategy
+    return UNCERTAIN if has_classifier else HERDING
+
+
+def chosen(question: Question, strategy: str) -> np.ndarray:
+    """Returns the rows of the pool to label, int64, the first one first. strategy: one of STRATEGIES but "auto";
+    "uncertain" needs a classifier."""
+    free, pool, turns = question.free, question.pool, question.turns()
+    if strategy == RANDOM:
+        return free[taken_in_order(np.arange(len(free)), question.budget, turns)]
+    assert question.codes is not None
+    codes = Codes(question.codes.of, question.codes.rows[free])
+    labelled = question.codes.read(question.labelled)
+    if strategy == TYPICLUST:
+        sample = to_cover(pool.groups[free])
+        return free[typical(codes, sample, labelled, question.budget, question.seed, turns)]
+    both = np.concatenate([free, question.labelled])
+    covered = both[to_cover(pool.groups[both])]
+    of_covered, uncertainty = question.codes.read(covered), None
+    if strategy == UNCERTAIN:
+        assert question.probabilities is not None
+        uncertainty = uncertainty_of(question.probabilities(of_covered))
+        uncertainty[np.isin(covered, question.labelled)] = 0
+    reference = reference_of(of_covered, labelled, POWER, uncertainty)
+    return free[herded(codes, reference, question.budget, turns)]
+
+
+def likeliest(question: Question, label: int) -> np.ndarray:
+    """Returns the free rows that the classifier takes most for a class, at most `budget`, likeliest first."""
+    assert question.codes is not None and question.probabilities is not None
+    free = question.free
+    parts = [
+        question.probabilities(question.codes.read(free[start : start + _CHUNK]))[:, label]
+        for start in range(0, len(free), _CHUNK)
+    ]
+    # Rounded, so that the order is the same on every machine; where it is equal, it is random.
+    order = np.argsort(-np.round(np.concatenate(parts), 6), kind="stable")
+    return free[taken_in_order(order, question.budget, question.turns())]
