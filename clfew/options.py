@@ -203,7 +203,10 @@ Stage = Annotated[
 ]
 Labels = Annotated[
     str | None,
-    _option("Labels to use: 1%, 40 (in all), 4/class, all, or a CSV of path,label.", metavar="SPEC"),
+    _option(
+        "Labels to use: 1%, 40 (in all), 4/class, 40/random, all, or a CSV of path,label (and split).",
+        metavar="SPEC",
+    ),
 ]
 Labelled = Annotated[
     str | None,
@@ -319,7 +322,8 @@ Top = Annotated[int, _option("Number of labels per row.", least=1)]
 # For comparison.
 Methods = Annotated[str, _option("Pretraining methods, separated by commas, or all.")]
 Budgets = Annotated[
-    str, _option("Label budgets, separated by commas: 1%, 40 (in all), 4/class, all.", "--labels")
+    str,
+    _option("Label budgets, separated by commas: 1%, 40 (in all), 4/class, 40/random, all.", "--labels"),
 ]
 Draws = Annotated[
     int, typer.Option(min=1, max=1000, help="Label samples per budget, the same for all methods.")

@@ -123,6 +123,15 @@ def print_settings(settings: dict[str, Any]) -> None:
     console.print_table(("field", "value"), flatten(settings), right_align=False)
 
 
+def _no_accuracy(result: dict[str, Any]) -> str:
+    """Returns in words why a classifier has not been tested."""
+    if result.get("test_sample"):
+        return "no accuracy: no image of the test sample that can be tested on has a label"
+    if "chosen" in result.get("label_origins", {}):
+        return "no accuracy: chosen images are no test; label a random sample: clfew select --test 50"
+    return "no labelled images were left to test on"
+
+
 def print_finetuning(result: dict[str, Any]) -> None:
     """Prints the table of the label samples, and a line with their mean accuracy and its interval."""
     samples = result["draws"]
@@ -133,7 +142,7 @@ def print_finetuning(result: dict[str, Any]) -> None:
     ]
     console.print_table(("label sample", "labels", "mode", *start, "accuracy"), rows)
     if "mean" not in result:
-        console.write_out("no labelled images were left to test on\n")
+        console.write_out(f"{_no_accuracy(result)}\n")
         return
     low, high = result["ci95"]
     count = len(samples)

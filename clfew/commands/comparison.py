@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clfew.data.augment import Recipe
 from clfew.data.groups import grouped
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
-from clfew.data.labels import LabelSpec, parse_labels, sample_labels
+from clfew.data.labels import LabelSpec, parse_labels, sample_labels, say_classes_without_label
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_groups_to_test, require_testable
@@ -144,6 +144,9 @@ def open_images(settings: ComparisonPlan) -> tuple[Images, str]:
         ]
         for budget in settings.labels
     }
+    for budget in settings.labels:
+        if parse_labels(budget).at_random:
+            say_classes_without_label(source, label_samples[budget])
     labelled = np.unique(np.concatenate([s for samples in label_samples.values() for s in samples]))
     bounded_data = replace(data, pool=bounded(data.pool, labelled, "for the classifiers"))
     return Images(len(data.pool), bounded_data, label_samples, size, device, precision), name

@@ -13,13 +13,14 @@ from clfew.data.content import holds_the_same
 from clfew.data.groups import grouped
 from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache, cached_images
-from clfew.data.label_lists import apply_label_csv, label_list_of
+from clfew.data.label_lists import apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import split_to_test
 from clfew.errors import UserError
 from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
+from clfew.finetuning.places import label_list_now
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_cache
@@ -79,7 +80,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     hint = "make a classifier first: clfew finetune --labels 1%"
     artifact = find_artifact(settings.origin, "finetune", hint)
     classifier, metadata, seen = load_classifier(artifact)
-    opened, is_same = _open(settings.source, metadata)
+    opened, is_same = _open(settings.source, metadata, artifact.parent)
     source = _in_classes_of(metadata, opened)
     source = scaled(source, None, [metadata])
     say_source(source)
@@ -140,9 +141,9 @@ def save(
     console.say(f"report     {run.folder / 'report.html'}")
 
 
-def _open(source: str | None, metadata: ArtifactMetadata) -> tuple[Source, bool]:
+def _open(source: str | None, metadata: ArtifactMetadata, run: Path) -> tuple[Source, bool]:
     """Returns the source to test on, with the labels that it had during fine-tuning, and whether it is
-    that of fine-tuning, under its name or elsewhere."""
+    that of fine-tuning, under its name or elsewhere. run: the folder of the classifier."""
     learned_from = metadata.data["finetune"]
     opened = open_source(source or learned_from["source"])
     rule = learned_from.get("split_rule", 1)
@@ -158,11 +159,11 @@ def _open(source: str | None, metadata: ArtifactMetadata) -> tuple[Source, bool]
     if opened.spec != learned_from["source"]:
         console.say(f"note       these are the images of {learned_from['source']}, elsewhere")
     opened = grouped(opened, learned_from.get("group_by"))
-    file = Path(learned_from["label_file"] or "")
+    listed = label_list_now(learned_from, run)
     # Rule 1 gave a source its label file only where it had no labels of its own.
-    if (rule >= 2 or not opened.is_labelled) and file.is_file():
-        opened, _ = apply_label_csv(opened, label_list_of(learned_from))
-    elif learned_from["label_file"] and not file.is_file():
+    if (rule >= 2 or not opened.is_labelled) and listed is not None:
+        opened, _ = apply_label_csv(opened, listed)
+    elif (file := learned_from["label_file"]) and listed is None:
         console.say(f"note       the labels in {file} are not used: the file has been removed")
     return opened, True
 
@@ -207,6 +208,10 @@ def _tested(
         if own:
             is_test = split_to_test(source) == "test"
             split = "the data's own test split" if is_test else "the data's own validation split"
+        if is_same and learned_from.get("test_sample"):
+            is_random = set(learned_from["test_origins"]) <= {"random"}
+            what = "the random test sample" if is_random else "the test rows"
+            split = f"{what} of {Path(learned_from['label_file']).name}"
         # In another source, copies of learned images are tested on and counted as seen.
         learned = np.flatnonzero(np.isin(cache.digests, seen)) if is_same else NONE
     else:
@@ -219,9 +224,10 @@ def _tested(
     # If a label CSV held all labels of the source, none was held out for testing.
     nothing_kept = is_same and learned_from["test_images"] == 0
     if len(data.test) == 0 or nothing_kept:
-        raise UserError(
-            f"{source.spec} has no labelled image left to test on.", "name another source to test on."
-        )
+        hint = "name another source to test on."
+        if is_same and learned_from.get("test_sample"):
+            hint = "fill in the labels of the test rows of the list, and fine-tune again."
+        raise UserError(f"{source.spec} has no labelled image left to test on.", hint)
     return data, split
 
 

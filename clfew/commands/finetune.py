@@ -11,6 +11,7 @@ import torch
 from clfew import console
 from clfew.commands.finetuning import Prepared, origins_of, prepare
 from clfew.data.content import content_of
+from clfew.data.label_lists import counts_of
 from clfew.data.labels import parse_labels
 from clfew.data.sources import open_source
 from clfew.errors import UsageError
@@ -24,7 +25,7 @@ from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
 from clfew.finetuning.other_sources import (
     other_sources,
 )
-from clfew.finetuning.places import find_source
+from clfew.finetuning.places import find_source, selected_group_by
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import InitWeights
@@ -119,7 +120,9 @@ def resolve(
             "name one with --from.",
         )
     metadata = read_metadata(found[0])[0] if isinstance(found[0], Path) else None
-    return replace(settings, source=find_source(settings.source, metadata, spec)), found, device
+    source = find_source(settings.source, metadata, spec)
+    group_by = settings.group_by or selected_group_by(spec, source)
+    return replace(settings, source=source, group_by=group_by), found, device
 
 
 def create(run: Run, prepared: Prepared, device: torch.device) -> None:
@@ -172,7 +175,8 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
         drawn = len(learned.label_samples[0]) / max(1, len(learned.known))
         groups = None if learned.groups is None else learned.groups[learned.test]
         result = _summary(rows, len(learned.test), drawn, groups)
-        result |= {"read_as": learned.source.summary()}
+        result |= {"read_as": learned.source.summary(), **_origins(prepared, fitted.labelled)}
+        result |= {"test_sample": len(prepared.test_sample)}
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
@@ -197,6 +201,8 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
         "label_file": str(listed.file.resolve()) if listed else None,
         "label_columns": [listed.path_column, listed.label_column] if listed else [None, None],
         "test_images": len(learned.test),
+        "test_sample": len(prepared.test_sample),
+        **_origins(prepared, fitted.labelled),
     }
     config = read_config(run.folder)
     labels = config.get("labels", settings.labels)
@@ -218,8 +224,7 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
         "about": asdict(metadata),
     }
     run.write_config(config | resolved)
-    names = [(opened.identities[i], opened.classes[opened.labels[i]]) for i in fitted.labelled]
-    write_csv(run.folder / LABELS, ["path", "label"], names)
+    write_csv(run.folder / LABELS, *_label_table(prepared, fitted.labelled))
     if rows := contradiction_rows(learned):
         write_csv(run.folder / "contradictions.csv", ["path", "label", "file"], rows)
     run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
@@ -234,6 +239,36 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
     path = run.folder / ARTIFACTS["finetune"]
     taught = np.union1d(start.taught, cache.digests[fitted.labelled])
     save_classifier(path, fitted.classifier, metadata, seen, taught)
+
+
+def _origins(prepared: Prepared, labelled: np.ndarray) -> dict[str, dict[str, int]]:
+    """Returns how many of the labels that were learned, and of those of a list that were tested on, came
+    about in each way."""
+    tested = set(prepared.learned.test.tolist())
+    of_test = [row.how for row in prepared.test_sample if row.index in tested]
+    return {"label_origins": counts_of(prepared.hows(labelled)), "test_origins": counts_of(of_test)}
+
+
+def _label_table(prepared: Prepared, labelled: np.ndarray) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Returns the columns and rows of labels.csv: of the labels that were learned, and of the list's
+    test sample. As a list of labels it says the same as the list that was given."""
+    source, listed = prepared.learned.source, prepared.listed
+    rows: list[tuple[str, ...]] = [
+        (source.identities[i], source.classes[source.labels[i]], "train", how)
+        for i, how in zip(labelled, prepared.hows(labelled), strict=True)
+    ]
+    columns = ["path", "label", "split", "how"]
+    sample = {row.index: row for row in prepared.test_sample}
+    groups = {source.identities[row.index]: row.group for row in (listed.rows if listed else [])}
+    is_grouped = listed is not None and any(groups.values())
+    # Rows without a label are needed for their groups.
+    skipped = [row for row in listed.to_learn if not row.label] if listed and is_grouped else []
+    for row in sorted([*skipped, *sample.values()], key=lambda row: row.index):
+        split = "test" if row.index in sample else "train"
+        rows.append((source.identities[row.index], row.label, split, row.how))
+    if not is_grouped:
+        return columns, rows
+    return [*columns, "group"], [(*row, groups[row[0]]) for row in rows]
 
 
 def _metadata(

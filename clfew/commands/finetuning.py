@@ -12,9 +12,10 @@ from clfew import console
 from clfew.data.content import check_content
 from clfew.data.find_scale import with_scale
 from clfew.data.groups import grouped, groups_of
-from clfew.data.held_out import NONE, SPLIT_RULE
+from clfew.data.held_out import SPLIT_RULE
 from clfew.data.image_cache import cached_images
-from clfew.data.labels import parse_labels, sample_labels
+from clfew.data.label_lists import LabelList, LabelRow, say_list
+from clfew.data.labels import parse_labels, sample_labels, say_classes_without_label
 from clfew.data.pixel_scale import scale_from
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
@@ -24,12 +25,13 @@ from clfew.finetuning.fit import Task
 from clfew.finetuning.labelled_data import (
     LabelledData,
     bounded,
+    draws_test,
     held_out_of,
     labelled_data,
-    lists_all,
     own_features_of_pool,
     readable,
     say_groups,
+    say_test_sample,
     with_labels,
 )
 from clfew.finetuning.other_sources import check_other_sources, find_others, pool_features, uses_features
@@ -54,15 +56,28 @@ that hold out others, one has seen most of the other's."""
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is ready to fit, new or resumed. found: where the starts are (see
-    `find_starts`). group_by: see `groups.grouped`. candidates: the starts to choose from, with their
-    tasks."""
+    """A run that is ready to fit, new or resumed. found: where the starts are (see `find_starts`).
+    listed: the list of labels, None where they are drawn. group_by: see `groups.grouped`. candidates:
+    the starts to choose from, with their tasks."""
 
     settings: FinetuneSettings
     found: list[Path | InitWeights | None]
     learned: LabelledData
+    listed: LabelList | None
     group_by: str | None
     candidates: list[tuple[Start, Task]]
+
+    @property
+    def test_sample(self) -> list[LabelRow]:
+        """The rows of the list that are tested on, labelled or not; none where it has none."""
+        return self.listed.to_test if self.listed else []
+
+    def hows(self, labelled: np.ndarray) -> list[str]:
+        """Returns how the labels of some images to learn from came about, in words."""
+        if self.listed is None:
+            return [parse_labels(labels_of(self.settings)).drawn] * len(labelled)
+        how = {row.index: row.how for row in self.listed.to_learn}
+        return [how[index] for index in labelled.tolist()]
 
 
 def prepare(
@@ -87,7 +102,7 @@ def prepare(
     before = [] if from_scratch else before
     opened, listed = with_labels(grouped(opened, group_by), spec, before)
     if resumed is None:
-        if not lists_all(opened, listed):
+        if draws_test(opened, listed):
             require_groups_to_test(opened, group_by)
         opened = scaled(opened, bands_of(settings), before)
     elif kept := scale_from(read_config(resumed).get("pixels")):
@@ -118,7 +133,7 @@ def prepare(
         own = partial(own_features_of_pool, learned=learned, device=device, precision=precision)
         starts = [side_by_side(starts, own), *starts]
     candidates = [(each, _task(each, learned, settings.mode, device, precision)) for each in starts]
-    return Prepared(settings, found, learned, group_by, candidates)
+    return Prepared(settings, found, learned, listed, group_by, candidates)
 
 
 def origins_of(settings: FinetuneSettings) -> list[str]:
@@ -168,11 +183,11 @@ def _open_images(
     settings: FinetuneSettings,
     starts: list[Start],
     opened: Source,
-    listed: np.ndarray | None,
+    listed: LabelList | None,
     split_rule: int,
 ) -> LabelledData:
-    """Returns the images to learn from and to test on, and the label samples. listed: the images that a
-    label CSV lists. Raises UserError."""
+    """Returns the images to learn from and to test on, and the label samples. listed: the list of
+    labels, None where they are drawn. Raises UserError."""
     spec = parse_labels(labels_of(settings))
     start = starts[0]
     # Where several are named, that of one which has learned from this source.
@@ -183,20 +198,24 @@ def _open_images(
         require_testable(opened)
     cache = cached_images(opened, max(each.metadata.side for each in starts))
     held_out = held_out_of(opened, split_seed, listed, groups_of(opened, cache))
-    if listed is not None:
-        listed = readable(opened, listed, np.setdiff1d(cache.good, held_out), spec)
-    learned = NONE if listed is None else listed
-    data = labelled_data(opened, cache, held_out, split_seed, split_rule, learned)
-    label_samples = (
-        [listed]
-        if listed is not None
-        else [sample_labels(opened, data.known, spec, settings.seed + i) for i in range(settings.repeat)]
-    )
+    if listed is None:
+        data = labelled_data(opened, cache, held_out, split_seed, split_rule)
+        seeds = range(settings.seed, settings.seed + settings.repeat)
+        label_samples = [sample_labels(opened, data.known, spec, seed) for seed in seeds]
+    else:
+        learned = readable(opened, listed, np.setdiff1d(cache.good, held_out))
+        sample = listed.held_out
+        data = labelled_data(opened, cache, held_out, split_seed, split_rule, learned, sample)
+        label_samples = [learned]
     always = np.concatenate(label_samples)
     console.say(
         f"source     {settings.source}: {len(opened.classes)} classes, {len(label_samples[0])} labels "
         f"used of {len(data.pool):,} images, {len(data.test):,} more held out for testing"
     )
+    if listed is not None:
+        say_list(listed)
+        say_test_sample(data, listed)
+    say_classes_without_label(opened, label_samples)
     say_groups(data)
     say_check(opened, cache, settings.source or "")
     if learned_too := int(
@@ -206,6 +225,7 @@ def _open_images(
             f"note       {learned_too:,} of the images held out for testing were learned from, without "
             "labels, by what is started from: it held out others"
         )
+    never = data.test if listed is None else np.union1d(data.test, listed.held_out)
     # Mode "full" looks at no image without a label.
     has_use = uses_features(start, settings.mode)
     pool = bounded(data.pool, always, "for their features") if has_use else data.pool
@@ -213,7 +233,7 @@ def _open_images(
         data,
         pool=pool,
         label_samples=label_samples,
-        others=find_others(starts, opened, settings.mode, cache.digests[data.test]),
+        others=find_others(starts, opened, settings.mode, cache.digests[never]),
     )
 
 

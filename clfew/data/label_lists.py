@@ -26,8 +26,9 @@ FIRST_RULE = 7
 """The rule of sources (see `source.RULE`) from which on a list says by its column `split` which rows are
 tested on, and may have rows without a label."""
 
-LISTED = "listed"
-"""How a label came about of which a list says nothing."""
+LISTED, CHOSEN = "listed", "chosen"
+"""How a label came about of which a list says nothing, and of an image that was chosen in whatever way:
+`chosen (herding)` and the like."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class LabelList:
     def held_out(self) -> np.ndarray:
         """The indices of all images of the test sample: int64, sorted."""
         return np.array(sorted(row.index for row in self.to_test), dtype=np.int64)
+
+
+def counts_of(hows: list[str]) -> dict[str, int]:
+    """Returns how many labels came about in each way, "chosen" for every way of choosing."""
+    return dict(sorted(Counter(how.split(" (")[0] for how in hows).items()))
 
 
 def label_list_of(finetuned: dict[str, Any]) -> ListFile:
@@ -166,6 +172,38 @@ def select_run_of(file: Path) -> dict[str, Any]:
     """Returns the configuration of the `clfew select` run in whose folder a list lies, {} for none."""
     config = read_config(file.parent)
     return config if config.get("command") == "select" else {}
+
+
+def say_list(listed: LabelList) -> None:
+    """Reports which rows of a list are skipped, and what its test sample is worth."""
+    rows, tested = len(listed.to_learn), len(listed.to_test)
+    if len(listed.learned) < rows:
+        console.say(
+            f"labels     {len(listed.learned):,} of the {rows:,} rows of {listed.file.name} to learn "
+            "from have a label, the others are skipped"
+        )
+    validated = sum(row.split == "val" for row in listed.to_learn)
+    if tested and validated:
+        console.say(
+            f"note       the {validated:,} rows of the split val are learned from: those of test are "
+            "tested on"
+        )
+    labelled = sum(bool(row.label) for row in listed.to_test)
+    if tested and not labelled:
+        console.say(
+            f"note       none of the {tested:,} images of the test sample has a label: there is no "
+            "accuracy"
+        )
+    elif labelled < tested:
+        console.say(
+            f"note       {labelled:,} of the {tested:,} images of the test sample have a label: those "
+            "that were left out may be the hard ones"
+        )
+    if chosen := counts_of([row.how for row in listed.to_test]).get(CHOSEN):
+        console.say(
+            f"note       {chosen:,} of the {tested:,} rows to test on were chosen, not drawn at random: "
+            "chosen images are no fair test"
+        )
 
 
 def _check_test_sample(source: Source, found: LabelList, has_splits: bool) -> None:

@@ -1,7 +1,7 @@
 """Loads the teacher, the images to learn from, and the starts of the teacher and of the student."""
 
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 from clfew import console
 from clfew.data.find_scale import with_scale
 from clfew.data.groups import grouped, groups_of
+from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache
-from clfew.data.label_lists import apply_label_csv, label_list_of
+from clfew.data.label_lists import labelled_by, read_label_list
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.distillation.parts import Part
@@ -19,7 +20,7 @@ from clfew.errors import UserError
 from clfew.finetuning.fit import FullSettings
 from clfew.finetuning.labelled_data import LabelledData, held_out_of, labelled_data
 from clfew.finetuning.other_sources import merged
-from clfew.finetuning.places import renamed
+from clfew.finetuning.places import label_list_now, renamed
 from clfew.finetuning.start import (
     Network,
     Start,
@@ -77,13 +78,15 @@ class Images:
 
     source: the labelled source; if the unlabelled images are another source, theirs follow its own.
     parts: the sources that it consists of. labelled: indices of the images whose labels the teacher was
-    fitted to. labels: the class of each labelled image, -1 for all others.
+    fitted to. labels: the class of each labelled image, -1 for all others. never: indices of the test
+    sample of the list of labels, which is not learned from.
     """
 
     source: Source
     parts: list[Source]
     labelled: np.ndarray
     labels: np.ndarray
+    never: np.ndarray = field(default_factory=lambda: NONE)
 
 
 def open_teacher(artifact: Path) -> Teacher:
@@ -109,15 +112,17 @@ def open_images(teacher: Teacher, parts: list[Part]) -> Images:
     source = opened[0]
     if kept := kept_scale(teacher.metadata):
         source = with_scale(source, kept=kept)
-    if learned["label_file"] and Path(learned["label_file"]).is_file():
-        source, _ = apply_label_csv(source, label_list_of(learned))
+    never = NONE
+    if (named := label_list_now(learned, teacher.run)) is not None:
+        listed = read_label_list(source, named)
+        source, never = labelled_by(source, listed), listed.held_out
     labelled, classes = _labels_of_teacher(teacher, source)
     # All on one scale, by which images are nearly the same, too.
     opened = [source, *(replace(other, scale=source.scale) for other in opened[1:])]
     source = merged(*opened) if len(opened) > 1 else source
     labels = np.full(len(source), -1)
     labels[labelled] = classes
-    return Images(source, opened, labelled, labels)
+    return Images(source, opened, labelled, labels, never)
 
 
 def base_of(teacher: Teacher, source: Source, device: torch.device, seed: int) -> tuple[Start, bool]:
@@ -162,7 +167,7 @@ def _as_encoder(metadata: ArtifactMetadata) -> ArtifactMetadata:
 
 def _labels_of_teacher(teacher: Teacher, source: Source) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices and the classes of the images whose labels the teacher was fitted to, from
-    labels.csv in its run. Raises UserError if they are not there."""
+    the rows of labels.csv in its run that were learned from. Raises UserError if they are not there."""
     path = teacher.run / LABELS
     index = {name: i for i, name in enumerate(source.identities)}
     known = {name: c for c, name in enumerate(teacher.metadata.classes)}
@@ -171,6 +176,8 @@ def _labels_of_teacher(teacher: Teacher, source: Source) -> tuple[np.ndarray, np
             rows = [
                 (index[unguarded(row["path"])], known[unguarded(row["label"])])
                 for row in csv.DictReader(file)
+                # Older ones have no column for the split.
+                if row.get("split", "train") == "train" and row["label"]
             ]
     except OSError:
         raise UserError(
@@ -239,7 +246,8 @@ def usable(images: Images, cache: ImageCache, split_seed: int, split_rule: int) 
         held_out.append(start + held_out_of(part, split_seed, None, groups))
         start += len(part)
     never = np.setdiff1d(np.concatenate(held_out), images.labelled)
-    data = labelled_data(images.source, cache, never, split_seed, split_rule, images.labelled)
+    labelled, sample = images.labelled, images.never
+    data = labelled_data(images.source, cache, never, split_seed, split_rule, labelled, sample)
     lost = np.setdiff1d(images.labelled, data.pool)
     if len(lost):
         raise UserError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
 from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
-from clfew.finetuning.probes import knn_head, linear_head, smallest_class, voters
+from clfew.finetuning.probes import NEVER, knn_head, linear_head, smallest_class, voters
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier, build_neck, neck_width
 from clfew.models.encoder import freeze_statistics
@@ -190,6 +190,9 @@ def fit_full(
     head = nn.Linear(neck_width(neck) or encoder.dim, task.classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
+    without = np.setdiff1d(np.arange(task.classes), task.labels[labelled])
+    with torch.no_grad():
+        head.bias[torch.from_numpy(without)] = NEVER
     smallest = smallest_class(task.labels[labelled if judged is None else judged])
     freeze = start.is_pretrained and smallest < FROZEN_STATISTICS_BELOW
     objective = FineTuning(Classifier(encoder, neck, head), start.flip, freeze)

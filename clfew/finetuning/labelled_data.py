@@ -9,7 +9,7 @@ from clfew import console
 from clfew.data.groups import contradictions, group_words, groups_of
 from clfew.data.held_out import NONE, SPLIT_RULE, split_images
 from clfew.data.image_cache import ImageCache
-from clfew.data.label_lists import apply_label_csv
+from clfew.data.label_lists import CHOSEN, LabelList, counts_of, labelled_by, read_label_list
 from clfew.data.labels import LabelSpec
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced, split_to_test, test_indices
@@ -23,13 +23,14 @@ from clfew.models.side_by_side import SideBySide
 
 def with_labels(
     source: Source, spec: LabelSpec, before: list[ArtifactMetadata]
-) -> tuple[Source, np.ndarray | None]:
-    """Returns the source with its labels, and the indices of the images that a label CSV lists, None
-    without one. before: of the artifacts to start from. Raises UserError if there are no labels, fewer
-    than two classes, or other classes than those of a classifier to start from."""
+) -> tuple[Source, LabelList | None]:
+    """Returns the source with its labels, and the list that `spec` names, None without one. before: of
+    the artifacts to start from. Raises UserError if there are no labels, fewer than two classes, or
+    other classes than those of a classifier to start from."""
     listed = None
     if spec.listed is not None:
-        source, listed = apply_label_csv(source, spec.listed)
+        listed = read_label_list(source, spec.listed)
+        source = labelled_by(source, listed)
     if not source.is_labelled:
         raise UserError(
             f"{source.spec} has no labels.",
@@ -41,9 +42,10 @@ def with_labels(
             f"{source.spec} has one class only, '{source.classes[0]}'.",
             "a classifier needs two: put each class into its own subfolder.",
         )
-    if listed is not None and len(used := np.unique(source.labels[listed])) < 2:
+    if listed is not None and len(used := np.unique(source.labels[listed.learned])) < 2:
         raise UserError(
-            f"{spec.list_name} lists images of one class only, '{source.classes[used[0]]}'.",
+            f"{spec.list_name} lists images of one class only, '{source.classes[used[0]]}'"
+            f"{', to learn from' if listed.to_test else ''}.",
             "a classifier needs two: list images of another class too.",
         )
     for metadata in before:
@@ -57,37 +59,45 @@ def with_labels(
     return source, listed
 
 
-def lists_all(source: Source, listed: np.ndarray | None) -> bool:
-    """Returns whether all labels of a source are those of a label CSV. listed: the images that one
-    lists, None without one."""
-    return listed is not None and bool((source.labels >= 0).sum() == len(listed))
+def lists_all(source: Source, listed: LabelList | None) -> bool:
+    """Returns whether all labels of a source are those that a list has to learn from. listed: None
+    without a list."""
+    return listed is not None and bool((source.labels >= 0).sum() == len(listed.learned))
+
+
+def draws_test(source: Source, listed: LabelList | None) -> bool:
+    """Returns whether test images are drawn where the source has no test split of its own: not if a list
+    has a test sample or all labels."""
+    return listed is None or not (listed.to_test or lists_all(source, listed))
 
 
 def held_out_of(
     source: Source,
     split_seed: int,
-    listed: np.ndarray | None = None,
+    listed: LabelList | None = None,
     groups: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns the images to hold out. listed: those that a label CSV lists, None without one; if these
-    are all the labels, and the source has no test split of its own, nothing is held out. groups: see
-    `test_indices`."""
+    """Returns the images to hold out. listed: a list of labels, None without one. If it has a test
+    sample, that is held out beside the source's own test split; if its labels are all that there are,
+    and the source has no test split of its own, nothing is. groups: see `test_indices`."""
+    if listed is not None and listed.to_test:
+        return np.flatnonzero(source.splits == "test")
     if lists_all(source, listed) and split_to_test(source) != "test":
         return np.array([], dtype=np.int64)
     return test_indices(source, split_seed, groups)
 
 
-def readable(source: Source, listed: np.ndarray, pool: np.ndarray, spec: LabelSpec) -> np.ndarray:
-    """Returns the sorted indices of the images that a label CSV lists. Raises UserError if one of them
-    is in the test split or cannot be read."""
-    missing = np.setdiff1d(listed, pool)
+def readable(source: Source, listed: LabelList, pool: np.ndarray) -> np.ndarray:
+    """Returns the sorted indices of the images that a list has to learn from. Raises UserError if one of
+    them is in the test split or cannot be read."""
+    missing = np.setdiff1d(listed.learned, pool)
     if len(missing):
         raise UserError(
-            f"{spec.list_name} lists {source.identities[missing[0]]}, which is in the test split or "
+            f"{listed.file} lists {source.identities[missing[0]]}, which is in the test split or "
             "cannot be read.",
             "remove it from the list: test images are never trained on.",
         )
-    return np.sort(listed)
+    return np.sort(listed.learned)
 
 
 @dataclass(frozen=True)
@@ -127,10 +137,12 @@ def labelled_data(
     split_seed: int,
     split_rule: int = SPLIT_RULE,
     learned: np.ndarray = NONE,
+    never: np.ndarray = NONE,
 ) -> LabelledData:
     """Returns the images to learn from and to test on, without label samples: see `split_images`.
 
-    held_out: None for the source's test split.
+    held_out: None for the source's test split. never: images that are not learned from even where they
+    are not tested on, because copies of them, or images of their groups, are learned from.
     """
     groups = groups_of(source, cache)
     contradicting = NONE
@@ -141,7 +153,8 @@ def labelled_data(
     if groups is not None:
         contradicting = contradictions(source, cache)
         test = np.setdiff1d(test, contradicting)
-    data = LabelledData(source, cache, split.pool, test, split_seed, split_rule, groups=groups)
+    pool = np.setdiff1d(split.pool, never)
+    data = LabelledData(source, cache, pool, test, split_seed, split_rule, groups=groups)
     return replace(data, contradicting=contradicting)
 
 
@@ -167,6 +180,27 @@ def say_groups(data: LabelledData) -> None:
         console.say(
             f"note       {len(data.contradicting)} images are files with two labels, such as "
             f"{' and '.join(names[:4])}: they are not tested on; contradictions.csv lists them"
+        )
+
+
+def say_test_sample(data: LabelledData, listed: LabelList) -> None:
+    """Reports which images of a list's test sample cannot be tested on, and why there is no accuracy
+    where all that is known was chosen."""
+    tested = np.array([row.index for row in listed.to_test if row.label], dtype=np.int64)
+    lost = np.setdiff1d(tested, np.union1d(data.test, data.contradicting))
+    bad = len(np.setdiff1d(lost, data.cache.good))
+    if joined := len(lost) - bad:
+        console.say(
+            f"note       {console.plural(joined, 'image')} of the test sample cannot be tested on: "
+            "copies of them, or images of their groups, are learned from"
+        )
+    if bad:
+        console.say(f"note       {console.plural(bad, 'image')} of the test sample cannot be read")
+    hows = counts_of([row.how for row in listed.to_learn if row.label])
+    if not len(data.test) and not listed.to_test and CHOSEN in hows:
+        console.say(
+            "note       there is no accuracy, as chosen images are no test; for one, label a random "
+            "sample, too: clfew select --test 50"
         )
 
 

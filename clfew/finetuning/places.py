@@ -8,12 +8,35 @@ from typing import Any
 
 from clfew import console
 from clfew.data.content import holds_the_same
+from clfew.data.label_lists import label_list_of, select_run_of
 from clfew.data.labels import LabelSpec
 from clfew.data.layout import LABELLED_FOLDERS
+from clfew.data.lists import ListFile
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError
 from clfew.models.metadata import ArtifactMetadata
+from clfew.runs.folders import LABELS, from_here
+
+
+def selected_group_by(spec: LabelSpec, source: str) -> str | None:
+    """Returns by what the `select` run in whose folder a list of labels lies grouped the images of
+    `source`, None where it did not or had others."""
+    selected = select_run_of(spec.listed.file) if spec.listed else {}
+    return selected.get("group_by") if selected.get("source") == source else None
+
+
+def label_list_now(finetuned: dict[str, Any], run: Path) -> ListFile | None:
+    """Returns the list of labels that a classifier was fitted to, None where it was fitted to none or
+    the file has been removed. run: the folder of the classifier, with the finetune step `finetuned` in
+    its metadata.
+
+    Where the list has a test sample, it is the run's own copy: in the list that was given, other rows
+    may have been filled in since.
+    """
+    if finetuned.get("test_sample") and (run / LABELS).is_file():
+        return ListFile(run / LABELS)
+    return label_list_of(finetuned) if Path(finetuned["label_file"] or "").is_file() else None
 
 
 def known_as(source: Source, artifacts: list[ArtifactMetadata]) -> set[str]:
@@ -46,11 +69,16 @@ def renamed(metadata: ArtifactMetadata, names: Collection[str], now: str) -> Art
 def find_source(
     source: str | None, metadata: ArtifactMetadata | None, spec: LabelSpec | None = None
 ) -> str:
-    """Returns the name of the labelled source: `source`, else ./labeled or ./labelled, else the source
-    in the artifact's metadata, if it has labels or `spec` names a label CSV. Raises UserError if there
-    is none."""
+    """Returns the name of the labelled source: `source`, else that of the `select` run in whose folder
+    the list of labels lies, else ./labeled or ./labelled, else the source in the artifact's metadata, if
+    it has labels or `spec` names a label CSV. Raises UserError if there is none."""
     if source is not None:
         return source
+    if spec is not None and spec.listed is not None:
+        selected = select_run_of(spec.listed.file).get("source")
+        if isinstance(selected, str):
+            console.say(f"source     {selected}, from which {from_here(spec.listed.file)} was selected")
+            return selected
     for folder in LABELLED_FOLDERS:
         if Path(folder).is_dir():
             return folder

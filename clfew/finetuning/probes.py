@@ -31,6 +31,9 @@ ImageNet features of images of 96 to 128 pixels, unit vectors with any C from 1 
 better than standardised features with any C (held-out parts of three training splits)."""
 
 
+NEVER = -1e4
+"""The bias of a class without a label, which is never predicted."""
+
 CHOSEN_FROM = 4
 """Labels in every class from which scaling and C are chosen by cross-validation. With three, what was
 chosen was no more accurate than FEW_LABELS on Fashion-MNIST's pixels, and less well calibrated."""
@@ -237,7 +240,7 @@ def _logistic(
         simplefilter("ignore", UserWarning)
         model.fit(coordinates_LxR, labels_L, sample_weight=weights_L)
     weight = np.zeros((classes, coordinates_LxR.shape[1]))
-    bias = np.full(classes, -1e4)  # A class without a label is never predicted.
+    bias = np.full(classes, NEVER)
     if len(model.classes_) == 2:  # scikit-learn keeps one row of weights for two classes.
         weight[model.classes_] = np.stack([-model.coef_[0], model.coef_[0]]) / 2
         bias[model.classes_] = np.stack([-model.intercept_[0], model.intercept_[0]]) / 2
