@@ -1,8 +1,8 @@
 """clfew: image classifiers from a folder of images and a few labels.
 
-The commands as functions: `pretrain`, `finetune`, `distill`, `evaluate`, `predict`, `embed`, `compare`
-and `check`, each with the options of its command as keywords. They are imported when they are first
-used, so that `import clfew` does not import torch.
+The commands as functions: `pretrain`, `finetune`, `distill`, `evaluate`, `predict`, `embed`, `compare`,
+`check` and `select`, each with the options of its command as keywords. They are imported when they are
+first used, so that `import clfew` does not import torch.
 """
 
 from importlib import import_module
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clfew.commands.finetune import finetune
     from clfew.commands.predict import predict
     from clfew.commands.pretrain import pretrain
+    from clfew.commands.select import select
     from clfew.methods.base import register_method
     from clfew.models.backbones import register_encoder
 
@@ -34,6 +35,7 @@ __all__ = [
     "pretrain",
     "register_encoder",
     "register_method",
+    "select",
 ]
 
 _PLACES = {

@@ -25,9 +25,11 @@ from clfew.output import (
     print_predictions,
     print_report,
     print_rows,
+    print_selection,
     print_settings,
 )
 from clfew.runs.folders import find_artifact
+from clfew.selection.asked import check_asked
 from clfew.settings import (
     CheckSettings,
     CompareSettings,
@@ -37,6 +39,7 @@ from clfew.settings import (
     FinetuneSettings,
     PredictSettings,
     PretrainSettings,
+    SelectSettings,
     check_resumed,
     labels_of,
     source_of,
@@ -231,6 +234,22 @@ def check(
             else "mend them, or write a list without them: "
             f"clfew check {shlex.quote(settings.source or result['source'])} --fix OUT.csv",
         )
+
+
+@command(epilog="Example:  clfew select ./photos --budget 40 --test 50")
+@takes(SelectSettings)
+def select(
+    context: typer.Context, settings: SelectSettings, output: opt.Output = opt.Format.table
+) -> None:
+    """Choose which images to label, and draw a random sample to test on."""
+    check_asked(settings)  # Before torch is imported.
+    from clfew.commands.select import run
+
+    folder, result = run(settings)
+    if output is opt.Format.json:
+        print_json({"run": str(folder), **result})
+    else:
+        print_selection(result)
 
 
 @command(epilog="Example:  clfew compare ./photos --minutes 5")

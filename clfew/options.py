@@ -293,7 +293,11 @@ Chosen = Annotated[
 Budget = Annotated[int | None, _option("Number of images to choose.", least=1)]
 TestSample = Annotated[
     int | None,
-    _option("Number of images to draw at random, to test on: chosen ones are no fair test.", "--test", least=1),
+    _option(
+        "Number of images to draw at random, to test on: chosen ones are no fair test.",
+        "--test",
+        least=1,
+    ),
 ]
 SoFar = Annotated[
     str | None,

@@ -259,6 +259,26 @@ def _files_in_words(result: dict[str, Any]) -> str:
     return "; ".join(filter(None, [*said, result["groups"]]))
 
 
+def print_selection(result: dict[str, Any]) -> None:
+    """Prints what `clfew select` chose: a line for each kind of row of the list."""
+    so_far, rows = result["so_far"], []
+    if so_far["rows"] or so_far["test_rows"]:
+        labelled = so_far["labelled"] + so_far["test_labelled"]
+        rows.append(
+            ("so far", f"{so_far['rows'] + so_far['test_rows']:,}", f"{labelled:,} have a label")
+        )
+    if result["chosen"]:
+        rows.append((result["strategy"], f"{len(result['chosen']):,}", result["reason"]))
+    if result["drawn"]:
+        rows.append(("test sample", f"{result['drawn']:,}", "drawn at random, to test on"))
+    console.print_table(("rows", "images", "why"), rows)
+    console.write_out(f"{result['list']}\n")
+    if not result["test"]:
+        console.write_out(
+            "There is no test sample: chosen images are no fair test. --test 50 draws one at random.\n"
+        )
+
+
 def print_rows(rows: list[dict[str, Any]], output: str) -> None:
     """Prints rows that have the same fields as lines of JSON ("jsonl") or as CSV, with lists as JSON."""
     if output == "jsonl":

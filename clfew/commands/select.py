@@ -1,31 +1,27 @@
 """`clfew select`: which images to label, and a random sample to test on."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from clfew import console
-from clfew.commands.selecting import Prepared, prepare
+from clfew.commands.selecting import Prepared, class_of, prepare
+from clfew.data.content import content_of
 from clfew.data.label_lists import CHOSEN, LabelRow, counts_of
-from clfew.errors import UsageError, UserError
+from clfew.errors import UserError
+from clfew.report.select import write_select_page
 from clfew.runs.files import write_csv, write_json
 from clfew.runs.folders import Run, check_new, command_line, from_here, new_run
-from clfew.selection.label_rows import RANDOM, cells_of, numbered
-from clfew.selection.strategies import (
-    AUTO,
-    REASONS,
-    STRATEGIES,
-    UNCERTAIN,
-    Question,
-    chosen,
-    likeliest,
-    reason_of,
-    resolved,
-)
-from clfew.settings import SelectSettings, function_of
+from clfew.selection.asked import RANDOM, UNCERTAIN, check_asked
+from clfew.selection.classifier import Known, Probabilities, fit_to_codes
+from clfew.selection.label_rows import cells_of, numbered
+from clfew.selection.pool import random_sample, to_cover
+from clfew.selection.pool_codes import pool_codes
+from clfew.selection.strategies import REASONS, Question, chosen, likeliest, reason_of, resolved
+from clfew.settings import SelectSettings, arguments_of, function_of
 from clfew.training.device import without_traces
 
 TO_LABEL = "to_label.csv"
@@ -48,10 +44,11 @@ def run(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
     The folder has to_label.csv: path, label (empty), split, order and how. With `labels`, its first rows
     are those of that list. The result has `source`, `strategy`, `reason`, `encoder`, `images` (of the
     source), `pool` (images to choose from, one of each picture), `chosen` and `test` (paths, the test
-    sample whole), `so_far` (how many rows had a label, by split), `how` (how many rows came about in each
-    way), `list` and `page`. No file of the source is changed. Raises UserError.
+    sample whole), `so_far` (how many rows had a label, by split), `how` (how many rows came about in
+    each way), `list` and `page`. No file of the source is changed. Raises UserError.
     """
-    _check(settings)
+    check_asked(settings)
+    check_new(settings.out)
     prepared = prepare(settings)
     drawn = _drawn(prepared)
     picked = _picked(prepared, drawn)
@@ -66,42 +63,17 @@ def run(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
 select = function_of(SelectSettings, without_traces(run))
 
 
-def _check(settings: SelectSettings) -> None:
-    """Raises UsageError for options that do not go together, UserError if the folder exists."""
-    example = "for example: clfew select ./photos --budget 40 --test 50"
-    check_new(settings.out)
-    if settings.budget is None and settings.test is None:
-        raise UsageError("Neither --budget nor --test was given: how many images?", example)
-    if settings.strategy not in STRATEGIES:
-        raise UsageError(
-            f"--strategy {settings.strategy} is not known.", f"choose {', '.join(STRATEGIES)}."
-        )
-    if settings.find is not None and settings.budget is None:
-        raise UsageError("--find was given without --budget: how many images?", "add --budget 40.")
-    if settings.find is not None and settings.strategy != AUTO:
-        raise UsageError(
-            "--find and --strategy are two ways to choose.", "leave out one of them."
-        )
-    if settings.labels is None and (settings.find is not None or settings.strategy == UNCERTAIN):
-        option = "--find" if settings.find is not None else f"--strategy {UNCERTAIN}"
-        raise UsageError(
-            f"{option} asks a classifier, which needs labels, and no --labels was given.",
-            "label some first: clfew select --budget 40, then name the list: --labels to_label.csv",
-        )
-
-
 def _drawn(prepared: Prepared) -> list[LabelRow]:
     """Returns the rows of a new random test sample, none where none is asked for or the list has it."""
-    from clfew.selection.pool import random_sample
-
     settings, pool, before = prepared.settings, prepared.pool, prepared.to_test
     if settings.test is None:
         return []
     if before:
         if len(before) != settings.test:
+            count = console.plural(len(before), "image")
             raise UserError(
-                f"{settings.labels} has its test sample already, {console.plural(len(before), 'image')}, "
-                f"and --test {settings.test} would change it: then its numbers mean nothing.",
+                f"{settings.labels} has its test sample already, {count}, and --test {settings.test} "
+                "would change it: then it is random no longer.",
                 "leave out --test.",
             )
         return []
@@ -147,3 +119,106 @@ def _picked(prepared: Prepared, drawn: list[LabelRow]) -> Chosen:
     else:
         rows, how, reason = _by_features(prepared, question)
     return Chosen([LabelRow(int(i), "", "train", None, how, "") for i in pool.images[rows]], how, reason)
+
+
+def _by_features(prepared: Prepared, question: Question) -> tuple[np.ndarray, str, str]:
+    """Returns the rows that are chosen by their features, how, and why so."""
+    settings, pool, start = prepared.settings, prepared.pool, prepared.start
+    assert start is not None
+    codes = pool_codes(start, prepared.cache, pool.images, prepared.device, prepared.precision)
+    question, known = replace(question, codes=codes), prepared.known()
+    if len(known.classes) > 1:
+        question = replace(question, probabilities=_classifier(prepared, question, known))
+    elif settings.strategy == UNCERTAIN or settings.find is not None:
+        option = "--find" if settings.find is not None else f"--strategy {UNCERTAIN}"
+        number = "one" if known.classes else "no"
+        raise UserError(
+            f"{settings.labels} has labels of {number} class: there is nothing to tell apart yet.",
+            f"label images of two classes at least, or leave out {option}.",
+        )
+    if settings.find is not None:
+        rows = likeliest(question, class_of(prepared, known, settings.find))
+        return rows, f"{CHOSEN} (find {settings.find})", f"those likeliest to be {settings.find}"
+    strategy = resolved(settings.strategy, question.probabilities is not None)
+    return chosen(question, strategy), f"{CHOSEN} ({strategy})", reason_of(settings.strategy, strategy)
+
+
+def _classifier(prepared: Prepared, question: Question, known: Known) -> Probabilities:
+    """Fits a classifier to the labels so far, on a sample of the pool."""
+    assert prepared.start is not None and question.codes is not None
+    pool, pictures = prepared.pool, prepared.pictures
+    # A label may be of another copy of a picture than the one that is in the pool.
+    row_of = np.zeros(len(pictures), np.int64)
+    row_of[pictures[pool.images]] = np.arange(len(pool))
+    rows, firsts = np.unique(row_of[pictures[known.images]], return_index=True)
+    sample = question.free[to_cover(pool.groups[question.free])]
+    sample = np.union1d(sample, rows)
+    probabilities, words = fit_to_codes(
+        prepared.start,
+        prepared.cache,
+        Known(pool.images[rows], known.labels[firsts], known.classes),
+        pool.images[sample],
+        question.codes.read(sample),
+        prepared.groups,
+        prepared.settings.seed,
+    )
+    console.say(f"classifier {words}")
+    return probabilities
+
+
+def _result(prepared: Prepared, picked: Chosen, rows: list[LabelRow], run: Run) -> dict[str, Any]:
+    """Returns the content of select.json."""
+    source, names = prepared.source, prepared.source.identities
+    new = {row.index for row in picked.rows}
+    old = {row.index for row in prepared.rows}
+    return {
+        "source": source.spec,
+        "read_as": source.summary(),
+        "strategy": picked.strategy,
+        "reason": picked.reason,
+        "encoder": prepared.start.words if prepared.start else None,
+        "images": len(source),
+        "pool": len(prepared.pool),
+        "chosen": [names[row.index] for row in rows if row.index in new],
+        "test": [names[row.index] for row in rows if _is_tested(prepared, row)],
+        "drawn": sum(_is_tested(prepared, row) and row.index not in old for row in rows),
+        "so_far": {
+            "rows": len(prepared.to_learn),
+            "labelled": sum(bool(row.label) for row in prepared.to_learn),
+            "test_rows": len(prepared.to_test),
+            "test_labelled": sum(bool(row.label) for row in prepared.to_test),
+        },
+        "how": counts_of([row.how for row in rows]),
+        "list": str(run.folder / TO_LABEL),
+        "page": str(run.folder / "to_label.html"),
+    }
+
+
+def _is_tested(prepared: Prepared, row: LabelRow) -> bool:
+    """Returns whether a row is of the test sample, of the list so far or drawn now."""
+    split = prepared.listed.tested_split if prepared.listed is not None else None
+    return row.split == (split or "test")
+
+
+def save(run: Run, prepared: Prepared, rows: list[LabelRow], result: dict[str, Any]) -> None:
+    """Writes to_label.csv, to_label.html, select.json, config.json and bad_images.csv."""
+    source, settings = prepared.source, prepared.settings
+    config = {
+        "command": "select",
+        "command_line": command_line(),
+        "source": source.spec,
+        "group_by": prepared.group_by,
+        "content": content_of(source, prepared.cache),
+        "split_rule": source.rule,
+        "from": result["encoder"],
+        "arguments": arguments_of(replace(settings, source=source.spec)),
+    }
+    run.write_config(config)
+    run.write_bad_images(prepared.cache.bad)
+    write_json(run.folder / "select.json", result)
+    write_select_page(run.folder / "to_label.html", source, prepared.cache, rows, result)
+    write_csv(run.folder / TO_LABEL, *cells_of(source, rows))
+    file = from_here(run.folder / TO_LABEL)
+    console.say(f"page       {from_here(run.folder / 'to_label.html')}")
+    console.say(f"list       {file}: fill in its column label, all rows or as many as you like")
+    console.next_command(f"clfew finetune --labels {shlex.quote(str(file))}")

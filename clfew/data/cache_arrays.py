@@ -84,7 +84,8 @@ def _layout(count: int, side: int) -> Layout:
 
 
 def create_arrays(path: Path, count: int, side: int) -> list[np.memmap]:
-    """Creates a safetensors file of zeros. Returns its pixels, aspects and digests, mapped for writing."""
+    """Creates a safetensors file of zeros. Returns its pixels, aspects and digests, mapped for
+    writing."""
     create_file(path, _layout(count, side))
     return map_arrays(path, count, side, "r+")
 

@@ -1,26 +1,19 @@
 """check.html: what `clfew check` found, with the pictures side by side, in one page without network."""
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from clfew.console import printable
-from clfew.data.decode import BadImage, load_square
 from clfew.data.image_cache import ImageCache
 from clfew.data.source import Source
 from clfew.quality.finding import Finding
 from clfew.quality.listing import classes_in_words
-from clfew.report import figures
-from clfew.report.png import data_uri
 from clfew.report.render import render_page
+from clfew.report.shot import shot_of
 from clfew.runs.files import write_text
 
 SETS, IN_SET, NOTES = 48, 8, 200
 """The most sets of a finding, pictures of a set, and lines of a finding without pictures on the page."""
-
-_SIDE = 96
 
 
 def write_check_page(
@@ -40,7 +33,10 @@ def _shown(source: Source, cache: ImageCache | None, finding: Finding) -> dict[s
     """Returns what the page shows of a finding."""
     sets: list[dict[str, Any]] = [
         {
-            "images": [_picture(source, cache, image) for image in images[:IN_SET]],
+            "images": [
+                shot_of(source, cache, image) | {"class": printable(classes_in_words(source, image))}
+                for image in images[:IN_SET]
+            ],
             "more": max(0, len(images) - IN_SET),
             "note": finding.notes[i] if i < len(finding.notes) and len(images) < 2 else "",
         }
@@ -54,21 +50,4 @@ def _shown(source: Source, cache: ImageCache | None, finding: Finding) -> dict[s
         "more_sets": max(0, len(finding.sets) - SETS),
         "lines": lines[:NOTES],
         "more_lines": max(0, len(lines) - NOTES),
-    }
-
-
-def _picture(source: Source, cache: ImageCache | None, image: int) -> dict[str, Any]:
-    """Returns a small version of an image, None where it cannot be read, and what is known of it."""
-    content = None
-    with contextlib.suppress(BadImage):
-        if cache is None:
-            pixels, aspect = load_square(source.content(image), _SIDE, source.scale)
-            content = figures.thumbnail(pixels, aspect)
-        elif cache.good[np.searchsorted(cache.good, image).clip(max=len(cache.good) - 1)] == image:
-            content = figures.thumbnail(cache.pixels[image], float(cache.aspects[image]))
-    return {
-        "src": data_uri(*content) if content else None,
-        "tiny": content is not None and content[1] == "image/png",
-        "file": printable(source.identities[image]),
-        "class": printable(classes_in_words(source, image)),
     }

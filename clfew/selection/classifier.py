@@ -25,12 +25,13 @@ _CPU = torch.device("cpu")
 class Known:
     """The images that have labels.
 
-    images: int64 (L,), indices in the source. labels: int64 (L,), classes from 0 to `classes` - 1.
+    images: int64 (L,), indices in the source. labels: int64 (L,), the class of each. classes: their
+    names.
     """
 
     images: np.ndarray
     labels: np.ndarray
-    classes: int
+    classes: list[str]
 
 
 Probabilities = Callable[[np.ndarray], np.ndarray]
@@ -60,7 +61,7 @@ def fit_to_codes(
         cache.aspects,
         images_S[order],
         labels,
-        known.classes,
+        len(known.classes),
         features,
         _CPU,
         "fp32",

@@ -1,8 +1,8 @@
 """Chooses typical images of clusters: TypiClust.
 
-Hacohen, Dekel, Weinshall, Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets, ICML
-2022, algorithm 1: as many clusters as there are labels, so far and to come; of each cluster without a
-label, the largest first, the image that is nearest to its neighbours.
+Hacohen, Dekel, Weinshall, Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets,
+ICML 2022, algorithm 1: as many clusters as there are labels, so far and to come; of each cluster without
+a label, the largest first, the image that is nearest to its neighbours.
 
 Shape suffixes: N candidates, S images of a sample, K clusters, L labelled images, A axes.
 """

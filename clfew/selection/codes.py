@@ -17,8 +17,8 @@ from torch import Tensor
 from clfew.finetuning.probes import mean_and_std
 
 SCALE = 2048
-"""The length of a vector. Products of two are integers of at most SCALE² = 2^22, a quarter of what float32
-counts to: by Cauchy and Schwarz' inequality this holds for each part of the sum, too."""
+"""The length of a vector. Products of two are integers of at most SCALE² = 2^22, a quarter of what
+float32 counts to: by Cauchy and Schwarz' inequality this holds for each part of the sum, too."""
 
 AXES = 256
 """The most axes, those along which the images vary most."""
@@ -92,8 +92,8 @@ def as_numbers(codes_NxA: np.ndarray) -> Tensor:
 def kernel(one_NxA: Tensor, other_MxA: Tensor, power: int) -> Tensor:
     """Returns how similar images are: float32 (N, M), integers from 0 to STEPS.
 
-    It is ((1 + cosine) / 2) to the power of `power`, a power of two. That is close to a Gaussian kernel of
-    the distance d between unit vectors, exp(-(d / σ)²), with σ = 2 / sqrt(power), and needs only
+    It is ((1 + cosine) / 2) to the power of `power`, a power of two. That is close to a Gaussian kernel
+    of the distance d between unit vectors, exp(-(d / σ)²), with σ = 2 / sqrt(power), and needs only
     products, which are rounded alike everywhere.
     """
     near = one_NxA @ other_MxA.T

@@ -6,8 +6,8 @@ is the one that adds most to the sum of this over all images (equation 4, algori
 weighted by the classifier's uncertainty it is UHerding (Bae, Sutherland, Oliveira, Uncertainty Herding,
 ICLR 2025, section 3).
 
-The sum is over a sample of the images, the reference. What is added by an image can only shrink as others are
-taken, so that it is computed anew only for those that may be the next (Minoux 1978).
+The sum is over a sample of the images, the reference. What is added by an image can only shrink as
+others are taken, so that it is computed anew only for those that may be the next (Minoux 1978).
 
 Shape suffixes: N candidates, R images of the reference, L labelled images, A axes.
 """

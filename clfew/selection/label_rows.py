@@ -13,8 +13,8 @@ RANDOM = "random"
 
 
 def rows_so_far(source: Source, listed: LabelList | None) -> list[LabelRow]:
-    """Returns the rows of the list so far. Of a source that is itself a list, of which some images have a
-    label and others have none, those that have one come after them."""
+    """Returns the rows of the list so far. Of a source that is itself a list, of which some images have
+    a label and others have none, those that have one come after them."""
     rows = [] if listed is None else list(listed.rows)
     if not has_some_labels(source):
         return rows

@@ -1,4 +1,5 @@
-"""The images that may be asked for: one of each picture, and no group twice before all have had their turn."""
+"""The images that may be asked for: one of each picture, and no group twice before all have had their
+turn."""
 
 from dataclasses import dataclass
 
@@ -58,8 +59,8 @@ def random_sample(pool: Pool, free: np.ndarray, count: int, seed: int) -> np.nda
 
 
 def to_cover(groups_N: np.ndarray, most: int = MOST_TO_COVER) -> np.ndarray:
-    """Returns which of N images stand for all, int64, at most `most`, where each group counts once as far as
-    there are enough of them: the first of each group, then the second of each, and so on."""
+    """Returns which of N images stand for all, int64, at most `most`, where each group counts once as
+    far as there are enough of them: the first of each group, then the second of each, and so on."""
     order = np.argsort(groups_N, kind="stable")
     _, starts, sizes = np.unique(groups_N[order], return_index=True, return_counts=True)
     rank = np.empty(len(groups_N), np.int64)

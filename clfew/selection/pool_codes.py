@@ -35,8 +35,8 @@ def pool_codes(
     precision: str,
 ) -> Codes:
     """Returns the codes of the images of a pool, computed a part at a time and kept in a file of the
-    cache folder, so that the next round need not wait. pool: indices in the source, in any order; the axes
-    are found by the first ones. Raises UserError if the file cannot be written."""
+    cache folder, so that the next round need not wait. pool: indices in the source, in any order; the
+    axes are found by the first ones. Raises UserError if the file cannot be written."""
     file = cache_folder() / f"codes-{_key(start, cache, pool, device, precision)}.safetensors"
     layout: Layout = {"codes": ("I16", np.dtype("<i2"), (len(pool), min(AXES, start.encoder.dim)))}
     if not file.exists():
@@ -60,8 +60,8 @@ def _write(
     device: torch.device,
     precision: str,
 ) -> None:
-    """Computes the codes. They are written in a folder of this process and then moved, so that a half-written
-    file is never found."""
+    """Computes the codes. They are written in a folder of this process and then moved, so that a
+    half-written file is never found."""
 
     def features(images: np.ndarray) -> np.ndarray:
         arrays = (cache.pixels, cache.aspects, images)
@@ -103,9 +103,7 @@ def _parts(pool: np.ndarray, start: int, end: int) -> Iterator[tuple[int, np.nda
         yield first, pool[first : min(first + _CHUNK, end)]
 
 
-def _key(
-    start: Start, cache: ImageCache, pool: np.ndarray, device: torch.device, precision: str
-) -> str:
+def _key(start: Start, cache: ImageCache, pool: np.ndarray, device: torch.device, precision: str) -> str:
     """Returns a digest of all that codes depend on."""
     digest = hashlib.blake2b(digest_size=12)
     for name, value in start.encoder.state_dict().items():

@@ -4,14 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clfew.selection.asked import AUTO, HERDING, RANDOM, TYPICLUST, UNCERTAIN
 from clfew.selection.classifier import Probabilities, uncertainty_of
 from clfew.selection.clusters import typical
 from clfew.selection.codes import Codes
 from clfew.selection.herding import herded, reference_of
 from clfew.selection.pool import Pool, Turns, taken_in_order, to_cover
-
-AUTO, HERDING, TYPICLUST, UNCERTAIN, RANDOM = "auto", "herding", "typiclust", "uncertain", "random"
-STRATEGIES = (AUTO, HERDING, TYPICLUST, UNCERTAIN, RANDOM)
 
 POWER = 4
 """Of the kernel (see `codes.kernel`); about a Gaussian kernel with σ = 1, as in the paper."""
@@ -23,6 +21,9 @@ REASONS = {
     RANDOM: "at random",
 }
 
+WHY_COLD = "without labels it was the best"
+WHY_WARM = "with labels it was the best"
+
 _CHUNK = 8192
 
 
@@ -31,9 +32,9 @@ class Question:
     """What is asked for: `budget` images of the free rows of a pool.
 
     free: int64, rows of the pool that may be chosen, in a random order. labelled: int64, rows of the
-    images that are in the list already, to learn from. asked: int64, the groups of these. codes: of all rows
-    of the pool, None where the strategy needs none. probabilities: of the classifier of the labels so
-    far, None while there is none. seed: of random choices.
+    images that are in the list already, to learn from. asked: int64, the groups of these. codes: of all
+    rows of the pool, None where the strategy needs none. probabilities: of the classifier of the labels
+    so far, None while there is none. seed: of random choices.
     """
 
     pool: Pool
@@ -56,9 +57,15 @@ def resolved(strategy: str, has_classifier: bool) -> str:
     return UNCERTAIN if has_classifier else HERDING
 
 
+def reason_of(asked: str, strategy: str) -> str:
+    """Returns in words why a strategy was taken. asked: the one that the user named."""
+    why = {HERDING: WHY_COLD, UNCERTAIN: WHY_WARM}.get(strategy, "")
+    return REASONS[strategy] + (f"; {why}" if asked == AUTO and why else "; as asked for")
+
+
 def chosen(question: Question, strategy: str) -> np.ndarray:
-    """Returns the rows of the pool to label, int64, the first one first. strategy: one of STRATEGIES but "auto";
-    "uncertain" needs a classifier."""
+    """Returns the rows of the pool to label, int64, the first one first. strategy: one of STRATEGIES but
+    "auto"; "uncertain" needs a classifier."""
     free, pool, turns = question.free, question.pool, question.turns()
     if strategy == RANDOM:
         return free[taken_in_order(np.arange(len(free)), question.budget, turns)]
@@ -80,7 +87,8 @@ def chosen(question: Question, strategy: str) -> np.ndarray:
 
 
 def likeliest(question: Question, label: int) -> np.ndarray:
-    """Returns the free rows that the classifier takes most for a class, at most `budget`, likeliest first."""
+    """Returns the free rows that the classifier takes most for a class, at most `budget`, likeliest
+    first."""
     assert question.codes is not None and question.probabilities is not None
     free = question.free
     parts = [
