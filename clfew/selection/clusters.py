@@ -71,18 +71,26 @@ def typical(
 
 
 def _centres(codes_SxA: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
-    """Returns the centres of clusters as codes, int64 (K, A): spherical k-means from k-means++."""
+    """Returns the centres of clusters as codes, int64 (K, A): spherical k-means, from images that are
+    chosen one after the other, each the best of a few that are drawn by their distance to those before
+    (greedy k-means++, Arthur and Vassilvitskii, 2007)."""
     codes = as_numbers(codes_SxA)
+
+    def apart_from(some: list[int]) -> np.ndarray:
+        near = (codes[some] @ codes.T).numpy().astype(np.int64)
+        distance: np.ndarray = (SCALE**2 - near).clip(min=0)
+        distance[range(len(some)), some] = 0
+        return distance
+
     rows = [int(random.integers(len(codes)))]
-    apart = np.full(len(codes), np.iinfo(np.int64).max)
-    while len(rows) < count:
-        near = (codes @ codes[rows[-1]]).numpy().astype(np.int64)
-        apart = np.minimum(apart, (SCALE**2 - near).clip(min=0))
-        apart[rows] = 0
+    apart, trials = apart_from(rows)[0], 2 + int(np.log(count))
+    while len(rows) < count and apart.any():
         total = np.cumsum(apart)
-        if not total[-1]:  # All others are copies of those.
-            break
-        rows.append(int(np.searchsorted(total, random.integers(total[-1]), side="right")))
+        drawn = np.searchsorted(total, random.integers(total[-1], size=trials), side="right").tolist()
+        nearest = np.minimum(apart_from(drawn), apart)
+        best = int(nearest.sum(1).argmin())
+        rows.append(drawn[best])
+        apart = nearest[best]
     centres = codes_SxA[rows].astype(np.int64)
     cluster = None
     for _ in range(_ROUNDS):
