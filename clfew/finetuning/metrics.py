@@ -3,6 +3,7 @@
 Shape suffixes: N images, C classes.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ def expected_accuracy(accuracy: float, fraction: float) -> float:
     return 1 - (1 - accuracy) * fraction**LEARNING_CURVE
 
 
+@lru_cache(10_000)  # Simulations ask for the same few counts, and binomtest takes milliseconds.
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """Returns the 95 % interval of a proportion (Wilson 1927), valid for few images and near 0 and 1."""
     from scipy.stats import binomtest
@@ -93,7 +95,7 @@ def accuracy_interval(
     if groups_N is not None and len(numbers := np.unique(groups_N)) < correct.shape[-1]:
         if not several or len(numbers) < 2:
             flat = correct.reshape(-1, correct.shape[-1]).mean(0)
-            return _interval(mean, independent_images(flat, groups_N), len(numbers) - 1)
+            return interval_of_mean(mean, independent_images(flat, groups_N), len(numbers) - 1)
         # Each group is one image then, which counts as much as it has images.
         places, scale = np.searchsorted(numbers, groups_N), len(numbers) / correct.shape[-1]
         rows = [scale * np.bincount(places, row) for row in correct.reshape(-1, correct.shape[-1])]
@@ -119,17 +121,17 @@ def accuracy_interval(
     share = float(smoothed.mean())
     images = min(share * (1 - share) / variance, smoothed.size)
     freedom = sum(variances) ** 2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
-    return _interval(mean, images, freedom)
+    return interval_of_mean(mean, images, freedom)
 
 
-def _interval(mean: float, images: float, freedom: float) -> tuple[float, float]:
+def interval_of_mean(mean: float, images: float, freedom: float) -> tuple[float, float]:
     """Returns the Wilson interval of a proportion among so many independent images, with the t quantile
     of so many degrees of freedom; everything where there are none."""
-    from scipy import stats
+    from scipy.special import stdtrit
 
     if freedom < 1:
         return 0.0, 1.0
-    z = float(stats.t.ppf(0.975, freedom))
+    z = float(stdtrit(freedom, 0.975))
     centre = (mean + z**2 / (2 * images)) / (1 + z**2 / images)
     reach = z * (mean * (1 - mean) / images + z**2 / (4 * images**2)) ** 0.5 / (1 + z**2 / images)
     return max(0.0, centre - reach), min(1.0, centre + reach)
