@@ -27,7 +27,8 @@ resumed: a method that failed is tried again."""
 
 
 LABELS = "labels.csv"
-"""In a fine-tuning run: a CSV of the images whose labels it uses, path,label."""
+"""In a fine-tuning run: a CSV path,label,split,how of the images whose labels it uses and of the test
+sample of the list that they come from, if it has one; of older runs path,label."""
 
 START = "start.safetensors"
 """In a pretraining run: the pretrained encoder it started from, an artifact like the one it makes."""

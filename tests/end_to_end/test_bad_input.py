@@ -157,7 +157,8 @@ def test_a_csv_that_cannot_be_a_source(clfew, images, tmp_path, rows, header, wo
     [
         (["cross/000.png"], "path", ["label"]),
         (["cross/000.png,a", "images/elsewhere.png,b"], "path,label", ["elsewhere.png"]),
-        (["cross/000.png,a", "cross/001.png, "], "path,label", ["empty label"]),
+        (["cross/000.png,", "cross/001.png, "], "path,label", ["None of the 2 rows", "fill in"]),
+        (["cross/000.png,a", "cross/001.png, "], "path,label", ["one class only, 'a'"]),
         (["cross/000.png,cross", "cross/000.png,ring"], "path,label", ["two labels"]),
     ],
 )

@@ -200,16 +200,23 @@ def check_as_source(file, rows):
 
 
 def check_as_labels(source, file, rows):
-    labels = [row.get("label", "").strip() for row in rows]
+    splits = [SPLITS.get(row.get("split", "").lower() or "train", "") for row in rows]
+    tested = next((split for split in ("test", "val") if split in splits), None)
+    learned = [
+        row
+        for row, split in zip(rows, splits, strict=True)
+        if split != tested and row.get("label", "").strip()
+    ]
     try:
         labelled, chosen = apply_label_csv(source, ListFile(file))
     except UserError:
         names = [row["path"] for row in rows]
-        assert not (rows and all(labels) and set(names) <= set(source.identities))
+        assert not (learned and "" not in splits and set(names) <= set(source.identities))
         return
-    assert rows and all(labels) and max(Counter(chosen.tolist()).values()) == 1
-    assert [labelled.classes[c] for c in labelled.labels[chosen]] == labels
-    for index, row in zip(chosen, rows, strict=True):
+    assert learned and "" not in splits and max(Counter(chosen.tolist()).values()) == 1
+    names = [row["label"].strip() for row in learned]
+    assert [labelled.classes[c] for c in labelled.labels[chosen]] == names
+    for index, row in zip(chosen, learned, strict=True):
         held = os.path.join(source.spec, source.identities[index])
         places = [os.path.join(base, row["path"]) for base in (source.spec, file.parent, os.getcwd())]
         assert any(is_file(place) and os.path.samefile(place, held) for place in places)
