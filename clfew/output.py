@@ -151,6 +151,23 @@ def print_finetuning(result: dict[str, Any]) -> None:
         f"accuracy {percent(result['mean'])}{std}, 95 % interval {percent(low)} to "
         f"{percent(high)}, on {result['test_images']:,} test images\n"
     )
+    if shares := result.get("class_shares"):
+        ordered = sorted(shares, key=lambda row: -row["share"])
+        shown = ", ".join(
+            f"{console.printable(row['class'])} {_whole(row['share'])} ({_whole(row['low'])} to "
+            f"{_whole(row['high'])})"
+            for row in ordered[:MOST_SHARES]
+        )
+        more = f", and {len(ordered) - MOST_SHARES} more" if len(ordered) > MOST_SHARES else ""
+        console.write_out(f"class shares in per cent, from the random sample: {shown}{more}\n")
+
+
+MOST_SHARES = 12
+"""The most classes whose shares are named after fine-tuning; result.json has all."""
+
+
+def _whole(share: float) -> str:
+    return f"{100 * share:.0f}"
 
 
 def print_distillation(result: dict[str, Any]) -> None:
@@ -271,7 +288,7 @@ def print_selection(result: dict[str, Any]) -> None:
         rows.append((result["strategy"], f"{len(result['chosen']):,}", result["reason"]))
     if result["drawn"]:
         rows.append(("test sample", f"{result['drawn']:,}", "drawn at random, to test on"))
-    console.print_table(("rows", "images", "why"), rows)
+    console.print_table(("rows", "images", "why"), rows, right_align=False)
     console.write_out(f"{result['list']}\n")
     if not result["test"]:
         console.write_out(

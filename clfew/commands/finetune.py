@@ -11,10 +11,11 @@ import torch
 from clfew import console
 from clfew.commands.finetuning import Prepared, origins_of, prepare
 from clfew.data.content import content_of
-from clfew.data.label_lists import counts_of
+from clfew.data.label_lists import RANDOM, counts_of
 from clfew.data.labels import parse_labels
 from clfew.data.sources import open_source
 from clfew.errors import UsageError
+from clfew.finetuning.class_shares import class_shares
 from clfew.finetuning.find_start import find_starts, restored_start, start_row
 from clfew.finetuning.fit import FullSettings
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
@@ -60,7 +61,9 @@ def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
 
     The classifier of the first label sample is kept, in classifier.safetensors. The result holds
     `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and `draws` with the accuracy
-    and the decisions for each label sample. Raises UserError; raises Stopped after a signal.
+    and the decisions for each label sample; where the test images are a random sample of a list, also
+    `class_shares`, the share of each class among all images (see `class_shares`). Raises UserError;
+    raises Stopped after a signal.
     """
     folder, result = finetune_in(settings)
     _say_next(folder, result)
@@ -177,6 +180,8 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
         result = _summary(rows, len(learned.test), drawn, groups)
         result |= {"read_as": learned.source.summary(), **_origins(prepared, fitted.labelled)}
         result |= {"test_sample": len(prepared.test_sample)}
+        if learned.test.size and set(result["test_origins"]) == {RANDOM}:
+            result["class_shares"] = class_shares(fitting, fitted)
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")

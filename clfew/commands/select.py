@@ -10,12 +10,13 @@ import numpy as np
 from clfew import console
 from clfew.commands.selecting import Prepared, class_of, prepare
 from clfew.data.content import content_of
-from clfew.data.label_lists import CHOSEN, LabelRow, counts_of
+from clfew.data.label_lists import CHOSEN, RANDOM, LabelRow, counts_of
 from clfew.errors import UserError
 from clfew.report.select import write_select_page
 from clfew.runs.files import write_csv, write_json
 from clfew.runs.folders import Run, check_new, command_line, from_here, new_run
-from clfew.selection.asked import RANDOM, UNCERTAIN, check_asked
+from clfew.selection import asked
+from clfew.selection.asked import UNCERTAIN, check_asked
 from clfew.selection.classifier import Known, Probabilities, fit_to_codes
 from clfew.selection.label_rows import cells_of, numbered
 from clfew.selection.pool import random_sample, to_cover
@@ -47,14 +48,23 @@ def run(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
     sample whole), `so_far` (how many rows had a label, by split), `how` (how many rows came about in
     each way), `list` and `page`. No file of the source is changed. Raises UserError.
     """
+    folder, result = select_in(settings)
+    file = from_here(folder / TO_LABEL)
+    console.say(f"page       {from_here(folder / 'to_label.html')}")
+    console.say(f"list       {file}: fill in its column label, all rows or as many as you like")
+    console.next_command(f"clfew finetune --labels {shlex.quote(str(file))}")
+    return folder, result
+
+
+def select_in(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
+    """Does what `run` does, as a part of another command: reports no command to type next."""
     check_asked(settings)
     check_new(settings.out)
     prepared = prepare(settings)
     drawn = _drawn(prepared)
     picked = _picked(prepared, drawn)
-    new = picked.rows + drawn
+    rows = numbered(prepared.rows, picked.rows + drawn)
     run = new_run("select", settings.out)
-    rows = numbered(prepared.rows, new)
     result = _result(prepared, picked, rows, run)
     save(run, prepared, rows, result)
     return run.folder, result
@@ -106,16 +116,13 @@ def _picked(prepared: Prepared, drawn: list[LabelRow]) -> Chosen:
             "from, one of each picture.",
             f"use --budget {len(free)} or less." if len(free) else "all are in the list already.",
         )
-    asked = prepared.groups[[row.index for row in prepared.to_learn]]
-    labelled = np.flatnonzero(
-        np.isin(
-            prepared.pictures[pool.images],
-            prepared.pictures[[row.index for row in prepared.to_learn]],
-        )
-    )
-    question = Question(pool, free, labelled, np.unique(asked), settings.budget, settings.seed)
-    if settings.find is None and settings.strategy == RANDOM:
-        rows, how, reason = chosen(question, RANDOM), RANDOM, REASONS[RANDOM]
+    in_list = [row.index for row in prepared.to_learn]
+    labelled = np.flatnonzero(np.isin(prepared.pictures[pool.images], prepared.pictures[in_list]))
+    groups = np.unique(prepared.groups[in_list])
+    question = Question(pool, free, labelled, groups, settings.budget, settings.seed)
+    if settings.find is None and settings.strategy == asked.RANDOM:
+        rows = chosen(question, asked.RANDOM)
+        how, reason = RANDOM, REASONS[asked.RANDOM]
     else:
         rows, how, reason = _by_features(prepared, question)
     return Chosen([LabelRow(int(i), "", "train", None, how, "") for i in pool.images[rows]], how, reason)
@@ -218,7 +225,3 @@ def save(run: Run, prepared: Prepared, rows: list[LabelRow], result: dict[str, A
     write_json(run.folder / "select.json", result)
     write_select_page(run.folder / "to_label.html", source, prepared.cache, rows, result)
     write_csv(run.folder / TO_LABEL, *cells_of(source, rows))
-    file = from_here(run.folder / TO_LABEL)
-    console.say(f"page       {from_here(run.folder / 'to_label.html')}")
-    console.say(f"list       {file}: fill in its column label, all rows or as many as you like")
-    console.next_command(f"clfew finetune --labels {shlex.quote(str(file))}")

@@ -26,9 +26,9 @@ FIRST_RULE = 7
 """The rule of sources (see `source.RULE`) from which on a list says by its column `split` which rows are
 tested on, and may have rows without a label."""
 
-LISTED, CHOSEN = "listed", "chosen"
-"""How a label came about of which a list says nothing, and of an image that was chosen in whatever way:
-`chosen (herding)` and the like."""
+LISTED, CHOSEN, RANDOM = "listed", "chosen", "random"
+"""How a label came about of which a list says nothing, of an image that was chosen in whatever way
+(`chosen (herding)` and the like), and of one that was drawn at random."""
 
 
 @dataclass(frozen=True)

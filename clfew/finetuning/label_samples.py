@@ -126,7 +126,7 @@ def _tested(
     correctly (see `metrics.packed`)."""
     if not len(fitting.test):
         return {"accuracy": None}
-    logits = _test_logits(classifier, start, task, mode, fitting.test)
+    logits = test_logits(classifier, start, task, mode, fitting.test)
     correct = logits.argmax(1) == fitting.source.labels[fitting.test]
     return {"accuracy": float(correct.mean()), "correct": packed(correct)}
 
@@ -212,7 +212,7 @@ def names_of(starts: list[Start]) -> list[str]:
     ]
 
 
-def _test_logits(
+def test_logits(
     classifier: Classifier, start: Start, task: Task, mode: str, test: np.ndarray
 ) -> np.ndarray:
     """Returns the logits of the test images. A head on frozen features takes these features, which are

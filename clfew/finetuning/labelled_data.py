@@ -169,10 +169,11 @@ def say_groups(data: LabelledData) -> None:
     tested, known = set(source.labels[data.test].tolist()), source.labels[data.known]
     untested = [source.classes[label] for label in np.unique(known) if label not in tested]
     if untested:
-        console.say(
-            f"note       {len(untested)} class{'es' if len(untested) > 1 else ''} cannot be tested: all "
-            f"images belong together, of {', '.join(map(console.printable, untested[:5]))}"
-        )
+        shown = ", ".join(map(console.printable, untested[:5]))
+        count = console.plural(len(untested), "class", "classes")
+        # In a test split that the data or a list have, there may just be none of it.
+        why = "the test images show none" if split_to_test(source) else "all images belong together"
+        console.say(f"note       {count} cannot be tested: {why}, of {shown}")
     if len(data.contradicting):
         first = data.contradicting[0]
         same = data.cache.digests[data.contradicting] == data.cache.digests[first]

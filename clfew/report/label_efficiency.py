@@ -25,10 +25,10 @@ def draw_label_efficiency(
     Error bars show the standard deviation over label samples.
 
     rows: dicts with the keys `labels`, `method`, `mean` and `std`. titles: the legend's title of each
-    method, in the order of the legend from the bottom up; a legend of more than three methods is placed
+    method, in the order of the legend from the bottom up; a legend of more than four methods is placed
     below the plot instead of inside it. labels: the title of the x axis.
     """
-    is_long = len(titles) > 3
+    is_long = len(titles) > 4
     figure = Figure(figsize=(6.4, 5 if is_long else 4), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     for (method, title), (colour, marker, line) in zip(titles.items(), _STYLES, strict=False):

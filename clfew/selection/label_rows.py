@@ -9,7 +9,6 @@ from clfew.data.lists import is_list
 from clfew.data.source import Source
 
 HEADER = ("path", "label", "split", "order", "how")
-RANDOM = "random"
 
 
 def rows_so_far(source: Source, listed: LabelList | None) -> list[LabelRow]:
