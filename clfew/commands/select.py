@@ -19,7 +19,7 @@ from clfew.selection import asked
 from clfew.selection.asked import UNCERTAIN, check_asked
 from clfew.selection.classifier import Known, Probabilities, fit_to_codes
 from clfew.selection.label_rows import cells_of, numbered
-from clfew.selection.pool import random_sample, to_cover
+from clfew.selection.pool import MOST_CANDIDATES, Pool, random_sample, to_cover
 from clfew.selection.pool_codes import pool_codes
 from clfew.selection.strategies import REASONS, Question, chosen, likeliest, reason_of, resolved
 from clfew.settings import SelectSettings, arguments_of, function_of
@@ -104,33 +104,50 @@ def _picked(prepared: Prepared, drawn: list[LabelRow]) -> Chosen:
     settings, pool = prepared.settings, prepared.pool
     if settings.budget is None:
         return Chosen([], "", "")
-    listed = [row.index for row in prepared.rows]
-    tested = [row.index for row in [*prepared.to_test, *drawn]]
-    is_free = ~np.isin(prepared.pictures[pool.images], prepared.pictures[listed])
-    is_free &= ~np.isin(pool.groups, prepared.groups[tested])
-    order = pool.order(settings.seed)
-    free = order[is_free[order]]
-    if settings.budget > len(free):
+    question = _question(prepared, pool, drawn)
+    free = len(question.free)
+    if settings.budget > free:
         raise UserError(
-            f"--budget {settings.budget} is more than the {len(free):,} images that are left to choose "
-            "from, one of each picture.",
-            f"use --budget {len(free)} or less." if len(free) else "all are in the list already.",
+            f"--budget {settings.budget} is more than the {free:,} images that are left to choose from, "
+            "one of each picture.",
+            f"use --budget {free} or less." if free else "all are in the list already.",
         )
-    in_list = [row.index for row in prepared.to_learn]
-    labelled = np.flatnonzero(np.isin(prepared.pictures[pool.images], prepared.pictures[in_list]))
-    groups = np.unique(prepared.groups[in_list])
-    question = Question(pool, free, labelled, groups, settings.budget, settings.seed)
     if settings.find is None and settings.strategy == asked.RANDOM:
-        rows = chosen(question, asked.RANDOM)
-        how, reason = RANDOM, REASONS[asked.RANDOM]
+        rows, how, reason = chosen(question, asked.RANDOM), RANDOM, REASONS[asked.RANDOM]
     else:
+        most = max(MOST_CANDIDATES, 2 * settings.budget)
+        if settings.find is None and len(pool) > most:
+            console.say(f"pool       {most:,} of them, drawn at random, are compared")
+            some = np.union1d(to_cover(pool.groups, most), question.labelled)
+            pool = pool.part(some)
+            question = _question(prepared, pool, drawn)
         rows, how, reason = _by_features(prepared, question)
     return Chosen([LabelRow(int(i), "", "train", None, how, "") for i in pool.images[rows]], how, reason)
 
 
+def _question(prepared: Prepared, pool: Pool, drawn: list[LabelRow]) -> Question:
+    """Returns what is asked for, before any features are looked at: copies of images in the list are
+    not, nor what belongs together with the test sample."""
+    settings, pictures, groups = prepared.settings, prepared.pictures, prepared.groups
+    listed = [row.index for row in prepared.rows]
+    to_learn = [row.index for row in prepared.to_learn]
+    tested = [row.index for row in [*prepared.to_test, *drawn]]
+    is_free = ~np.isin(pictures[pool.images], pictures[listed])
+    is_free &= ~np.isin(pool.groups, groups[tested])
+    order = pool.order(settings.seed)
+    return Question(
+        pool,
+        order[is_free[order]],
+        np.flatnonzero(np.isin(pictures[pool.images], pictures[to_learn])),
+        np.unique(groups[to_learn]),
+        settings.budget or 0,
+        settings.seed,
+    )
+
+
 def _by_features(prepared: Prepared, question: Question) -> tuple[np.ndarray, str, str]:
     """Returns the rows that are chosen by their features, how, and why so."""
-    settings, pool, start = prepared.settings, prepared.pool, prepared.start
+    settings, pool, start = prepared.settings, question.pool, prepared.start
     assert start is not None
     codes = pool_codes(start, prepared.cache, pool.images, prepared.device, prepared.precision)
     question, known = replace(question, codes=codes), prepared.known()
@@ -153,7 +170,7 @@ def _by_features(prepared: Prepared, question: Question) -> tuple[np.ndarray, st
 def _classifier(prepared: Prepared, question: Question, known: Known) -> Probabilities:
     """Fits a classifier to the labels so far, on a sample of the pool."""
     assert prepared.start is not None and question.codes is not None
-    pool, pictures = prepared.pool, prepared.pictures
+    pool, pictures = question.pool, prepared.pictures
     # A label may be of another copy of a picture than the one that is in the pool.
     row_of = np.zeros(len(pictures), np.int64)
     row_of[pictures[pool.images]] = np.arange(len(pool))
@@ -165,7 +182,7 @@ def _classifier(prepared: Prepared, question: Question, known: Known) -> Probabi
         prepared.cache,
         Known(pool.images[rows], known.labels[firsts], known.classes),
         pool.images[sample],
-        question.codes.read(sample),
+        question.codes(sample),
         prepared.groups,
         prepared.settings.seed,
     )

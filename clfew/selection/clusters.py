@@ -10,7 +10,7 @@ Shape suffixes: N candidates, S images of a sample, K clusters, L labelled image
 import numpy as np
 import torch
 
-from clfew.selection.codes import SCALE, Codes, as_numbers
+from clfew.selection.codes import SCALE, as_numbers
 from clfew.selection.pool import Turns
 
 MOST_CLUSTERS = 500
@@ -28,7 +28,7 @@ _MOST_IN_CLUSTER = 4000
 
 
 def typical(
-    codes: Codes,
+    codes_NxA: np.ndarray,
     sample_S: np.ndarray,
     labelled_LxA: np.ndarray,
     budget: int,
@@ -37,32 +37,29 @@ def typical(
 ) -> list[int]:
     """Returns the rows of the candidates to label, at most `budget`, the first one first.
 
-    codes: of the candidates. sample: rows of the candidates by which clusters are found. labelled:
+    sample: rows of the candidates by which clusters are found. labelled:
     codes of the images that have labels. seed: of the first centres. turns: which candidates may be
     taken; it is changed.
     """
     count = min(len(labelled_LxA) + budget, MOST_CLUSTERS, len(sample_S))
     if not count:
         return []
-    seen = np.concatenate([codes.read(sample_S), labelled_LxA])
+    seen = np.concatenate([codes_NxA[sample_S], labelled_LxA])
     centres = _centres(seen, count, np.random.default_rng(seed))
-    chunks = [
-        np.arange(start, min(start + _CHUNK, len(codes))) for start in range(0, len(codes), _CHUNK)
-    ]
-    cluster_N = np.concatenate([_nearest(codes.read(chunk), centres) for chunk in chunks])
+    cluster_N = _nearest(codes_NxA, centres)
     labels_K = np.bincount(_nearest(labelled_LxA, centres), minlength=count)
     sizes_K = np.bincount(cluster_N, minlength=count)
     members = np.split(np.argsort(cluster_N, kind="stable"), np.cumsum(sizes_K)[:-1])
     order_of: dict[int, list[int]] = {}
     chosen: list[int] = []
-    while len(chosen) < min(budget, len(codes)):
+    while len(chosen) < min(budget, len(codes_NxA)):
         open_K = np.bincount(cluster_N[turns.open], minlength=count)
         cluster = min(
             np.flatnonzero(open_K).tolist(),
             key=lambda k: (sizes_K[k] <= SMALLEST, labels_K[k], -sizes_K[k], k),
         )
         if cluster not in order_of:
-            order_of[cluster] = _most_typical(codes, members[cluster])
+            order_of[cluster] = _most_typical(codes_NxA, members[cluster])
         row = next(row for row in order_of[cluster] if turns.open[row])
         chosen.append(row)
         labels_K[cluster] += 1
@@ -109,18 +106,21 @@ def _centres(codes_SxA: np.ndarray, count: int, random: np.random.Generator) -> 
 
 def _nearest(codes_NxA: np.ndarray, centres_KxA: np.ndarray) -> np.ndarray:
     """Returns the nearest centre of each image, int64 (N,), the first of several."""
-    near = as_numbers(codes_NxA) @ as_numbers(centres_KxA).T
-    nearest: np.ndarray = near.numpy().argmax(1)
-    return nearest
+    centres = as_numbers(centres_KxA)
+    parts = [
+        (as_numbers(codes_NxA[start : start + _CHUNK]) @ centres.T).numpy().argmax(1)
+        for start in range(0, len(codes_NxA), _CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
 
-def _most_typical(codes: Codes, rows: np.ndarray) -> list[int]:
+def _most_typical(codes_NxA: np.ndarray, rows: np.ndarray) -> list[int]:
     """Returns the given rows of candidates, the most typical one first."""
     compared, others = rows[:_MOST_IN_CLUSTER], rows[_MOST_IN_CLUSTER:]
     count = min(NEIGHBOURS, len(compared) // 2)
     if count < 1:
         return rows.tolist()
-    numbers = as_numbers(codes.read(compared))
+    numbers = as_numbers(codes_NxA[compared])
     near = numbers @ numbers.T
     near.fill_diagonal_(-np.inf)
     cosine = near.topk(count, dim=1).values.double() / SCALE**2

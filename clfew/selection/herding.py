@@ -6,19 +6,21 @@ is the one that adds most to the sum of this over all images (equation 4, algori
 weighted by the classifier's uncertainty it is UHerding (Bae, Sutherland, Oliveira, Uncertainty Herding,
 ICLR 2025, section 3).
 
-The sum is over a sample of the images, the reference. What is added by an image can only shrink as
-others are taken, so that it is computed anew only for those that may be the next (Minoux 1978).
+The sum is over a sample of the images, the reference. What each candidate adds is kept, and after each
+choice it is reduced by what those images of the reference count less that are covered better now: all in
+all about five times the work of computing it once, for a hundred choices or a thousand.
 
 Shape suffixes: N candidates, R images of the reference, L labelled images, A axes.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clfew.selection.codes import STEPS, Codes, as_numbers, kernel
+from clfew.selection.codes import STEPS, as_numbers, kernel
 from clfew.selection.pool import Turns
 
 WEIGHTS = 16
@@ -27,8 +29,8 @@ WEIGHTS = 16
 _BLOCK = 1000
 """So many images of the reference are summed in float32: WEIGHTS * STEPS * _BLOCK < 2^24 is exact."""
 
-_CHUNK = 1024
-_AT_ONCE = 256
+_AT_ONCE = 2**20
+"""So many values of the kernel are computed at a time."""
 
 
 @dataclass(frozen=True)
@@ -50,61 +52,58 @@ def reference_of(
 ) -> Reference:
     """Returns the images to cover, and how well labelled images cover them. uncertainty: from 0 to 1,
     None for 1 everywhere."""
-    codes, covered = as_numbers(codes_RxA), torch.zeros(len(codes_RxA))
-    for start in range(0, len(labelled_LxA), _CHUNK):
-        near = kernel(as_numbers(labelled_LxA[start : start + _CHUNK]), codes, power)
-        covered = torch.maximum(covered, near.amax(0))
+    codes, labelled = as_numbers(codes_RxA), as_numbers(labelled_LxA)
+    covered = torch.zeros(len(codes))
+    for part in labelled.split(_rows_at_once(len(codes))) if len(labelled) else ():
+        covered = torch.maximum(covered, kernel(part, codes, power).amax(0))
     weights = torch.ones(len(codes))
     if uncertainty_R is not None:
         weights = torch.from_numpy(np.round(WEIGHTS * uncertainty_R).astype(np.float32))
     return Reference(codes, weights, covered, power)
 
 
-def herded(codes: Codes, reference: Reference, budget: int, turns: Turns) -> list[int]:
+def herded(codes_NxA: np.ndarray, reference: Reference, budget: int, turns: Turns) -> list[int]:
     """Returns the rows of the candidates to label, at most `budget`, the first one first.
 
     Where several add the same, the first row is taken: what is chosen depends on the order of the
-    candidates, and on nothing else. codes: of the candidates. turns: which of them may be taken. Changes
-    both `turns` and how the reference is covered.
+    candidates, and on nothing else. turns: which candidates may be taken; it is changed.
     """
+    candidates, covered = as_numbers(codes_NxA), reference.covered
     chosen: list[int] = []
-    chunks = [range(start, min(start + _CHUNK, len(codes))) for start in range(0, len(codes), _CHUNK)]
-    gains = [_gains(codes.read(np.array(chunk)), reference) for chunk in chunks]
-    bound = np.concatenate(gains or [np.empty(0, np.int64)])
-    while len(chosen) < min(budget, len(codes)):
-        best = _largest(codes, reference, bound, turns.open)
+    added = _sums(candidates, reference, covered, torch.full_like(covered, math.inf))
+    while len(chosen) < min(budget, len(candidates)):
+        best = int(np.where(turns.open, added, -1).argmax())
         chosen.append(best)
         turns.take(best)
-        near = kernel(as_numbers(codes.read(np.array([best]))), reference.codes, reference.power)[0]
-        torch.maximum(reference.covered, near, out=reference.covered)
+        near = kernel(candidates[best : best + 1], reference.codes, reference.power)[0]
+        better = near > covered
+        part = Reference(
+            reference.codes[better], reference.weights[better], covered[better], reference.power
+        )
+        added -= _sums(candidates, part, part.covered, near[better])
+        covered = torch.maximum(covered, near)
     return chosen
 
 
-def _largest(codes: Codes, reference: Reference, bound_N: np.ndarray, open_N: np.ndarray) -> int:
-    """Returns the first of the open rows that add most. bound: what each adds at most, which is made
-    exact for those that may be the largest."""
-    exact: set[int] = set()
-    while True:
-        most_N = np.where(open_N, bound_N, -1)
-        best = int(most_N.argmax())
-        if best in exact or most_N[best] <= 0:
-            return best
-        count = min(_AT_ONCE, len(most_N))
-        rows = np.union1d(np.argpartition(-most_N, count - 1)[:count], [best])
-        rows = rows[most_N[rows] > 0]
-        bound_N[rows] = _gains(codes.read(rows), reference)
-        exact.update(rows.tolist())
-
-
-def _gains(codes_NxA: np.ndarray, reference: Reference) -> np.ndarray:
-    """Returns what each candidate adds, int64 (N,)."""
-    candidates, total = as_numbers(codes_NxA), np.zeros(len(codes_NxA), np.int64)
-    for start in range(0, len(reference.codes), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        near = kernel(candidates, reference.codes[rows], reference.power)
-        added = near.sub_(reference.covered[rows]).relu_() @ reference.weights[rows]
-        total += added.numpy().astype(np.int64)
+def _sums(candidates: Tensor, reference: Reference, low_R: Tensor, high_R: Tensor) -> np.ndarray:
+    """Returns for each candidate the weighted sum of what its kernel has between `low` and `high` over
+    the images of the reference: int64 (N,)."""
+    total = np.zeros(len(candidates), np.int64)
+    blocks = [slice(first, first + _BLOCK) for first in range(0, len(reference.codes), _BLOCK)]
+    step, done = _rows_at_once(min(_BLOCK, len(reference.codes))), 0
+    for part in candidates.split(step):
+        for rows in blocks:
+            near = kernel(part, reference.codes[rows], reference.power)
+            between = near.minimum(high_R[rows]).sub_(low_R[rows]).relu_()
+            total[done : done + len(part)] += (
+                (between @ reference.weights[rows]).numpy().astype(np.int64)
+            )
+        done += len(part)
     return total
+
+
+def _rows_at_once(columns: int) -> int:
+    return max(1, _AT_ONCE // max(1, columns))
 
 
 assert WEIGHTS * STEPS * _BLOCK < 2**24

@@ -7,8 +7,12 @@ import numpy as np
 
 from clfew.data.randomness import identity_order
 
-MOST_TO_COVER = 10_000
+MOST_TO_COVER = 5_000
 """The most images that are to be covered (see `herding`): a sample stands for the others."""
+
+MOST_CANDIDATES = 100_000
+"""The most images that are compared with each other, a sample of larger pools. An image that is one of
+few of its kind among more may not be in it."""
 
 _TEST_SALT, _ORDER_SALT = 0x7E57, 0x5E1EC7
 """They make two orders under one seed independent of each other."""
@@ -29,6 +33,10 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def part(self, rows: np.ndarray) -> "Pool":
+        """Returns the pool of some of the rows."""
+        return Pool(self.images[rows], self.groups[rows], self.identities)
 
     def order(self, seed: int) -> np.ndarray:
         """Returns the rows of the pool in a random order, int64 (P,)."""

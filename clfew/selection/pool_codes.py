@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from clfew.data.image_cache import ImageCache
 from clfew.errors import UserError
 from clfew.finetuning.start import Start
 from clfew.models.features import apply_to_cache
-from clfew.selection.codes import AXES, Codes, codes_of, projection_of
+from clfew.selection.codes import AXES, codes_of, projection_of
 
 SAMPLE = 10_000
 """The most images by which the axes are found."""
@@ -33,10 +33,11 @@ def pool_codes(
     pool: np.ndarray,
     device: torch.device,
     precision: str,
-) -> Codes:
-    """Returns the codes of the images of a pool, computed a part at a time and kept in a file of the
-    cache folder, so that the next round need not wait. pool: indices in the source, in any order; the
-    axes are found by the first ones. Raises UserError if the file cannot be written."""
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function that reads the codes of some images of a pool, int16 (M, A), by their places in
+    it. They are computed a part at a time and kept in a file of the cache folder, so that the next round
+    need not wait. pool: indices in the source, in any order; the axes are found by the first ones.
+    Raises UserError if the file cannot be written."""
     file = cache_folder() / f"codes-{_key(start, cache, pool, device, precision)}.safetensors"
     layout: Layout = {"codes": ("I16", np.dtype("<i2"), (len(pool), min(AXES, start.encoder.dim)))}
     if not file.exists():
@@ -48,7 +49,7 @@ def pool_codes(
         with contextlib.suppress(OSError):
             file.unlink()
         raise UserError(f"{file} is damaged.", "it has been removed: try again.") from None
-    return Codes(RowReader(codes), np.arange(len(pool)))
+    return RowReader(codes)
 
 
 def _write(

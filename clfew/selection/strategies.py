@@ -1,5 +1,6 @@
 """The ways to choose images to label, and which one is taken where none is asked for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,6 @@ import numpy as np
 from clfew.selection.asked import AUTO, HERDING, RANDOM, TYPICLUST, UNCERTAIN
 from clfew.selection.classifier import Probabilities, uncertainty_of
 from clfew.selection.clusters import typical
-from clfew.selection.codes import Codes
 from clfew.selection.herding import herded, reference_of
 from clfew.selection.pool import Pool, Turns, taken_in_order, to_cover
 
@@ -32,9 +32,9 @@ class Question:
     """What is asked for: `budget` images of the free rows of a pool.
 
     free: int64, rows of the pool that may be chosen, in a random order. labelled: int64, rows of the
-    images that are in the list already, to learn from. asked: int64, the groups of these. codes: of all
-    rows of the pool, None where the strategy needs none. probabilities: of the classifier of the labels
-    so far, None while there is none. seed: of random choices.
+    images that are in the list already, to learn from. asked: int64, the groups of these. codes: returns
+    the codes of some rows of the pool; None where the strategy needs none. probabilities: of the
+    classifier of the labels so far, None while there is none. seed: of random choices.
     """
 
     pool: Pool
@@ -43,7 +43,7 @@ class Question:
     asked: np.ndarray
     budget: int
     seed: int
-    codes: Codes | None = None
+    codes: Callable[[np.ndarray], np.ndarray] | None = None
     probabilities: Probabilities | None = None
 
     def turns(self) -> Turns:
@@ -70,14 +70,13 @@ def chosen(question: Question, strategy: str) -> np.ndarray:
     if strategy == RANDOM:
         return free[taken_in_order(np.arange(len(free)), question.budget, turns)]
     assert question.codes is not None
-    codes = Codes(question.codes.of, question.codes.rows[free])
-    labelled = question.codes.read(question.labelled)
+    codes, labelled = question.codes(free), question.codes(question.labelled)
     if strategy == TYPICLUST:
         sample = to_cover(pool.groups[free])
         return free[typical(codes, sample, labelled, question.budget, question.seed, turns)]
     both = np.concatenate([free, question.labelled])
     covered = both[to_cover(pool.groups[both])]
-    of_covered, uncertainty = question.codes.read(covered), None
+    of_covered, uncertainty = question.codes(covered), None
     if strategy == UNCERTAIN:
         assert question.probabilities is not None
         uncertainty = uncertainty_of(question.probabilities(of_covered))
@@ -92,7 +91,7 @@ def likeliest(question: Question, label: int) -> np.ndarray:
     assert question.codes is not None and question.probabilities is not None
     free = question.free
     parts = [
-        question.probabilities(question.codes.read(free[start : start + _CHUNK]))[:, label]
+        question.probabilities(question.codes(free[start : start + _CHUNK]))[:, label]
         for start in range(0, len(free), _CHUNK)
     ]
     # Rounded, so that the order is the same on every machine; where it is equal, it is random.

@@ -6,7 +6,7 @@ import torch
 
 from clfew.selection import clusters
 from clfew.selection.clusters import MOST_CLUSTERS, NEIGHBOURS, SMALLEST, typical
-from clfew.selection.codes import SCALE, in_memory
+from clfew.selection.codes import SCALE
 from clfew.selection.pool import Turns
 
 
@@ -25,7 +25,7 @@ def alone(codes):
 
 def choose(codes, labelled, budget, seed=0, turns=None):
     sample = np.arange(len(codes))
-    return typical(in_memory(codes), sample, labelled, budget, seed, turns or alone(codes))
+    return typical(codes, sample, labelled, budget, seed, turns or alone(codes))
 
 
 def slow(codes, labelled, budget, seed):
