@@ -49,9 +49,10 @@ def clear_image_caches() -> list[Path]:
     Returns the folders that could not be removed.
     """
     left = []
-    for file in cache_folder().glob("near-*.safetensors"):  # See `groups`.
-        with contextlib.suppress(OSError):
-            file.unlink()
+    for kind in ("near", "codes"):  # See `groups` and `selection/pool_codes.py`.
+        for file in cache_folder().glob(f"{kind}-*.safetensors"):
+            with contextlib.suppress(OSError):
+                file.unlink()
     for name in ("store.json", "pixels.safetensors"):
         for file in cache_folder().glob(f"*/{name}"):
             if not file.parent.name.startswith("."):  # A cache still being built has a dot.
