@@ -1,4 +1,4 @@
-"""All eight commands of clfew as Python functions.
+"""All nine commands of clfew as Python functions.
 
     python examples/python_api.py FOLDER IMAGE
 
@@ -17,7 +17,7 @@ Functions that write a run return its folder. Expected failures raise `clfew.err
 import sys
 from pathlib import Path
 
-from clfew import check, compare, distill, embed, evaluate, finetune, predict, pretrain
+from clfew import check, compare, distill, embed, evaluate, finetune, predict, pretrain, select
 
 
 def look_at_images(folder: str) -> None:
@@ -46,11 +46,26 @@ def pretrain_encoder(folder: str, minutes: float) -> Path:
     )
 
 
+def choose_images(folder: str, encoder: Path) -> None:
+    """Chooses which images to label, and draws a random sample to test on, without looking at a label.
+    The run folder holds to_label.csv, whose column label somebody fills in."""
+    selection, result = select(
+        folder,  # str | None: the images, None for those of the labels so far or of pretraining
+        budget=10,  # int | None: how many images to choose
+        test=5,  # int | None: how many to draw at random
+        labels=None,  # str | None: the list with the labels so far, which the new one goes on from
+        origin=str(encoder),  # str | None: the run or artifact whose features are looked at
+        strategy="auto",  # str: "herding", "typiclust", "uncertain" or "random"
+        find=None,  # str | None: a class whose likeliest images are chosen
+    )
+    print(f"select     {len(result['chosen'])} images by {result['strategy']}, {selection}/to_label.html")
+
+
 def make_classifier(folder: str, encoder: Path) -> Path:
     """Trains a classifier on few labels. The run folder holds classifier.safetensors."""
     classifier, result = finetune(
         folder,  # str | None: the labelled images, None for ./labeled or the images of pretraining
-        labels="5%",  # str: or "40" in all, "4/class", "all", or a CSV file of path,label
+        labels="5%",  # str: or "40" in all, "40/random", "4/class", "all", or a CSV file
         origin=[str(encoder)],  # list[str] | None: runs or artifacts to choose from, None for the newest
         mode="auto",  # str: "full" trains the whole network, "linear", "knn" and "propagate" only a head
         repeat=3,  # int: the number of label samples; the classifier of the first is saved
@@ -120,6 +135,7 @@ def compare_methods(folder: str, minutes: float) -> None:
 def main(folder: str, image: str, minutes: float = 1.0) -> None:
     look_at_images(folder)
     encoder = pretrain_encoder(folder, minutes)
+    choose_images(folder, encoder)
     classifier = make_classifier(folder, encoder)
     evaluate_classifier(classifier)
     classify([image], classifier)

@@ -65,7 +65,16 @@ def test_python_api(folder, capsys):
     found = {}
     for line in lines:
         found.setdefault(line[:10].strip(), []).append(line[11:])
-    assert list(found) == ["check", "finetune", "evaluate", "predict", "embed", "distill", "compare"]
+    assert list(found) == [
+        "check",
+        "select",
+        "finetune",
+        "evaluate",
+        "predict",
+        "embed",
+        "distill",
+        "compare",
+    ]
     assert Path(found["check"][-1].split()[-1]).is_file() and found["check"][-1].startswith("120 images")
     assert 0.3 < float(found["finetune"][0].split()[1]) <= 1
     assert Path(found["evaluate"][0].split()[-1]).is_file()

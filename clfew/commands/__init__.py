@@ -2,9 +2,10 @@
 
 The command line calls these functions, and so does `from clfew import pretrain, …`. `pretraining.py` is
 one run of `pretrain.py` and of `compare.py`, `comparison.py` is what `compare.py` measures;
+`finetuning.py` and `selecting.py` open what `finetune.py` and `select.py` work on;
 `demo_data/` holds the images of the demo.
 
 It imports `console`, `data`, `distillation`, `errors`, `finetuning`, `methods`, `models`, `quality`,
-`report`, `runs`, `settings`, `training` and `version`.
+`report`, `runs`, `selection`, `settings`, `training` and `version`.
 Open first: `pretraining.py`.
 """

