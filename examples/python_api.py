@@ -58,7 +58,9 @@ def choose_images(folder: str, encoder: Path) -> None:
         strategy="auto",  # str: "herding", "typiclust", "uncertain" or "random"
         find=None,  # str | None: a class whose likeliest images are chosen
     )
-    print(f"select     {len(result['chosen'])} images by {result['strategy']}, {selection}/to_label.html")
+    print(
+        f"select     {len(result['chosen'])} images by {result['strategy']}, {selection}/to_label.html"
+    )
 
 
 def make_classifier(folder: str, encoder: Path) -> Path:

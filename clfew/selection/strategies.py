@@ -14,6 +14,14 @@ from clfew.selection.pool import Pool, Turns, taken_in_order, to_cover
 POWER = 4
 """Of the kernel (see `codes.kernel`); about a Gaussian kernel with σ = 1, as in the paper."""
 
+KNOWN = 0.25
+"""What an image to cover counts of which the classifier is certain; one of which it is in full doubt
+counts 1. With the paper's 0 a classifier of few labels, which is certain of classes that it has not
+seen, leads astray: on aerial photographs with 20 labels the accuracy was .726 with 0, .748 with 0.25,
+.773 with 0.5 and .765 with 1, which is to cover without a classifier; with 50 labels .873, .868, .868
+and .859. On hand signs it was .648, .654, .631 and .624, and .713, .702, .699 and .682 (held-out parts
+of the training splits, means of five draws)."""
+
 REASONS = {
     HERDING: "images that cover the pool",
     TYPICLUST: "typical images of clusters",
@@ -21,8 +29,8 @@ REASONS = {
     RANDOM: "at random",
 }
 
-WHY_COLD = "without labels it was the best"
-WHY_WARM = "with labels it was the best"
+WHY_COLD = "without labels the best on four sets"
+WHY_WARM = "with labels the best on four sets"
 
 _CHUNK = 8192
 
@@ -80,6 +88,7 @@ def chosen(question: Question, strategy: str) -> np.ndarray:
     if strategy == UNCERTAIN:
         assert question.probabilities is not None
         uncertainty = uncertainty_of(question.probabilities(of_covered))
+        uncertainty = KNOWN + (1 - KNOWN) * uncertainty
         uncertainty[np.isin(covered, question.labelled)] = 0
     reference = reference_of(of_covered, labelled, POWER, uncertainty)
     return free[herded(codes, reference, question.budget, turns)]

@@ -8,13 +8,14 @@ clfew[lite]. Of CIFAR-10, 1,000 training and 200 test images of each class are c
 `clfew pretrain --init both` then learns from each set for M minutes (3 by default), from ImageNet
 weights and from scratch. Features are computed once.
 
-For each of five seeds a random 80 % of the training split is the pool, as it is, or with a tail: its
-classes, in a random order, shrink evenly to a fiftieth. Each strategy chooses 1, 2, 5 and 10 times as
-many images as there are classes, and their labels spread to the pool (`--mode propagate`, on the axes
-that `select` looks at). The classifier is tested on the test split, or with --held-out on the rest of
-the training split, by which the defaults were chosen. Balanced accuracy is the mean over the classes,
-accuracy the mean weighted by their shares in the pool. "stratified" draws the same number of each class,
-which nobody can who has no labels. Of classes without a label nothing can be right.
+For each of five seeds a random 80 % of the training split, at most 4,000 images, is the pool, as it is,
+or with a tail: its classes, in a random order, shrink evenly to a fiftieth. Each strategy chooses 1, 2,
+5 and 10 times as many images as there are classes, and their labels spread to the pool (`--mode
+propagate`, on the axes that `select` looks at). The classifier is tested on the test split, or with
+--held-out on the rest of the training split, by which the defaults were chosen. Balanced accuracy is the
+mean over the classes, accuracy the mean weighted by their shares in the pool. "stratified" draws the
+same number of each class, which nobody can who has no labels. Of classes without a label nothing can be
+right.
 
 In rounds, each of five adds 10 labels to those so far.
 
@@ -57,7 +58,7 @@ from clfew.selection.strategies import Question, chosen
 RESULTS = Path(__file__).parent / "results" / "selection.json"
 SETS = ("aerial", "sign-digits", "fashion-mnist-6k", "cifar10")
 KINDS, VERSIONS, SEEDS, BUDGETS = ("pretrained", "scratch"), ("as it is", "tail"), 5, (1, 2, 5, 10)
-STRATIFIED, TAIL, ROUNDS, EACH = "stratified", 50, 5, 10
+STRATIFIED, TAIL, ROUNDS, EACH, MOST = "stratified", 50, 5, 10, 4000
 CPU, NOTHING = torch.device("cpu"), np.array([], np.int64)
 
 
@@ -122,7 +123,7 @@ class Draw:
         self.seed, chance = seed, np.random.default_rng(seed)
         order = chance.permutation(np.flatnonzero(~found["test"]))
         rows, test = np.split(order, [round(0.8 * len(order))])
-        rows = np.sort(rows)
+        rows = np.sort(rows[:MOST])
         # No picture on both sides.
         test = test[~np.isin(found["groups"][test], found["groups"][rows])]
         if not is_held_out:
