@@ -40,11 +40,10 @@ from clfew.settings import (
     PredictSettings,
     PretrainSettings,
     SelectSettings,
-    check_resumed,
     labels_of,
     source_of,
-    takes,
 )
+from clfew.signatures import check_resumed, takes
 from clfew.version import __version__
 
 app = typer.Typer(

@@ -6,6 +6,7 @@ one run of `pretrain.py` and of `compare.py`, `comparison.py` is what `compare.p
 `demo_data/` holds the images of the demo.
 
 It imports `console`, `data`, `distillation`, `errors`, `finetuning`, `methods`, `models`, `quality`,
-`report`, `runs`, `selection`, `settings`, `training` and `version`.
+`report`, `runs`, `selection`, `settings`, `signatures`,
+`training` and `version`.
 Open first: `pretraining.py`.
 """

@@ -22,7 +22,8 @@ from clfew.quality.headers import findings_in_headers, read_headers, summary_of
 from clfew.quality.listing import classes_of, count_of_splits, findings_in_listing
 from clfew.runs.files import write_csv, write_json
 from clfew.runs.folders import Run, check_new, find_artifact, from_here, new_run, newest
-from clfew.settings import CheckSettings, bands_of, function_of
+from clfew.settings import CheckSettings, bands_of
+from clfew.signatures import function_of
 
 if TYPE_CHECKING:
     import torch

@@ -45,14 +45,8 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
-from clfew.settings import (
-    CompareSettings,
-    PretrainSettings,
-    arguments_of,
-    bands_of,
-    function_of,
-    source_of,
-)
+from clfew.settings import CompareSettings, PretrainSettings, arguments_of, bands_of, source_of
+from clfew.signatures import function_of
 from clfew.training.batch import TrainingData
 from clfew.training.budget import budget_of
 from clfew.training.device import set_threads, without_traces

@@ -57,7 +57,8 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
-from clfew.settings import DistillSettings, arguments_of, function_of
+from clfew.settings import DistillSettings, arguments_of
+from clfew.signatures import function_of
 from clfew.training.device import (
     choose_device,
     choose_precision,

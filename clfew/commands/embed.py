@@ -17,7 +17,8 @@ from clfew.models.kept_scale import scaled
 from clfew.models.metadata import read_metadata
 from clfew.runs.files import write_bytes, write_csv
 from clfew.runs.folders import check_new, new_run
-from clfew.settings import EmbedSettings, bands_of, function_of
+from clfew.settings import EmbedSettings, bands_of
+from clfew.signatures import function_of
 from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 

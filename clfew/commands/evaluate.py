@@ -29,7 +29,8 @@ from clfew.models.metadata import ArtifactMetadata
 from clfew.report.page import ReportDetails, write_report
 from clfew.runs.files import write_json
 from clfew.runs.folders import Run, check_new, find_artifact, new_run, read_config
-from clfew.settings import EvaluateSettings, function_of
+from clfew.settings import EvaluateSettings
+from clfew.signatures import function_of
 from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 

@@ -45,7 +45,8 @@ from clfew.runs.folders import (
     resumed_run,
 )
 from clfew.runs.locks import held
-from clfew.settings import FinetuneSettings, arguments_of, function_of, labels_of
+from clfew.settings import FinetuneSettings, arguments_of, labels_of
+from clfew.signatures import function_of
 from clfew.training.device import (
     choose_device,
     set_threads,

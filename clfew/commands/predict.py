@@ -14,7 +14,8 @@ from clfew.models.features import apply_to_files
 from clfew.models.kept_scale import kept_scale
 from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import find_artifact
-from clfew.settings import PredictSettings, function_of
+from clfew.settings import PredictSettings
+from clfew.signatures import function_of
 from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 

@@ -24,7 +24,8 @@ from clfew.runs.folders import (
     with_beside,
     with_name,
 )
-from clfew.settings import PretrainSettings, arguments_of, function_of
+from clfew.settings import PretrainSettings, arguments_of
+from clfew.signatures import function_of
 from clfew.training.device import choose_device, set_threads, set_up_as_started, without_traces
 from clfew.training.saving import stoppable
 

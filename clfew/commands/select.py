@@ -22,7 +22,8 @@ from clfew.selection.label_rows import cells_of, numbered
 from clfew.selection.pool import MOST_CANDIDATES, Pool, random_sample, to_cover
 from clfew.selection.pool_codes import pool_codes
 from clfew.selection.strategies import REASONS, Question, chosen, likeliest, reason_of, resolved
-from clfew.settings import SelectSettings, arguments_of, function_of
+from clfew.settings import SelectSettings, arguments_of
+from clfew.signatures import function_of
 from clfew.training.device import without_traces
 
 TO_LABEL = "to_label.csv"
