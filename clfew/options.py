@@ -315,8 +315,7 @@ Strategy = Annotated[
     ),
 ]
 Find = Annotated[
-    str | None,
-    _option("Choose the images that are likeliest of this class, for a rare one.", metavar="CLASS"),
+    str | None, _option("Choose the images that are likeliest of this class.", metavar="CLASS")
 ]
 
 # For prediction.

@@ -19,6 +19,9 @@ class _OfLists:
 
     def __post_init__(self) -> None:
         values: dict[str, Any] = vars(self)
+        for name in ("source", "labels"):  # From Python, they may be paths.
+            if isinstance(values.get(name), Path):
+                object.__setattr__(self, name, str(values[name]))
         if values.get("bands") is not None:
             object.__setattr__(self, "bands", _checked_bands(values["bands"]))
         columns = values["path_column"], values["label_column"]

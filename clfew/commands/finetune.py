@@ -11,7 +11,7 @@ import torch
 from clfew import console
 from clfew.commands.finetuning import Prepared, origins_of, prepare
 from clfew.data.content import content_of
-from clfew.data.label_lists import RANDOM, counts_of
+from clfew.data.label_lists import RANDOM, counts_of, group_cells
 from clfew.data.labels import parse_labels
 from clfew.data.sources import open_source
 from clfew.errors import UsageError
@@ -19,14 +19,10 @@ from clfew.finetuning.class_shares import class_shares
 from clfew.finetuning.find_start import find_starts, restored_start, start_row
 from clfew.finetuning.fit import FullSettings
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
-from clfew.finetuning.labelled_data import (
-    contradiction_rows,
-)
+from clfew.finetuning.labelled_data import contradiction_rows
 from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
-from clfew.finetuning.other_sources import (
-    other_sources,
-)
-from clfew.finetuning.places import find_source, selected_group_by
+from clfew.finetuning.other_sources import other_sources
+from clfew.finetuning.places import find_source, group_by_of_list
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import InitWeights
@@ -125,7 +121,7 @@ def resolve(
         )
     metadata = read_metadata(found[0])[0] if isinstance(found[0], Path) else None
     source = find_source(settings.source, metadata, spec)
-    group_by = settings.group_by or selected_group_by(spec, source)
+    group_by = settings.group_by or group_by_of_list(spec)
     return replace(settings, source=source, group_by=group_by), found, device
 
 
@@ -181,13 +177,26 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
         result = _summary(rows, len(learned.test), drawn, groups)
         result |= {"read_as": learned.source.summary(), **_origins(prepared, fitted.labelled)}
         result |= {"test_sample": len(prepared.test_sample)}
-        if learned.test.size and set(result["test_origins"]) == {RANDOM}:
+        if _is_random_sample(prepared):
             result["class_shares"] = class_shares(fitting, fitted)
+        elif prepared.test_sample:
+            console.say(
+                "note       no class shares: they need a random sample of all images, all labelled"
+            )
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
     console.say(f"saved      {run.folder / ARTIFACTS['finetune']}")
     return result
+
+
+def _is_random_sample(prepared: Prepared) -> bool:
+    """Returns whether the test images are a whole sample that was drawn at random from all images: if
+    some were left out, or it was drawn from what other labels had left, it tells no class shares."""
+    good = set(prepared.learned.cache.good.tolist())
+    sample = {row.index for row in prepared.test_sample} & good
+    is_random = all(row.how == RANDOM for row in prepared.test_sample)
+    return bool(sample) and is_random and sample == set(prepared.learned.test.tolist())
 
 
 def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) -> None:
@@ -264,17 +273,22 @@ def _label_table(prepared: Prepared, labelled: np.ndarray) -> tuple[list[str], l
         for i, how in zip(labelled, prepared.hows(labelled), strict=True)
     ]
     columns = ["path", "label", "split", "how"]
-    sample = {row.index: row for row in prepared.test_sample}
-    groups = {source.identities[row.index]: row.group for row in (listed.rows if listed else [])}
-    is_grouped = listed is not None and any(groups.values())
+    if listed is None:
+        return columns, rows
+    learned = {row.index: row for row in listed.to_learn}
+    listed_rows = [learned[i] for i in labelled.tolist()]
+    is_grouped = prepared.group_by is not None or any(row.group for row in listed.rows)
     # Rows without a label are needed for their groups.
-    skipped = [row for row in listed.to_learn if not row.label] if listed and is_grouped else []
-    for row in sorted([*skipped, *sample.values()], key=lambda row: row.index):
+    skipped = [row for row in listed.to_learn if not row.label] if is_grouped else []
+    sample = {row.index for row in prepared.test_sample}
+    for row in sorted([*skipped, *prepared.test_sample], key=lambda row: row.index):
         split = "test" if row.index in sample else "train"
         rows.append((source.identities[row.index], row.label, split, row.how))
+        listed_rows.append(row)
     if not is_grouped:
         return columns, rows
-    return [*columns, "group"], [(*row, groups[row[0]]) for row in rows]
+    groups = group_cells(source, listed_rows)
+    return [*columns, "group"], [(*row, group) for row, group in zip(rows, groups, strict=True)]
 
 
 def _metadata(

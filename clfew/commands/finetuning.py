@@ -41,13 +41,9 @@ from clfew.models.init_weights import SCRATCH, InitWeights
 from clfew.models.kept_scale import scaled
 from clfew.models.metadata import ArtifactMetadata, read_metadata
 from clfew.quality.pixels import say_check
-from clfew.runs.folders import (
-    read_config,
-)
+from clfew.runs.folders import read_config
 from clfew.settings import FinetuneSettings, bands_of, labels_of
-from clfew.training.device import (
-    choose_precision,
-)
+from clfew.training.device import choose_precision
 
 SEEN = 0.1
 """Starts that hold out the same images may still have seen a few of them, by copies elsewhere. Of those

@@ -17,7 +17,7 @@ from clfew.runs.files import write_csv, write_json
 from clfew.runs.folders import Run, check_new, command_line, from_here, new_run
 from clfew.selection import asked
 from clfew.selection.asked import UNCERTAIN, check_asked
-from clfew.selection.classifier import Known, Probabilities, fit_to_codes
+from clfew.selection.classifier import Probabilities, fit_to_codes
 from clfew.selection.label_rows import cells_of, numbered
 from clfew.selection.pool import MOST_CANDIDATES, Pool, random_sample, to_cover
 from clfew.selection.pool_codes import pool_codes
@@ -53,7 +53,9 @@ def run(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
     file = from_here(folder / TO_LABEL)
     console.say(f"page       {from_here(folder / 'to_label.html')}")
     console.say(f"list       {file}: fill in its column label, all rows or as many as you like")
-    console.next_command(f"clfew finetune --labels {shlex.quote(str(file))}")
+    learn = result["chosen"] or result["so_far"]["rows"]
+    labels = f"--labels {shlex.quote(str(file))}"
+    console.next_command(f"clfew finetune {labels}" if learn else f"clfew select {labels} --budget 40")
     return folder, result
 
 
@@ -91,13 +93,21 @@ def _drawn(prepared: Prepared) -> list[LabelRow]:
     free = ~np.isin(pool.groups, prepared.groups[[row.index for row in prepared.rows]])
     most = len(np.unique(pool.groups[free])) - (1 if settings.budget else 0)
     if settings.test > most:
+        of = " beside those to choose" if settings.budget else ""
         raise UserError(
-            f"--test {settings.test} is more than the {most:,} images that can be drawn, one of each "
-            "group or picture.",
-            f"use --test {most} or less." if most > 0 else "add images.",
+            f"--test {settings.test} is more than the {max(0, most):,} images that can be drawn{of}, "
+            "one of each group or picture.",
+            f"use --test {most} or less." if most > 0 else "leave out --budget, or add images.",
         )
     rows = random_sample(pool, free, settings.test, settings.seed)
-    return [LabelRow(int(i), "", "test", None, RANDOM, "") for i in pool.images[rows]]
+    how = RANDOM
+    if prepared.rows:
+        how = f"{RANDOM} (of the rest)"
+        console.say(
+            "note       the test sample is drawn from what the list does not have: its accuracy is that "
+            "on such images, and it tells no class shares; drawn in the first round, it tells both"
+        )
+    return [LabelRow(int(i), "", "test", None, how, "") for i in pool.images[rows]]
 
 
 def _picked(prepared: Prepared, drawn: list[LabelRow]) -> Chosen:
@@ -116,7 +126,7 @@ def _picked(prepared: Prepared, drawn: list[LabelRow]) -> Chosen:
     if settings.find is None and settings.strategy == asked.RANDOM:
         rows, how, reason = chosen(question, asked.RANDOM), RANDOM, REASONS[asked.RANDOM]
     else:
-        most = max(MOST_CANDIDATES, 2 * settings.budget)
+        most = max(MOST_CANDIDATES, 2 * (settings.budget + len(prepared.rows)))
         if settings.find is None and len(pool) > most:
             console.say(f"pool       {most:,} of them, drawn at random, are compared")
             some = np.union1d(to_cover(pool.groups, most), question.labelled)
@@ -150,38 +160,42 @@ def _by_features(prepared: Prepared, question: Question) -> tuple[np.ndarray, st
     """Returns the rows that are chosen by their features, how, and why so."""
     settings, pool, start = prepared.settings, question.pool, prepared.start
     assert start is not None
-    codes = pool_codes(start, prepared.cache, pool.images, prepared.device, prepared.precision)
-    question, known = replace(question, codes=codes), prepared.known()
-    if len(known.classes) > 1:
-        question = replace(question, probabilities=_classifier(prepared, question, known))
-    elif settings.strategy == UNCERTAIN or settings.find is not None:
+    known, is_clear = prepared.known, len(prepared.known.classes) > 1
+    if not is_clear and (settings.strategy == UNCERTAIN or settings.find is not None):
         option = "--find" if settings.find is not None else f"--strategy {UNCERTAIN}"
         number = "one" if known.classes else "no"
         raise UserError(
-            f"{settings.labels} has labels of {number} class: there is nothing to tell apart yet.",
+            f"{prepared.labels_in} has labels of {number} class: there is nothing to tell apart yet.",
             f"label images of two classes at least, or leave out {option}.",
         )
-    if settings.find is not None:
-        rows = likeliest(question, class_of(prepared, known, settings.find))
-        return rows, f"{CHOSEN} (find {settings.find})", f"those likeliest to be {settings.find}"
-    strategy = resolved(settings.strategy, question.probabilities is not None)
+    label = class_of(prepared, settings.find) if settings.find is not None else None
+    codes = pool_codes(start, prepared.cache, pool.images, prepared.device, prepared.precision)
+    question = replace(question, codes=codes)
+    if is_clear:
+        question = replace(question, probabilities=_classifier(prepared, question))
+    elif known.classes:
+        console.say("note       labels of one class make no classifier: images are chosen without one")
+    if label is not None:
+        how, reason = f"{CHOSEN} (find {settings.find})", f"those likeliest to be {settings.find}"
+        return likeliest(question, label), how, reason
+    strategy = resolved(settings.strategy, is_clear)
     return chosen(question, strategy), f"{CHOSEN} ({strategy})", reason_of(settings.strategy, strategy)
 
 
-def _classifier(prepared: Prepared, question: Question, known: Known) -> Probabilities:
+def _classifier(prepared: Prepared, question: Question) -> Probabilities:
     """Fits a classifier to the labels so far, on a sample of the pool."""
     assert prepared.start is not None and question.codes is not None
-    pool, pictures = question.pool, prepared.pictures
+    pool, pictures, known = question.pool, prepared.pictures, prepared.known
     # A label may be of another copy of a picture than the one that is in the pool.
     row_of = np.zeros(len(pictures), np.int64)
     row_of[pictures[pool.images]] = np.arange(len(pool))
-    rows, firsts = np.unique(row_of[pictures[known.images]], return_index=True)
+    rows = row_of[pictures[known.images]]
     sample = question.free[to_cover(pool.groups[question.free])]
     sample = np.union1d(sample, rows)
     probabilities, words = fit_to_codes(
         prepared.start,
         prepared.cache,
-        Known(pool.images[rows], known.labels[firsts], known.classes),
+        replace(known, images=pool.images[rows]),
         pool.images[sample],
         question.codes(sample),
         prepared.groups,
@@ -240,6 +254,7 @@ def save(run: Run, prepared: Prepared, rows: list[LabelRow], result: dict[str, A
     }
     run.write_config(config)
     run.write_bad_images(prepared.cache.bad)
+    is_grouped = prepared.group_by is not None or any(row.group for row in prepared.rows)
+    write_csv(run.folder / TO_LABEL, *cells_of(source, rows, is_grouped))
     write_json(run.folder / "select.json", result)
     write_select_page(run.folder / "to_label.html", source, prepared.cache, rows, result)
-    write_csv(run.folder / TO_LABEL, *cells_of(source, rows))

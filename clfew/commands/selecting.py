@@ -14,11 +14,12 @@ from clfew.data.find_scale import with_scale
 from clfew.data.groups import group_words, grouped, groups_of, pictures_of, with_groups
 from clfew.data.held_out import split_source
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
-from clfew.data.label_lists import LabelList, LabelRow, read_label_list, select_run_of
+from clfew.data.label_lists import LabelList, LabelRow, read_label_list, run_of_list
 from clfew.data.layout import UNLABELLED
-from clfew.data.lists import ListFile, parse
+from clfew.data.lists import ListFile, columns_of, parse
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
+from clfew.data.splits import split_to_test
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.find_start import find_start, is_from_scratch
 from clfew.finetuning.places import kept_group_by, known_as, renamed, say_moved
@@ -31,7 +32,7 @@ from clfew.models.metadata import ArtifactMetadata, read_metadata
 from clfew.runs.folders import START, from_here, newest
 from clfew.selection.asked import RANDOM
 from clfew.selection.classifier import Known
-from clfew.selection.label_rows import has_some_labels, rows_so_far
+from clfew.selection.label_rows import HEADER, has_some_labels, rows_so_far
 from clfew.selection.pool import Pool, pool_of
 from clfew.settings import SelectSettings, bands_of
 from clfew.training.device import choose_device, choose_precision, set_threads
@@ -70,14 +71,28 @@ class Prepared:
         tested = {row.index for row in self.to_test}
         return [row for row in self.rows if row.index not in tested]
 
+    @property
+    def labels_in(self) -> str:
+        """Where the labels so far are, in words."""
+        return self.settings.labels or self.source.spec
+
+    @cached_property
     def known(self) -> Known:
-        """Returns the images with labels to learn from that can be read."""
+        """The labels to learn from, one of each picture that can be read; none of a picture that has two
+        different ones."""
         good = set(self.cache.good.tolist())
         rows = [row for row in self.to_learn if row.label and row.index in good]
-        number = {name: i for i, name in enumerate(sorted({row.label for row in rows}))}
-        images = np.array([row.index for row in rows], dtype=np.int64)
-        labels = np.array([number[row.label] for row in rows], dtype=np.int64)
-        return Known(images, labels, list(number))
+        of_picture: dict[int, dict[str, int]] = {}
+        for row in rows:
+            of_picture.setdefault(int(self.pictures[row.index]), {}).setdefault(row.label, row.index)
+        clear = [next(iter(each.items())) for each in of_picture.values() if len(each) == 1]
+        if len(clear) < len(of_picture):
+            count = console.plural(len(of_picture) - len(clear), "picture")
+            console.say(f"note       {count} with two different labels are not learned from")
+        classes = sorted({label for label, _ in clear})
+        images = np.array([index for _, index in clear], dtype=np.int64)
+        labels = np.array([classes.index(label) for label, _ in clear], dtype=np.int64)
+        return Known(images, labels, classes)
 
 
 def prepare(settings: SelectSettings) -> Prepared:
@@ -115,6 +130,7 @@ def prepare(settings: SelectSettings) -> Prepared:
     assert groups is not None  # They are known from rule 5 on.
     split = split_source(source, cache, _split_seed(settings, artifacts, source))
     rows = rows_so_far(source, listed)
+    _check_learnable(source, rows, listed)
     pool = pool_of(_with_listed(split.pool, cache, rows), pictures, groups, source.identities)
     prepared = Prepared(
         settings, source, group_by, cache, groups, pictures, pool, listed, rows, start, device, precision
@@ -123,16 +139,17 @@ def prepare(settings: SelectSettings) -> Prepared:
     return prepared
 
 
-def class_of(prepared: Prepared, known: Known, name: str) -> int:
+def class_of(prepared: Prepared, name: str) -> int:
     """Returns the number of the class that --find names. Raises UserError if no label is of that
     class."""
+    known = prepared.known
     if name in known.classes:
         return known.classes.index(name)
     near = difflib.get_close_matches(name.lower(), [each.lower() for each in known.classes], 1, 0.6)
     likely = [each for each in known.classes if near and each.lower() == near[0]]
     shown = ", ".join(known.classes[:8]) + (", …" if len(known.classes) > 8 else "")
     raise UserError(
-        f"No label in {prepared.settings.labels} is of the class '{name}'.",
+        f"No label to learn from in {prepared.labels_in} is of the class '{name}'.",
         f"did you mean '{likely[0]}'?" if likely else f"label one image of it; the classes are {shown}.",
     )
 
@@ -171,7 +188,7 @@ def _spec_of(settings: SelectSettings, named: ListFile | None, artifacts: list[A
     else that of the encoder or of the newest pretraining run, else ./unlabeled. Raises UsageError."""
     if settings.source is not None:
         return settings.source
-    if named is not None and (spec := select_run_of(named.file).get("source")):
+    if named is not None and (spec := run_of_list(named.file).get("source")):
         console.say(f"source     {spec}, of {from_here(named.file)}")
         return str(spec)
     if not artifacts and settings.origin is None and (artifact := newest("pretrain")):
@@ -192,11 +209,10 @@ def _spec_of(settings: SelectSettings, named: ListFile | None, artifacts: list[A
 def _kept_group_by(
     source: Source, named: ListFile | None, artifacts: list[ArtifactMetadata]
 ) -> str | None:
-    """Returns by what the images were grouped for the list so far, else in pretraining."""
-    before = select_run_of(named.file) if named is not None else {}
-    if before.get("source") == source.spec and before.get("group_by"):
-        return str(before["group_by"])
-    return kept_group_by(artifacts, source)
+    """Returns by what the images of the list so far were grouped, else those of pretraining: by their
+    names, so that it does not matter where they lie."""
+    before = run_of_list(named.file).get("group_by") if named is not None else None
+    return str(before) if before else kept_group_by(artifacts, source)
 
 
 def _with_groups_of(source: Source, listed: LabelList | None) -> Source:
@@ -228,15 +244,40 @@ def _with_listed(pool: np.ndarray, cache: ImageCache, rows: list[LabelRow]) -> n
     return np.union1d(pool, np.intersect1d(listed, cache.good))
 
 
+def _check_learnable(source: Source, rows: list[LabelRow], listed: LabelList | None) -> None:
+    """Raises UserError if the list so far learns from the test split that the source has itself:
+    `finetune` refuses that."""
+    own = split_to_test(source)
+    tested = {row.index for row in listed.to_test} if listed else set()
+    wrong = [
+        r.index for r in rows if r.label and r.index not in tested and source.splits[r.index] == own
+    ]
+    if listed is not None and wrong:
+        raise UserError(
+            f"{listed.file} lists {source.identities[wrong[0]]} to learn from, which is in the test "
+            "split of the images.",
+            "remove it from the list: test images are never trained on.",
+        )
+
+
 def _say(prepared: Prepared, held_out: int) -> None:
     """Reports what is chosen from and what has labels."""
     source, pool = prepared.source, prepared.pool
-    words = f"pool       {len(pool):,} of {len(source):,} images can be chosen"
+    listed = prepared.pictures[[row.index for row in prepared.rows]]
+    left = int((~np.isin(prepared.pictures[pool.images], listed)).sum())
+    words = f"pool       {left:,} of {len(source):,} images, one of each picture, are not in a list yet"
     if held_out:
         words += f"; {held_out:,} are held out for testing"
     console.say(words)
     if words := group_words(prepared.groups[prepared.cache.good]):
         console.say(f"groups     {words} count once")
+    if any(row.group for row in prepared.rows) and prepared.group_by is None:
+        console.say(
+            "note       the list names groups, and of images that are not in it none are known: if they "
+            "came from --group-by, give it again"
+        )
+    if (left_out := _other_columns(prepared.settings)) != "":
+        console.say(f"note       the new list does not have the columns {left_out}")
     if source.is_labelled and not has_some_labels(source):
         console.say(
             "note       the labels that the source has itself are not looked at: --labels names a list "
@@ -253,3 +294,12 @@ def _say(prepared: Prepared, held_out: int) -> None:
             sample = "" if name == "so far" else " of the test sample"
             told = f": {classes}{more}" if name == "so far" and classes else ""
             console.say(f"{name:<10} {of}{sample} have a label{told}")
+
+
+def _other_columns(settings: SelectSettings) -> str:
+    """Returns the columns of the list so far that mean nothing to clfew, in words."""
+    if settings.labels is None:
+        return ""
+    named = parse(settings.labels)
+    known = {*HEADER, "group", named.path_column, named.label_column}
+    return ", ".join(each for each in columns_of(named.file) if each.lower() not in known)

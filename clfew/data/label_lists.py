@@ -3,11 +3,9 @@ and how it came to be labelled.
 """
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ import numpy as np
 from clfew import console
 from clfew.data.groups import with_groups
 from clfew.data.layout import class_words, splits_in
-from clfew.data.lists import ListFile, is_list, parse, read_list
+from clfew.data.lists import ListFile, read_list
+from clfew.data.named_images import finder
 from clfew.data.source import Source
 from clfew.data.splits import split_to_test
 from clfew.errors import UserError
@@ -90,6 +89,19 @@ def counts_of(hows: list[str]) -> dict[str, int]:
     return dict(sorted(Counter(how.split(" (")[0] for how in hows).items()))
 
 
+def group_cells(source: Source, rows: list[LabelRow]) -> list[str]:
+    """Returns for each row of a list what its column `group` says: the name that it has, else that of
+    another row of the group, else the group's first image; "" for an image that is alone. With it, a
+    list keeps together what was grouped by --group-by, wherever it lies."""
+    if source.groups is None:
+        return [row.group for row in rows]
+    groups, first = np.unique(source.groups, return_index=True)
+    names = {int(group): source.identities[i] for group, i in zip(groups, first, strict=True)}
+    names |= {int(source.groups[row.index]): row.group for row in rows if row.group}
+    names[-1] = ""
+    return [row.group or names[int(source.groups[row.index])] for row in rows]
+
+
 def label_list_of(finetuned: dict[str, Any]) -> ListFile:
     """Returns the list of labels that an artifact's metadata name."""
     return ListFile(Path(finetuned["label_file"] or ""), *finetuned.get("label_columns", (None, None)))
@@ -141,24 +153,27 @@ def read_label_list(source: Source, named: ListFile) -> LabelList:
 def _integer(cell: str) -> int | None:
     """Returns the number in a cell, None where there is none: a spreadsheet may write 3 as 3.0."""
     try:
-        return int(float(cell))
+        number = int(float(cell))
     except (ValueError, OverflowError):
         return None
+    return number if 0 < number < 10**9 else None
 
 
 def _indices(source: Source, path: Path, names: list[str]) -> list[int]:
     """Returns the index of the image that each row of the list `path` means. Raises UserError if there
     is none, or if two rows mean one."""
-    find = _finder(source, path)
-    indices = []
-    for name in names:
-        index = find(name)
-        if index is None:
-            raise UserError(
-                f"{path} names {name}, which is not among the images of {source.spec}.",
-                "paths are relative to that folder (or to the CSV); is it the right source?",
-            )
-        indices.append(index)
+    find = finder(source, path)
+    found = [find(name) for name in names]
+    missing = [name for name, index in zip(names, found, strict=True) if index is None]
+    if missing:
+        of = f", the first of {len(missing):,} rows" if len(missing) > 1 else ""
+        hint = "paths are relative to that folder (or to the CSV); is it the right source?"
+        if len(missing) < len(names):
+            hint = "have images been removed? Then remove these rows; else is it the right source?"
+        raise UserError(
+            f"{path} names {missing[0]}{of}, which is not among the images of {source.spec}.", hint
+        )
+    indices = [index for index in found if index is not None]
     commonest, times = Counter(indices).most_common(1)[0]
     if times > 1:
         raise UserError(
@@ -168,10 +183,11 @@ def _indices(source: Source, path: Path, names: list[str]) -> list[int]:
     return indices
 
 
-def select_run_of(file: Path) -> dict[str, Any]:
-    """Returns the configuration of the `clfew select` run in whose folder a list lies, {} for none."""
+def run_of_list(file: Path) -> dict[str, Any]:
+    """Returns the configuration of the `select` or `finetune` run in whose folder a list lies, {} for
+    none."""
     config = read_config(file.parent)
-    return config if config.get("command") == "select" else {}
+    return config if config.get("command") in ("select", "finetune") else {}
 
 
 def say_list(listed: LabelList) -> None:
@@ -208,8 +224,9 @@ def say_list(listed: LabelList) -> None:
 
 def _check_test_sample(source: Source, found: LabelList, has_splits: bool) -> None:
     """Raises UserError if a list would learn from images of the test sample of the `select` run in whose
-    folder it lies: a table of which one column was sorted alone names other images."""
-    if not select_run_of(found.file):
+    folder it lies, or lacks some of them: a table of which one column was sorted alone names other
+    images, and of a sample without what was hard to label nothing follows."""
+    if run_of_list(found.file).get("command") != "select":
         return
     try:
         kept = json.loads((found.file.parent / "select.json").read_text(encoding="utf-8"))
@@ -225,6 +242,15 @@ def _check_test_sample(source: Source, found: LabelList, has_splits: bool) -> No
             f"was one column sorted alone? Give these rows the split test again {again}"
             if has_splits
             else f"the column split has been lost: add it again, with test for these rows {again}",
+        )
+    lacking = sample.intersection(source.identities)
+    lacking -= {source.identities[row.index] for row in found.to_test}
+    if lacking:
+        raise UserError(
+            f"{found.file} lacks {min(lacking)}, the first of {console.plural(len(lacking), 'image')} "
+            "of the test sample that was drawn.",
+            "add their rows again, with the split test (select.json lists them): their labels may stay "
+            "empty. Or move the list to another folder.",
         )
 
 
@@ -285,43 +311,3 @@ def _reading(source: Source, listed: LabelList, names: list[str], keeps_labels: 
         return f"{source.reading}; {words}"
     # The labels that the source had are not used.
     return f"{len(source):,} images; {words}: {class_words(Counter(names))}"
-
-
-def _finder(source: Source, path: Path) -> Callable[[str], int | None]:
-    """Returns a function from a path in the list `path` to the image's index, None for no image."""
-    by_name = {name: i for i, name in enumerate(source.identities)}
-    by_stem = {os.path.splitext(name)[0]: i for name, i in by_name.items()}
-    root = parse(source.spec).file.parent if is_list(source.spec) else Path(source.spec)
-
-    @cache
-    def by_target() -> dict[str, int]:
-        return {os.path.realpath(root / name): i for name, i in by_name.items() if "\0" not in name}
-
-    def find(listed: str) -> int | None:
-        name = listed if listed in by_name else listed.replace("\\", "/")
-        if name in by_name:
-            return by_name[name]
-        places = [base / name for base in (path.parent, Path.cwd())]
-        for place in places:
-            # First without following links: an image that is one is known by its own name.
-            for resolves, each in ((False, Path(os.path.abspath(place))), (True, place)):
-                if (found := _relative(each, root, resolves)) in by_name:
-                    return by_name[found]
-        if name in by_stem or "\0" in name or not root.is_dir():
-            return by_stem.get(name)
-        # The list may name what the source's links point to.
-        targets = [by_target().get(os.path.realpath(place)) for place in places]
-        return next((target for target in targets if target is not None), None)
-
-    return find
-
-
-def _relative(file: Path, root: Path, resolves: bool) -> str:
-    """Returns the file's name within `root`, if `resolves` is set with links resolved. Returns "" if the
-    file is not below `root` or its name is not possible."""
-    try:
-        # pathlib raises if a link points to itself.
-        place = Path(os.path.realpath(file)) if resolves else file
-    except ValueError:  # A null byte in the name.
-        return ""
-    return place.relative_to(root).as_posix() if place.is_relative_to(root) else ""

@@ -8,7 +8,7 @@ from typing import Any
 
 from clfew import console
 from clfew.data.content import holds_the_same
-from clfew.data.label_lists import label_list_of, select_run_of
+from clfew.data.label_lists import label_list_of, run_of_list
 from clfew.data.labels import LabelSpec
 from clfew.data.layout import LABELLED_FOLDERS
 from clfew.data.lists import ListFile
@@ -19,11 +19,10 @@ from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import LABELS, from_here
 
 
-def selected_group_by(spec: LabelSpec, source: str) -> str | None:
-    """Returns by what the `select` run in whose folder a list of labels lies grouped the images of
-    `source`, None where it did not or had others."""
-    selected = select_run_of(spec.listed.file) if spec.listed else {}
-    return selected.get("group_by") if selected.get("source") == source else None
+def group_by_of_list(spec: LabelSpec) -> str | None:
+    """Returns by what the run in whose folder a list of labels lies grouped its images, None where it
+    did not. It goes by their names, so that it does not matter where they lie."""
+    return run_of_list(spec.listed.file).get("group_by") if spec.listed else None
 
 
 def label_list_now(finetuned: dict[str, Any], run: Path) -> ListFile | None:
@@ -69,15 +68,15 @@ def renamed(metadata: ArtifactMetadata, names: Collection[str], now: str) -> Art
 def find_source(
     source: str | None, metadata: ArtifactMetadata | None, spec: LabelSpec | None = None
 ) -> str:
-    """Returns the name of the labelled source: `source`, else that of the `select` run in whose folder
-    the list of labels lies, else ./labeled or ./labelled, else the source in the artifact's metadata, if
+    """Returns the name of the labelled source: `source`, else that of the run in whose folder the
+    list of labels lies, else ./labeled or ./labelled, else the source in the artifact's metadata, if
     it has labels or `spec` names a label CSV. Raises UserError if there is none."""
     if source is not None:
         return source
     if spec is not None and spec.listed is not None:
-        selected = select_run_of(spec.listed.file).get("source")
+        selected = run_of_list(spec.listed.file).get("source")
         if isinstance(selected, str):
-            console.say(f"source     {selected}, from which {from_here(spec.listed.file)} was selected")
+            console.say(f"source     {selected}, the images of {from_here(spec.listed.file)}")
             return selected
     for folder in LABELLED_FOLDERS:
         if Path(folder).is_dir():

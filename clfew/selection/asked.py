@@ -9,7 +9,12 @@ STRATEGIES = (AUTO, HERDING, TYPICLUST, UNCERTAIN, RANDOM)
 
 
 def check_asked(settings: SelectSettings) -> None:
-    """Raises UsageError for options that say nothing together."""
+    """Raises UsageError for options that say nothing together, and for numbers that only Python lets
+    through."""
+    for name in ("budget", "test"):
+        value = getattr(settings, name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise UsageError(f"--{name} {value} is no number of images.", f"for example: --{name} 40.")
     if settings.budget is None and settings.test is None:
         raise UsageError(
             "Neither --budget nor --test was given: how many images?",
@@ -28,7 +33,10 @@ def check_asked(settings: SelectSettings) -> None:
         raise UsageError("--find was given without --budget: how many images?", "add --budget 40.")
     if settings.find is not None and settings.strategy != AUTO:
         raise UsageError("--find and --strategy are two ways to choose.", "leave out one of them.")
-    if settings.labels is None and (settings.find is not None or settings.strategy == UNCERTAIN):
+    source = settings.source or ""
+    may_have_labels = is_list(source) or source.startswith("hf:")
+    needs_labels = settings.find is not None or settings.strategy == UNCERTAIN
+    if needs_labels and settings.labels is None and not may_have_labels:
         option = "--find" if settings.find is not None else f"--strategy {UNCERTAIN}"
         raise UsageError(
             f"{option} asks a classifier, which needs labels, and no --labels was given.",

@@ -37,9 +37,8 @@ def typical(
 ) -> list[int]:
     """Returns the rows of the candidates to label, at most `budget`, the first one first.
 
-    sample: rows of the candidates by which clusters are found. labelled:
-    codes of the images that have labels. seed: of the first centres. turns: which candidates may be
-    taken; it is changed.
+    sample: rows of the candidates by which clusters are found. labelled: codes of the images that have
+    labels. seed: of the first centres. turns: which candidates may be taken; it is changed.
     """
     count = min(len(labelled_LxA) + budget, MOST_CLUSTERS, len(sample_S))
     if not count:

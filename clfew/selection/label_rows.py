@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from clfew.data.label_lists import LISTED, LabelList, LabelRow
+from clfew.data.label_lists import LISTED, LabelList, LabelRow, group_cells
 from clfew.data.lists import is_list
 from clfew.data.source import Source
 
 HEADER = ("path", "label", "split", "order", "how")
+
+Cells = tuple[str | int, ...]
 
 
 def rows_so_far(source: Source, listed: LabelList | None) -> list[LabelRow]:
@@ -45,12 +47,13 @@ def numbered(rows: list[LabelRow], new: list[LabelRow]) -> list[LabelRow]:
     return done
 
 
-def cells_of(source: Source, rows: list[LabelRow]) -> tuple[list[str], list[tuple[str | int, ...]]]:
-    """Returns the header and the rows of the list, with a column of groups if one was given."""
-    header, has_groups = list(HEADER), any(row.group for row in rows)
-    cells = [
-        (source.identities[row.index], row.label, row.split, row.order or 0, row.how)
-        + ((row.group,) if has_groups else ())
-        for row in rows
+def cells_of(source: Source, rows: list[LabelRow], is_grouped: bool) -> tuple[list[str], list[Cells]]:
+    """Returns the header and the rows of the list. is_grouped: whether it tells groups: then it keeps
+    them, wherever it is moved."""
+    cells: list[Cells] = [
+        (source.identities[row.index], row.label, row.split, row.order or 0, row.how) for row in rows
     ]
-    return [*header, "group"] if has_groups else header, cells
+    if not is_grouped:
+        return list(HEADER), cells
+    groups = group_cells(source, rows)
+    return [*HEADER, "group"], [(*cell, group) for cell, group in zip(cells, groups, strict=True)]

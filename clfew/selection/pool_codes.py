@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,16 +41,24 @@ def pool_codes(
     Raises UserError if the file cannot be written."""
     file = cache_folder() / f"codes-{_key(start, cache, pool, device, precision)}.safetensors"
     layout: Layout = {"codes": ("I16", np.dtype("<i2"), (len(pool), min(AXES, start.encoder.dim)))}
-    if not file.exists():
+    codes = _kept(file, layout)
+    if codes is None:
         _write(file, layout, start, cache, pool, device, precision)
+        codes = _kept(file, layout)
+    if codes is None:
+        raise UserError(f"{file} cannot be read.", "set CLFEW_CACHE to another folder.")
+    return RowReader(codes)
+
+
+def _kept(file: Path, layout: Layout) -> np.memmap | None:
+    """Returns the codes in a file, None if there is none or it was cut off."""
     try:
         codes = map_file(file, layout, "r")["codes"]
+    except (OSError, ValueError, struct.error):
+        return None
+    with contextlib.suppress(OSError):  # Another user's cache can still be read.
         os.utime(file)
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError):
-            file.unlink()
-        raise UserError(f"{file} is damaged.", "it has been removed: try again.") from None
-    return RowReader(codes)
+    return codes
 
 
 def _write(

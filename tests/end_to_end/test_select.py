@@ -9,6 +9,8 @@ import pytest
 from commands import CLASSES, digest, paint
 from PIL import Image
 
+from clfew import select
+from clfew.errors import UsageError, UserError
 from clfew.selection.asked import STRATEGIES
 
 COLUMNS = ["path", "label", "split", "order", "how"]
@@ -82,10 +84,8 @@ def test_from_photos_to_a_tested_classifier(clfew, start, tmp_path):
     result = json.loads((folder / "runs/finetune-1/result.json").read_text())
     tested = sum(n % 2 == 0 for n in range(9, 21))
     assert result["test_images"] == tested and result["label_origins"] == {"chosen": 5}
-    assert "5 of the 9 rows" in done.stderr and "class shares in per cent" in done.stdout
-    shares = result["class_shares"]
-    assert {row["class"] for row in shares} <= set(CLASSES)
-    assert all(row["low"] <= row["share"] <= row["high"] for row in shares)
+    assert "5 of the 9 rows" in done.stderr and "no class shares" in done.stderr
+    assert "class_shares" not in result
 
     clfew.ok(
         "select", "--labels", "runs/select-1/to_label.csv", "--budget", 6, "--out", "again", cwd=folder
@@ -100,6 +100,9 @@ def test_from_photos_to_a_tested_classifier(clfew, start, tmp_path):
     clfew.ok("finetune", "--labels", "again/to_label.csv", "--mode", "linear", cwd=folder)
     again = json.loads((folder / "runs/finetune-2/result.json").read_text())
     assert again["test_images"] == 12 and again["label_origins"] == {"chosen": 15}
+    shares = again["class_shares"]
+    assert [row["class"] for row in shares] == list(CLASSES)
+    assert all(row["low"] <= row["share"] <= row["high"] for row in shares)
     clfew.ok("predict", "photos/" + old[0]["path"], cwd=folder)
     assert digest(folder / "photos") == before
 
@@ -126,10 +129,11 @@ def test_features_are_kept_for_the_next_round(clfew, project, tmp_path):
     assert kept.stat().st_ino == written
     assert (project / "a/to_label.csv").read_text() == (project / "b/to_label.csv").read_text()
     # One that was cut off is found out and made anew.
-    kept.write_bytes(kept.read_bytes()[:100])
-    again = clfew("select", "photos", "--budget", 5, "--out", "c", cwd=project, env=env)
-    assert again.rc == 1 and "damaged" in again.stderr and "hint: " in again.stderr
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:100])
     clfew.ok("select", "photos", "--budget", 5, "--out", "c", cwd=project, env=env)
+    assert kept.read_bytes() == whole
+    assert (project / "a/to_label.csv").read_text() == (project / "c/to_label.csv").read_text()
     clfew.ok("cache", "--clear", cwd=project, env=env)
     assert not list((tmp_path / "cache").glob("codes-*"))
 
@@ -190,11 +194,19 @@ def test_the_test_sample_never_moves(clfew, project):
     clfew.ok("select", "photos", "--labels", "moved.csv", "--budget", 3, "--out", "b", cwd=project)
     moved = table(project / "b/to_label.csv")
     assert moved[:13] == rows and moved[13:] == table(project / "same/to_label.csv")[13:]
+    # Its rows cannot be taken out where the sample is known.
+    kept = [row for row in table(file) if row["split"] == "train"]
+    with open(project / "first/fewer.csv", "w", newline="", encoding="utf-8") as opened:
+        csv.DictWriter(opened, COLUMNS).writeheader()
+        csv.DictWriter(opened, COLUMNS).writerows(kept)
+    said = clfew.refused("select", "--labels", "first/fewer.csv", "--budget", 3, cwd=project)
+    assert "lacks" in said and "10 images of the test sample" in said
     # A list without one gets one, of what it does not hold.
     clfew.ok("select", "photos", "--budget", 4, "--out", "c", cwd=project)
     clfew.ok("select", "--labels", "c/to_label.csv", "--test", 5, "--out", "d", cwd=project)
     later = table(project / "d/to_label.csv")
     assert [row["split"] for row in later] == ["train"] * 4 + ["test"] * 5
+    assert {row["how"] for row in later[4:]} == {"random (of the rest)"}
     assert len({row["path"] for row in later}) == 9
 
 
@@ -232,6 +244,65 @@ def test_a_list_with_some_labels_is_gone_on_from(clfew, project):
     rows = table(project / "a/to_label.csv")
     assert [row["how"] for row in rows] == ["listed"] * 10 + ["chosen (uncertain)"] * 5
     assert not {row["path"] for row in rows[:10]} & {row["path"] for row in rows[10:]}
+
+
+def test_copies_with_two_labels_and_a_class_without_others(clfew, project):
+    """A picture with two labels is of no class: then there is no classifier, and no class to find."""
+    folder = project / "copied"
+    shutil.copytree(project / "photos", folder)
+    names = sorted(file.name for file in folder.iterdir())
+    shutil.copy(folder / names[0], folder / "z.png")
+    (project / "two.csv").write_text(f"path,label\n{names[0]},a\nz.png,b\n{names[9]},a\n")
+    arguments = ("select", "copied", "--labels", "two.csv", "--budget", 3)
+    said = clfew.ok(*arguments, "--out", "a", cwd=project).stderr
+    assert "1 picture with two different labels" in said and "labels of one class" in said
+    assert "labels of one class" in clfew.refused(*arguments, "--find", "b", cwd=project)
+
+
+def test_groups_stay_with_the_list(clfew, tmp_path):
+    """Of a burst that is tested on nothing is asked for, wherever the list and the images have gone."""
+    paint(tmp_path / "painted", each=9)
+    (tmp_path / "photos").mkdir()
+    for number, file in enumerate(sorted((tmp_path / "painted").rglob("*.png"))):
+        file.rename(tmp_path / f"photos/burst{number // 3}_{number % 3}.png")
+    options = ("--group-by", "(.*)_[0-9]", "--strategy", "random")
+    clfew.ok("select", "photos", "--test", 4, "--budget", 2, *options, "--out", "a", cwd=tmp_path)
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    rest = ("--labels", "a/to_label.csv", "--budget", 9, "--strategy", "random")
+    clfew.ok("select", "moved", *rest, "--out", "b", cwd=tmp_path)
+    rows = table(tmp_path / "b/to_label.csv")
+    tested = {row["path"].split("_")[0] for row in rows if row["split"] == "test"}
+    learned = {row["path"].split("_")[0] for row in rows if row["split"] == "train"}
+    assert len(tested) == 4 and not tested & learned
+    assert {row["group"].split("_")[0] for row in rows if row["split"] == "test"} == tested
+    shutil.copy(tmp_path / "a/to_label.csv", tmp_path / "copy.csv")
+    said = clfew.ok(
+        *("select", "moved", "--labels", "copy.csv", "--test", 4, "--out", "c"), cwd=tmp_path
+    )
+    assert "of images that are not in it none are known" in said.stderr
+
+
+def test_shares_only_of_a_whole_sample_of_all_images(clfew, project):
+    for name, arguments in (
+        ("whole", ("--budget", 6, "--test", 10)),
+        ("rest", ("--labels", "first/to_label.csv", "--test", 10)),
+    ):
+        if name == "rest":
+            clfew.ok("select", "photos", "--budget", 6, "--out", "first", cwd=project)
+        clfew.ok("select", "photos", *arguments, "--out", name, cwd=project)
+        fill_in(project / name / "to_label.csv")
+        labels = f"{name}/to_label.csv"
+        said = clfew.ok("finetune", "--labels", labels, "--mode", "linear", cwd=project).stdout
+        assert ("class shares" in said) == (name == "whole") and "10 test images" in said
+
+
+def test_from_python_wrong_numbers_are_refused(start, monkeypatch):
+    monkeypatch.chdir(start)
+    for wrong in ({"budget": 0}, {"test": -1}, {"budget": 2.5}, {"budget": "3"}, {"budget": True}):
+        with pytest.raises(UsageError, match="is no number of images"):
+            select("photos", **wrong)
+    with pytest.raises(UserError, match="There is no file"):
+        select("photos", budget=3, labels=start / "missing.csv", strategy="random")
 
 
 def test_labels_of_class_folders_are_not_looked_at(clfew, tmp_path):
