@@ -304,7 +304,7 @@ def cache(
     clear: Annotated[bool, typer.Option("--clear", help="Remove all image caches.")] = False,
 ) -> None:
     """List the image caches (decoded images) with their sizes, or remove them."""
-    from clfew.data.cache_listing import clear_image_caches, list_image_caches
+    from clfew.data.cache_listing import clear_image_caches, kept_features, list_image_caches
 
     caches = list_image_caches()
     total = f"{sum(each.bytes for each in caches) / 2**20:,.1f} MiB"
@@ -320,6 +320,11 @@ def cache(
         return
     print_caches(caches)
     console.write_out(f"{len(caches)} image caches, {total}\n")
+    count, size = kept_features()
+    if count:
+        console.write_out(
+            f"and {console.plural(count, 'set')} of features for select, {size / 2**20:,.1f} MiB\n"
+        )
 
 
 @command(epilog="Example:  clfew demo --out demo")

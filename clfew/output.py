@@ -290,7 +290,7 @@ def print_selection(result: dict[str, Any]) -> None:
         rows.append(("test sample", f"{result['drawn']:,}", "drawn at random, to test on"))
     console.print_table(("rows", "images", "why"), rows, right_align=False)
     console.write_out(f"{result['list']}\n")
-    if not result["test"]:
+    if not result["test"] and not result["own_test"]:
         console.write_out(
             "There is no test sample: chosen images are no fair test. --test 50 draws one at random.\n"
         )

@@ -11,6 +11,7 @@ from clfew import console
 from clfew.commands.selecting import Prepared, class_of, prepare
 from clfew.data.content import content_of
 from clfew.data.label_lists import CHOSEN, RANDOM, LabelRow, counts_of
+from clfew.data.splits import split_to_test
 from clfew.errors import UserError
 from clfew.report.select import write_select_page
 from clfew.runs.files import write_csv, write_json
@@ -47,7 +48,8 @@ def run(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
     are those of that list. The result has `source`, `strategy`, `reason`, `encoder`, `images` (of the
     source), `pool` (images to choose from, one of each picture), `chosen` and `test` (paths, the test
     sample whole), `so_far` (how many rows had a label, by split), `how` (how many rows came about in
-    each way), `list` and `page`. No file of the source is changed. Raises UserError.
+    each way), `own_test` (whether the source has a test split itself), `list` and `page`. No file of the
+    source is changed. Raises UserError.
     """
     folder, result = select_in(settings)
     file = from_here(folder / TO_LABEL)
@@ -227,6 +229,7 @@ def _result(prepared: Prepared, picked: Chosen, rows: list[LabelRow], run: Run) 
             "test_rows": len(prepared.to_test),
             "test_labelled": sum(bool(row.label) for row in prepared.to_test),
         },
+        "own_test": split_to_test(source) is not None,
         "how": counts_of([row.how for row in rows]),
         "list": str(run.folder / TO_LABEL),
         "page": str(run.folder / "to_label.html"),

@@ -43,6 +43,15 @@ def list_image_caches() -> list[CacheListing]:
     return [listing for _, listing in sorted(caches, key=lambda pair: -pair[0])]
 
 
+def kept_features() -> tuple[int, int]:
+    """Returns how many sets of features `select` has kept, and their size in bytes."""
+    sizes = []
+    for file in cache_folder().glob("codes-*.safetensors"):
+        with contextlib.suppress(OSError):  # Another clfew is removing it.
+            sizes.append(file.stat().st_size)
+    return len(sizes), sum(sizes)
+
+
 def clear_image_caches() -> list[Path]:
     """Removes every image cache, damaged ones too. A running clfew can still read one that it uses.
 
