@@ -217,9 +217,11 @@ def _open_images(
     if learned_too := int(
         np.isin(cache.digests[data.test], np.unique(np.concatenate([s.seen for s in starts]))).sum()
     ):
+        is_sample = listed is not None and len(listed.held_out)
+        why = "before they were drawn" if is_sample else "it held out others"
         console.say(
             f"note       {learned_too:,} of the images held out for testing were learned from, without "
-            "labels, by what is started from: it held out others"
+            f"labels, by what is started from: {why}"
         )
     never = data.test if listed is None else np.union1d(data.test, listed.held_out)
     # Mode "full" looks at no image without a label.

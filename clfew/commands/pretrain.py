@@ -142,8 +142,10 @@ def _say_next(folder: Path, source: Source) -> None:
     """Reports the command to type after a run."""
     artifact = folder / ARTIFACTS["pretrain"]
     has_labels = source.is_labelled or any(Path(name).is_dir() for name in LABELLED_FOLDERS)
-    hint = "" if has_labels else " LABELLED_FOLDER"
     option = from_option(artifact, "pretrain")
+    if not has_labels:
+        console.next_command(f"clfew select --budget 40 --test 50{option}")
+        return
     if option:
         option = "".join(from_option(each, "pretrain") for each in with_beside(artifact))
-    console.next_command(f"clfew finetune{hint} --labels 1%{option}")
+    console.next_command(f"clfew finetune --labels 1%{option}")

@@ -34,7 +34,7 @@ REASONS = {
     RANDOM: "at random",
 }
 
-WHY_COLD = "on four sets as good as typiclust, and better where classes are unequal"
+WHY_COLD = "on four sets about as good as typiclust, and better on unequal classes"
 WHY_WARM = "on four sets better than without a classifier"
 
 _CHUNK = 8192
