@@ -165,7 +165,7 @@ def test_the_folder_of_a_selection_tells_the_source(clfew, folder):
     (select / "select.json").write_text(json.dumps({"test": sample}))
     words = ("--labels", "runs/select-1/to_label.csv", "--mode", "knn", "--from", "runs/pretrain-1")
     said = clfew.ok("finetune", *words, "--out", "selected", cwd=folder).stderr
-    assert "from which runs/select-1/to_label.csv was selected" in said
+    assert "the images of runs/select-1/to_label.csv" in said
     assert json.loads((folder / "selected/config.json").read_text())["group_by"] == config["group_by"]
     # One column was sorted alone.
     rows = rows_of(folder)
