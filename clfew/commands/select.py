@@ -171,7 +171,8 @@ def _by_features(prepared: Prepared, question: Question) -> tuple[np.ndarray, st
             f"label images of two classes at least, or leave out {option}.",
         )
     label = class_of(prepared, settings.find) if settings.find is not None else None
-    codes = pool_codes(start, prepared.cache, pool.images, prepared.device, prepared.precision)
+    arrays = (prepared.cache, prepared.source.scale, pool.images)
+    codes = pool_codes(start, *arrays, prepared.device, prepared.precision)
     question = replace(question, codes=codes)
     if is_clear:
         question = replace(question, probabilities=_classifier(prepared, question))

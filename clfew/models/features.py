@@ -73,11 +73,7 @@ def remembered(
     file = getattr(pixels, "filename", None)
     if file is None:  # A later array in memory can have the address of an earlier one.
         return compute(indices)
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    key = (digest.hexdigest(), str(file), *map(str, settings))
+    key = (digest_of_weights(network), str(file), *map(str, settings))
     known, rows = _RECENT.pop(key, (np.empty(0, np.int64), None))
     missing = np.setdiff1d(indices, known)
     if len(missing):
@@ -90,6 +86,15 @@ def remembered(
     while len(_RECENT) > _MOST_RECENT:
         _RECENT.pop(next(iter(_RECENT)))
     return rows[np.searchsorted(known, indices)]
+
+
+def digest_of_weights(network: nn.Module) -> str:
+    """Returns a digest of the names and values of a network's weights and statistics."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def features_of(

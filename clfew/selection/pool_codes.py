@@ -16,9 +16,10 @@ from clfew import console
 from clfew.data.cache_arrays import Layout, RowReader, cache_folder, create_file, map_file, reserve
 from clfew.data.cache_reuse import temporary_prefix
 from clfew.data.image_cache import ImageCache
+from clfew.data.pixel_scale import PixelScale
 from clfew.errors import UserError
 from clfew.finetuning.start import Start
-from clfew.models.features import apply_to_cache
+from clfew.models.features import apply_to_cache, digest_of_weights
 from clfew.selection.codes import AXES, codes_of, projection_of
 
 SAMPLE = 10_000
@@ -31,15 +32,16 @@ _CHUNK = 2048
 def pool_codes(
     start: Start,
     cache: ImageCache,
+    scale: PixelScale | None,
     pool: np.ndarray,
     device: torch.device,
     precision: str,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function that reads the codes of some images of a pool, int16 (M, A), by their places in
     it. They are computed a part at a time and kept in a file of the cache folder, so that the next round
-    need not wait. pool: indices in the source, in any order; the axes are found by the first ones.
-    Raises UserError if the file cannot be written."""
-    file = cache_folder() / f"codes-{_key(start, cache, pool, device, precision)}.safetensors"
+    need not wait. scale: of the source's pixels. pool: indices in the source, in any order; the axes are
+    found by the first ones. Raises UserError if the file cannot be written."""
+    file = cache_folder() / f"codes-{_key(start, cache, scale, pool, device, precision)}.safetensors"
     layout: Layout = {"codes": ("I16", np.dtype("<i2"), (len(pool), min(AXES, start.encoder.dim)))}
     codes = _kept(file, layout)
     if codes is None:
@@ -113,15 +115,19 @@ def _parts(pool: np.ndarray, start: int, end: int) -> Iterator[tuple[int, np.nda
         yield first, pool[first : min(first + _CHUNK, end)]
 
 
-def _key(start: Start, cache: ImageCache, pool: np.ndarray, device: torch.device, precision: str) -> str:
-    """Returns a digest of all that codes depend on."""
-    digest = hashlib.blake2b(digest_size=12)
-    for name, value in start.encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+def _key(
+    start: Start,
+    cache: ImageCache,
+    scale: PixelScale | None,
+    pool: np.ndarray,
+    device: torch.device,
+    precision: str,
+) -> str:
+    """Returns a digest of all that codes depend on: files of the same bytes have other pixels on another
+    scale, or with other bands."""
     encoder = start.encoder
-    network = (encoder.name, encoder.size, encoder.input, encoder.stage)
-    settings = (FORMAT, network, device.type, precision, cache.side)
-    digest.update(str(settings).encode())
+    network = (digest_of_weights(encoder), encoder.name, encoder.size, encoder.input, encoder.stage)
+    settings = (FORMAT, network, device.type, precision, cache.side, str(scale))
+    digest = hashlib.blake2b(str(settings).encode(), digest_size=12)
     digest.update(cache.digests[pool].astype("<u8").tobytes())
     return digest.hexdigest()
