@@ -11,7 +11,7 @@ This is the regression estimator of survey sampling (Cochran, Sampling Technique
 and the estimate of a mean by prediction-powered inference (Angelopoulos et al., Prediction-powered
 inference, Science 2023) with the lambda of least variance (power tuning; Angelopoulos, Duchi and Zrnic,
 PPI++: Efficient Prediction-Powered Inference, 2023). The normal interval of these papers covers as
-rarely as 17 % where the sample has few images of a class, so this one is a Wilson interval (see
+rarely as 16 % where the sample has few images of a class, so this one is a Wilson interval (see
 `proportion_interval`).
 
 For the accuracy, y' would be the confidence of the classifier. Such an interval covers as well, but
