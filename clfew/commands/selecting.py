@@ -11,15 +11,15 @@ import torch
 
 from clfew import console
 from clfew.data.find_scale import with_scale
-from clfew.data.groups import group_words, grouped, groups_of, pictures_of, with_groups
-from clfew.data.held_out import split_source
+from clfew.data.groups import group_words, grouped, groups_of_pictures, pictures_of
+from clfew.data.held_out import split_images
 from clfew.data.image_cache import ImageCache, cached_images, typical_side
-from clfew.data.label_lists import LabelList, LabelRow, read_label_list, run_of_list
+from clfew.data.label_lists import LabelList, LabelRow, read_label_list, run_of_list, with_groups_of
 from clfew.data.layout import UNLABELLED
 from clfew.data.lists import ListFile, columns_of, parse
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
-from clfew.data.splits import split_to_test
+from clfew.data.splits import split_to_test, test_indices
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.find_start import find_start, is_from_scratch
 from clfew.finetuning.places import kept_group_by, known_as, renamed, say_moved
@@ -117,7 +117,7 @@ def prepare(settings: SelectSettings) -> Prepared:
     group_by = settings.group_by or _kept_group_by(opened, named, artifacts)
     source = grouped(opened, group_by)
     listed = None if named is None else read_label_list(source, named)
-    source = _with_groups_of(source, listed)
+    source = source if listed is None else with_groups_of(source, listed)
     bands = bands_of(settings)
     source = scaled(source, bands, artifacts) if has_use else with_scale(source, bands)
     say_source(source)
@@ -126,9 +126,10 @@ def prepare(settings: SelectSettings) -> Prepared:
         (start,) = open_start(found, source, Network("auto", None), device, compare=False)
     side = start.metadata.side if start else _side(source, device)
     cache = cached_images(source, side)
-    groups, pictures = groups_of(source, cache), pictures_of(source, cache)
-    assert groups is not None  # They are known from rule 5 on.
-    split = split_source(source, cache, _split_seed(settings, artifacts, source))
+    pictures = pictures_of(source, cache)
+    groups = groups_of_pictures(source, pictures)
+    held_out = test_indices(source, _split_seed(settings, artifacts, source), groups)
+    split = split_images(cache, held_out, groups=groups)
     rows = rows_so_far(source, listed)
     _check_learnable(source, rows, listed)
     pool = pool_of(_with_listed(split.pool, cache, rows), pictures, groups, source.identities)
@@ -213,16 +214,6 @@ def _kept_group_by(
     names, so that it does not matter where they lie."""
     before = run_of_list(named.file).get("group_by") if named is not None else None
     return str(before) if before else kept_group_by(artifacts, source)
-
-
-def _with_groups_of(source: Source, listed: LabelList | None) -> Source:
-    """Returns the source with the groups that the list so far names."""
-    groups = {row.index: row.group for row in listed.rows} if listed else {}
-    if not listed or not any(groups.values()):
-        return source
-    return with_groups(
-        source, [groups.get(i, "") for i in range(len(source))], f"from {listed.file.name}"
-    )
 
 
 def _side(source: Source, device: torch.device) -> int:

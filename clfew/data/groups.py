@@ -100,7 +100,11 @@ def groups_of(source: Source, cache: ImageCache) -> np.ndarray | None:
     """
     if source.rule < FIRST_RULE:
         return None
-    pictures = pictures_of(source, cache)
+    return groups_of_pictures(source, pictures_of(source, cache))
+
+
+def groups_of_pictures(source: Source, pictures: np.ndarray) -> np.ndarray:
+    """Returns the groups of `groups_of` from the pictures of `pictures_of`."""
     if source.groups is None:
         return pictures
     named = pairs_of_same(source.groups, np.flatnonzero(source.groups >= 0))

@@ -294,11 +294,16 @@ def labelled_by(source: Source, listed: LabelList) -> Source:
         splits=splits,
         reading=_reading(source, listed, names, known is source.classes),
     )
+    return with_groups_of(relabelled, listed)
+
+
+def with_groups_of(source: Source, listed: LabelList) -> Source:
+    """Returns the source with the groups that a list names."""
     groups = {row.index: row.group for row in listed.rows}
-    if any(groups.values()):
-        of_each = [groups.get(index, "") for index in range(len(source))]
-        relabelled = with_groups(relabelled, of_each, f"from {listed.file.name}")
-    return relabelled
+    if not any(groups.values()):
+        return source
+    of_each = [groups.get(index, "") for index in range(len(source))]
+    return with_groups(source, of_each, f"from {listed.file.name}")
 
 
 def _reading(source: Source, listed: LabelList, names: list[str], keeps_labels: bool) -> str:
