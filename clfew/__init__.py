@@ -1,8 +1,8 @@
 """clfew: image classifiers from a folder of images and a few labels.
 
 The commands as functions: `pretrain`, `finetune`, `distill`, `evaluate`, `predict`, `embed`, `compare`,
-`check` and `select`, each with the options of its command as keywords. They are imported when they are
-first used, so that `import clfew` does not import torch.
+`check`, `select` and `label`, each with the options of its command as keywords. They are imported when
+they are first used, so that `import clfew` does not import torch.
 """
 
 from importlib import import_module
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clfew.commands.embed import embed
     from clfew.commands.evaluate import evaluate
     from clfew.commands.finetune import finetune
+    from clfew.commands.label import label
     from clfew.commands.predict import predict
     from clfew.commands.pretrain import pretrain
     from clfew.commands.select import select
@@ -31,6 +32,7 @@ __all__ = [
     "embed",
     "evaluate",
     "finetune",
+    "label",
     "predict",
     "pretrain",
     "register_encoder",

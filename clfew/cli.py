@@ -14,6 +14,7 @@ from clfew import console
 from clfew import options as opt
 from clfew.data.image_files import expand
 from clfew.errors import UsageError, UserError
+from clfew.labelling.asked import check_labelling
 from clfew.output import (
     describe_artifact,
     print_caches,
@@ -37,6 +38,7 @@ from clfew.settings import (
     EmbedSettings,
     EvaluateSettings,
     FinetuneSettings,
+    LabelSettings,
     PredictSettings,
     PretrainSettings,
     SelectSettings,
@@ -249,6 +251,25 @@ def select(
         print_json({"run": str(folder), **result})
     else:
         print_selection(result)
+
+
+@command(epilog="Example:  clfew label ./photos --classes deer,fox")
+@takes(LabelSettings)
+def label(
+    context: typer.Context, settings: LabelSettings, output: opt.Output = opt.Format.table
+) -> None:
+    """Label images in a page on this machine, with the classifier's help, and fine-tune on them.
+
+    Stopped at any moment, it goes on where it was.
+    """
+    check_labelling(settings)  # Before torch is imported.
+    from clfew.commands.label import run
+
+    folder, result = run(settings)
+    if output is opt.Format.json:
+        print_json({"run": str(folder), **result})
+    else:
+        print_finetuning(result["finetune"])
 
 
 @command(epilog="Example:  clfew compare ./photos --minutes 5")

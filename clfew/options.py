@@ -318,6 +318,28 @@ Find = Annotated[
     str | None, _option("Choose the images that are likeliest of this class.", metavar="CLASS")
 ]
 
+# For the page to label in.
+Classes = Annotated[
+    str | None,
+    _option("Names of the classes, separated by commas; others can be added in the page."),
+]
+LabelBudget = Annotated[
+    int | None,
+    _option("Most images to label, besides the test sample (default: as many as you like).", "--budget"),
+]
+LabelTest = Annotated[
+    int | None,
+    _option(
+        "Number of images to draw at random, to test on, or 0 (default: 50, or a third of few images).",
+        "--test",
+        least=0,
+    ),
+]
+Browser = Annotated[bool, typer.Option(help="Open the page in a browser.")]
+Port = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="Port of the page (default: any that is free).")
+]
+
 # For prediction.
 Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]
 Top = Annotated[int, _option("Number of labels per row.", least=1)]

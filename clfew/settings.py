@@ -198,6 +198,31 @@ class SelectSettings(_OfLists):
 
 
 @dataclass(frozen=True)
+class LabelSettings(_OfLists):
+    """The settings of `label`. test: how many images to draw to test on, None for the usual number."""
+
+    source: opt.Chosen = None
+    _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
+    bands: opt.Bands = None
+    group_by: opt.GroupBy = None
+    classes: opt.Classes = None
+    budget: opt.LabelBudget = None
+    test: opt.LabelTest = None
+    labels: opt.SoFar = None
+    origin: opt.From = None
+    init: opt.Init = "auto"
+    browser: opt.Browser = True
+    port: opt.Port = None
+    seed: opt.Seed = 0
+    device: opt.Device = "auto"
+    precision: opt.Precision = "auto"
+    threads: opt.Threads = None
+    out: opt.Out = None
+
+
+@dataclass(frozen=True)
 class PredictSettings:
     """The settings of `predict`."""
 

@@ -63,7 +63,7 @@ def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
     raises Stopped after a signal.
     """
     folder, result = finetune_in(settings)
-    _say_next(folder, result)
+    say_next(folder, result)
     return folder, result
 
 
@@ -89,7 +89,7 @@ def resume(
         found = [restored_start(row, chosen) for row in starts]
         prepared = prepare(settings, found, chosen, folder)
         result = fit_and_save(prepared, Run(folder), is_new=False)
-    _say_next(folder, result)
+    say_next(folder, result)
     return folder, result
 
 
@@ -312,7 +312,7 @@ def _metadata(
     )
 
 
-def _say_next(folder: Path, result: dict[str, Any]) -> None:
+def say_next(folder: Path, result: dict[str, Any]) -> None:
     """Reports the commands to type after a run."""
     option = from_option(folder / ARTIFACTS["finetune"], "finetune")
     if result["test_images"]:

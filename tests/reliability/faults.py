@@ -140,7 +140,7 @@ class Temporary:
     def __getattr__(self, name):
         return faulty(getattr(tempfile, name), name)
 files.os, files.tempfile = System(), Temporary()
-files._sync_folder = faulty(files._sync_folder, "sync_folder")
+files.sync_folder = faulty(files.sync_folder, "sync_folder")
 for module in list(__import__("sys").modules.values()):
     if getattr(module, "write_bytes", None) is write_bytes:
         module.write_bytes = watched

@@ -1,0 +1,50 @@
+"""How a session of labelling begins: with the labels so far, a test sample, and the first images to
+ask."""
+
+from collections.abc import Iterable
+
+from clfew.data.label_lists import LISTED, LabelRow
+from clfew.data.source import Source
+from clfew.labelling.session import Session
+from clfew.labelling.state import NONE_NAME
+from clfew.labelling.upcoming import FIRST
+
+
+def begin(
+    session: Session, source: Source, classes: Iterable[str], rows: list[LabelRow], drawn: list[LabelRow]
+) -> None:
+    """Writes the first events of a run, as far as a killed process has not written them: classes, the
+    labels so far, the test sample, and images to label. rows: of the list so far. drawn: of a new test
+    sample."""
+    done = {event["do"] for event in session.events}
+    listed = [row.label for row in rows if row.label]
+    for name in dict.fromkeys([*classes, *sorted(set(listed))]):
+        # Two classes of a list may differ in nothing but the case of their letters.
+        known = {each.name for each in session.decided.classes.values()} | {NONE_NAME}
+        if name not in known:
+            session.append({"do": "class", "class": session.decided.next_number(), "name": name})
+    if rows and "listed" not in done:
+        session.append({"do": "listed", "rows": [_cells(source, row) for row in rows]})
+    tests = [row for row in rows if row.split == _tested_split(rows)] + drawn
+    if tests and "test" not in done:
+        names, hows = [source.identities[row.index] for row in tests], {row.how for row in tests}
+        how = hows.pop() if len(hows) == 1 else LISTED
+        session.append({"do": "test", "images": names, "how": how})
+    if "asked" in done:
+        return
+    tested = {row.index for row in tests}
+    waiting = [row for row in rows if not row.label and row.index not in tested]
+    for how in dict.fromkeys(row.how for row in waiting):
+        names = [source.identities[row.index] for row in waiting if row.how == how]
+        session.append({"do": "asked", "images": names, "how": how})
+    if len(waiting) < FIRST:
+        session.ask(FIRST - len(waiting))
+
+
+def _cells(source: Source, row: LabelRow) -> list[str | int | None]:
+    return [source.identities[row.index], row.label, row.split, row.order, row.how, row.group]
+
+
+def _tested_split(rows: list[LabelRow]) -> str | None:
+    splits = {row.split for row in rows}
+    return next((split for split in ("test", "val") if split in splits), None)
