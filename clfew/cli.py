@@ -51,7 +51,7 @@ from clfew.version import __version__
 app = typer.Typer(
     name="clfew",
     help="Image classifiers from a folder of images and a few labels.",
-    epilog="In one folder, in this order:  clfew pretrain ./unlabeled ·  clfew finetune --labels 1% ·  "
+    epilog="In one folder, in this order:  clfew pretrain ./unlabeled ·  clfew label ·  "
     "clfew predict image.jpg",
     no_args_is_help=True,
     add_completion=False,

@@ -193,7 +193,6 @@ def _show(rows: list[dict[str, Any]], folder: Path, seconds: float) -> None:
         f"pictures   {folder / 'label-efficiency.png'}, {folder / 'eval'}/*.png\n\n"
         "On your own images:\n"
         "  clfew pretrain ./unlabeled\n"
-        "  clfew select --budget 40 --test 50\n"
-        "  clfew finetune --labels runs/select-1/to_label.csv\n"
+        "  clfew label\n"
         "  clfew predict image.jpg\n"
     )

@@ -52,7 +52,7 @@ def run(settings: LabelSettings) -> tuple[Path, dict[str, Any]]:
     (how many labels came about in each way), and `finetune`, the result of `finetune` with its folder
     `run`. No file of the source is changed. Raises UserError; raises Stopped after a signal.
     """
-    with StopRequest() as stop, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         folder, settings = run_to_go_on(settings)
         if folder is not None:
             console.say(f"goes on    {from_here(folder)}, where it was")
@@ -65,8 +65,11 @@ def run(settings: LabelSettings) -> tuple[Path, dict[str, Any]]:
             folder = _create(settings, prepared)
             stack.enter_context(held(folder))
             log = stack.enter_context(contextlib.closing(DecisionLog(folder / LOG)))
-        labelling = Labelling(settings, folder, prepared, session_of(settings, prepared, drawn, log))
-        return folder, labelling.serve(stop)
+        try:
+            session = session_of(settings, prepared, drawn, log)
+            return folder, Labelling(settings, folder, prepared, session).serve()
+        except Refused as refused:  # The log cannot be written.
+            raise UserError(refused.sentence, refused.hint) from None
 
 
 label = function_of(LabelSettings, without_traces(run))
@@ -122,7 +125,7 @@ class Labelling:
     def file(self) -> Path:
         return self.folder / LABELS
 
-    def serve(self, stop: StopRequest) -> dict[str, Any]:
+    def serve(self) -> dict[str, Any]:
         """Serves the page until it is finished. Raises Stopped after a signal, UserError if fine-tuning
         fails; the labels are kept."""
         page = files("clfew.labelling").joinpath("page.html").read_text(encoding="utf-8")
@@ -134,9 +137,10 @@ class Labelling:
         server.start()
         worker.start()
         try:
-            self._say_address(server)
-            self._wait(stop)
-            result = self._write_list()
+            with StopRequest() as stop:
+                self._say_address(server)
+                self._wait(stop)
+                result = self._write_list()
             if stop.signal:
                 raise Stopped(stop.signal, self._again())
             return self._finish(result)

@@ -94,7 +94,7 @@ def prepare_labelling(
     """Opens the images, the labels so far and the encoder, and draws the test sample. log: of the run
     that goes on; what it has already is not read or drawn again. Raises UserError."""
     done = {event["do"] for event in log.events} if log is not None else set()
-    labels = None if done & {"listed", "test", "asked"} else settings.labels
+    labels = None if done & {"test", "asked"} else settings.labels
     prepared = prepare(
         SelectSettings(
             settings.source,

@@ -144,7 +144,7 @@ def _say_next(folder: Path, source: Source) -> None:
     has_labels = source.is_labelled or any(Path(name).is_dir() for name in LABELLED_FOLDERS)
     option = from_option(artifact, "pretrain")
     if not has_labels:
-        console.next_command(f"clfew select --budget 40 --test 50{option}")
+        console.next_command(f"clfew label{option}")
         return
     if option:
         option = "".join(from_option(each, "pretrain") for each in with_beside(artifact))

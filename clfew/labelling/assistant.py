@@ -10,6 +10,7 @@ sample.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,13 @@ class Fit:
     probabilities: np.ndarray
     tested: np.ndarray
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         """The likeliest class of each image, int64 (N,), a place in `labels.numbers`."""
         found: np.ndarray = self.probabilities.argmax(1)
         return found
 
-    @property
+    @cached_property
     def margin(self) -> np.ndarray:
         """How far the likeliest class is ahead of the second, float32 (N,), from 0 to 1."""
         if self.probabilities.shape[1] < 2:

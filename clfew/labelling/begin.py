@@ -17,11 +17,12 @@ def begin(
     labels so far, the test sample, and images to label. rows: of the list so far. drawn: of a new test
     sample."""
     done = {event["do"] for event in session.events}
-    listed = [row.label for row in rows if row.label]
-    for name in dict.fromkeys([*classes, *sorted(set(listed))]):
-        # Two classes of a list may differ in nothing but the case of their letters.
-        known = {each.name for each in session.decided.classes.values()} | {NONE_NAME}
-        if name not in known:
+    listed = {row.label for row in rows if row.label and "listed" not in done}
+    # Not once more what has been renamed or deleted since. Two classes of a list may differ in nothing
+    # but the case of their letters.
+    made = {event["name"] for event in session.events if event["do"] == "class"} | {NONE_NAME}
+    for name in dict.fromkeys([*classes, *sorted(listed)]):
+        if name not in made:
             session.append({"do": "class", "class": session.decided.next_number(), "name": name})
     if rows and "listed" not in done:
         session.append({"do": "listed", "rows": [_cells(source, row) for row in rows]})

@@ -1,6 +1,7 @@
 """What a session of labelling has on the table: the decisions, the images that are open, the
 classifier's answers and the page that is shown."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -62,6 +63,11 @@ class Board:
         """Returns the images to learn from that have a label, in the order of the decisions."""
         return [name for name in self.decided.of_kind(LABEL) if name not in self.decided.tests]
 
+    def counts(self) -> Counter[int | None]:
+        """Returns how many images to learn from have each class: those of the test sample must not tell
+        what is learned from."""
+        return Counter(map(self.decided.label, self.learned()))
+
     def budget_left(self) -> int | None:
         """Returns how many images to learn from may still be labelled, None for all."""
         if self.budget is None:
@@ -113,7 +119,7 @@ class Board:
         """Returns the classes of which there is a page, the one that comes first by itself first."""
         if self.fit is None or self.why_no_page() is not None:
             return []
-        found = pages.choices(self.fit, self.is_open, dict(self.decided.counts), self._seen())
+        found = pages.choices(self.fit, self.is_open, self.counts(), self._seen())
         return [each for each in found if self.decided.now(each.label) == each.label]
 
     def _seen(self) -> dict[int, tuple[int, int]]:
@@ -136,14 +142,17 @@ class Board:
         otherwise. found: see `choices`."""
         page, fit, left = self.page, self.fit, self.budget_left()
         is_same = page is not None and self.decided.now(page.label) == page.label
-        if page is not None and is_same and all(self.is_open[row] for row in page.rows):
+        fits = page is not None and (left is None or len(page.rows) <= left)
+        if page is not None and is_same and fits and all(self.is_open[row] for row in page.rows):
             return page
         self.page = None
         if fit is None or not found:
             return None
         is_there = self.asked_class in {each.label for each in found}
         label = self.asked_class if self.asked_class is not None and is_there else found[0].label
-        few = self.decided.counts[label] < pages.FEW_LABELS
+        counts = self.counts()
+        is_rare = 3 * counts[label] * len(counts) < counts.total()
+        few = counts[label] < pages.FEW_LABELS and is_rare
         most = pages.SIZE if left is None else min(left, pages.SIZE)
         groups = self.work.pool.groups
         new = pages.page_of(fit, label, self.order, self.is_open, groups, few, most)

@@ -1,5 +1,6 @@
 """Pages of images that the classifier takes for one class."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,9 @@ TOO_LOW, DOUBT = 1.3, 12
 photographs were right with 40 labels, .30 where .38 of hand signs were). What is expected by them counts
 as so many images that were seen."""
 
-FEW_LABELS, LEAST = 5, 0.1
-"""A page of a class with fewer labels than FEW_LABELS is filled up with images of other classes that may
-be of it, with a probability of at least LEAST."""
+FEW_LABELS, LEAST = 5, 0.2
+"""A page of a rare class, with fewer labels than FEW_LABELS and a third of what classes have on average,
+is filled up with images of other classes that may be of it, with a probability of at least LEAST."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,14 @@ class Choice:
 
 
 def choices(
-    fit: Fit, is_open_N: np.ndarray, labelled: dict[int, int], seen: dict[int, tuple[int, int]]
+    fit: Fit,
+    is_open_N: np.ndarray,
+    labelled: Mapping[int | None, int],
+    seen: Mapping[int, tuple[int, int]],
 ) -> list[Choice]:
     """Returns the classes of which there is a page, in the order in which they come: of those that are
-    worth a page, the one with the fewest labels first. labelled: labels of each class. seen: of the last
+    worth a page, the one with the fewest labels first, and where several have as few, the one of which
+    most is expected to be right. labelled: labels of each class. seen: of the last
     pages of a class, how many images were right, and how many there were."""
     rows = np.flatnonzero(is_open_N & fit.probabilities.any(1))
     predicted, probability = fit.predicted[rows], fit.probabilities[rows].max(1)
@@ -69,7 +74,7 @@ def choices(
         right, shown = seen.get(label, (0, 0))
         expected = (DOUBT * min(1.0, TOO_LOW * mean) + right) / (DOUBT + shown)
         found += [Choice(label, count, expected)] if count else []
-    return sorted(found, key=lambda each: (not each.is_worth, labelled.get(each.label, 0)))
+    return sorted(found, key=lambda each: (not each.is_worth, labelled.get(each.label, 0), -each.right))
 
 
 def page_of(

@@ -47,16 +47,15 @@ def _set_aside(board: Board, request: Request) -> Event:
 
 
 def _accept(board: Board, request: Request) -> Event:
-    label, shown, wrong = request.get("class"), request.get("images"), request.get("wrong")
-    page = board.page
-    if page is None or [board.number(row) for row in page.rows] != shown or label != page.label:
+    label, wrong, page = request.get("class"), request.get("wrong"), board.page
+    shown = [] if page is None else [board.number(row) for row in page.rows]
+    if page is None or shown != request.get("images") or label != page.label:
         raise Refused(409, "This page has changed in the meantime.", "look at the new one.")
     if not isinstance(wrong, list) or not all(isinstance(each, dict) for each in wrong):
         raise Refused(400, "The request is not complete.", "reload the page.")
-    corrected = {each.get("image"): each.get("class") for each in wrong}
-    if not set(corrected) <= set(shown):
+    if not all(type(each.get("image")) is int and each["image"] in shown for each in wrong):
         raise Refused(400, "An image that is not in the page was marked.", "reload the page.")
-    labels, marked = {}, []
+    corrected, labels, marked = {each["image"]: each.get("class") for each in wrong}, {}, []
     for number in shown:
         own = corrected.get(number)
         if number not in corrected:
@@ -65,14 +64,13 @@ def _accept(board: Board, request: Request) -> Event:
             marked.append(board.names[number])
         else:
             labels[board.names[number]] = _class(board, {"class": own}, "class")
-    board.page = None
     return {"do": "page", "class": page.label, "labels": labels, "wrong": marked}
 
 
 def _undone(board: Board, request: Request) -> Event:
     events = board.decided.history
     number = request.get("n", events[-1]["n"] if events else None)
-    if not any(each["n"] == number for each in events):
+    if type(number) is not int or not any(each["n"] == number for each in events):
         raise Refused(409, "There is nothing to undo.")
     return {"do": "undo", "of": number}
 

@@ -74,7 +74,7 @@ class Session:
         with self.lock:
             self.seen = time.monotonic()
             # Between pages, images of the test sample come several at a time.
-            due = upcoming.tests_due(self.decided)
+            due = upcoming.tests_due(self.decided, self.board.is_there)
             self._tests_are_due = due > 0 and (self._tests_are_due or due >= upcoming.TESTS_AT_ONCE)
             return {
                 "version": self.version,
@@ -118,6 +118,7 @@ class Session:
             event = event_of(self.board, request)
             self.append({**event, "request": sent})
             if event["do"] == "page":
+                self.board.page = None
                 self.lock.wait_for(lambda: self._fitted >= self._wanted, WAIT_SECONDS)
 
     def append(self, event: Event) -> None:
@@ -216,6 +217,7 @@ class Session:
         board, rows = self.board, self.board.work.rows
         with self.lock:
             left = [name for name in self.decided.asked if name not in self.decided.current]
+            left = [name for name in left if board.is_there(name)]
             budget, is_open = board.budget_left(), board.is_open.copy()
             waiting = [rows[name] for name in left if name in rows]
             is_open[waiting] = False

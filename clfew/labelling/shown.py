@@ -21,8 +21,11 @@ def shown(board: Board, tests_are_due: bool) -> Shown:
     decided, found = board.decided, board.choices()
     page = board.current_page(found)
     on_page = {board.work.names[row] for row in page.rows} if page is not None else set()
-    queue = upcoming.upcoming(decided, board.is_there, board.budget_left())
-    queue = [name for name in queue if name not in on_page]
+
+    def is_free(name: str) -> bool:
+        return board.is_there(name) and name not in on_page
+
+    queue = upcoming.upcoming(decided, is_free, board.budget_left())
     tested = [name for name in decided.tests if decided.label(name) is not None]
     return {
         **_classes(board),
@@ -37,7 +40,7 @@ def shown(board: Board, tests_are_due: bool) -> Shown:
         "left": {
             "images": int(board.is_open.sum()),
             "budget": board.budget_left(),
-            "test": len(upcoming.open_tests(decided)),
+            "test": sum(map(board.is_there, upcoming.open_tests(decided))),
         },
         "labels": len(board.learned()),
         "tested": len(tested),

@@ -38,16 +38,17 @@ BY_ONE, ON_PAGE, LISTED = "by one", "on a page", "listed"
 KINDS = (LABEL, SKIP, UNSURE, WRONG)
 OF_CLASSES = ("class", "rename", "merge", "delete")
 UNDOABLE = ("label", "skip", "unsure", "page", *OF_CLASSES)
-KEYS = "123456789"
+KEYS = tuple("123456789")
+DIGITS = ("0", *KEYS)
 
 
 @dataclass
 class LabelClass:
-    """A class. slot: its place among those with a key, None where there was none left."""
+    """A class. key: the digit that stands for it, None where there was none left."""
 
     number: int
     name: str
-    slot: int | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class State:
     to test on, in their order, with how they came there. again: images that are asked once more, in
     their order. listed: the rows of the list that it began with. digests: of the lists that were
     written. requests: of the decisions that were made. history: events that can be undone, oldest first.
-    current: what holds of each image of which something does, the last decision last; its label is what
-    the class has become. counts: how many images have each class.
+    pages, singles: how many of them are pages, and decisions one by one of images to learn from. current:
+    what holds of each image of which something does, the last decision last; its label is what the class
+    has become. counts: how many images have each class.
     """
 
     classes: dict[int, LabelClass] = field(default_factory=dict)
@@ -90,6 +92,8 @@ class State:
     digests: set[str] = field(default_factory=set)
     requests: set[str] = field(default_factory=set)
     history: list[Event] = field(default_factory=list)
+    pages: int = 0
+    singles: int = 0
     current: dict[str, Decision] = field(default_factory=dict)
     counts: Counter[int] = field(default_factory=Counter)
     _of_image: dict[str, list[Decision]] = field(default_factory=dict)
@@ -108,6 +112,7 @@ class State:
             return
         if do in UNDOABLE:
             self.history.append(event)
+            self._count(event, 1)
         if do in OF_CLASSES or "name" in event:
             self._of_classes.append(event)
             self._change_classes(event)
@@ -153,28 +158,20 @@ class State:
     def number_of(self, name: str) -> int | None:
         """Returns the number of the class of a name, whatever the case of its letters if none has it as
         it is and no two differ in nothing else; None for no class."""
-        if name == NONE_NAME:
-            return NONE
-        exact = [each.number for each in self.classes.values() if each.name == name]
-        alike = [
-            each.number for each in self.classes.values() if each.name.casefold() == name.casefold()
-        ]
-        found = exact or alike
-        return found[0] if len(found) == 1 else None
+        names = {NONE: NONE_NAME} | {each.number: each.name for each in self.classes.values()}
+        # Two have one name where that of one of them was given again, and then came back by undo.
+        exact = [number for number, each in names.items() if each == name]
+        alike = [number for number, each in names.items() if each.casefold() == name.casefold()]
+        return exact[0] if exact else alike[0] if len(alike) == 1 else None
 
     def next_number(self) -> int:
         """Returns a number that no class has had."""
         return self._last + 1
 
     def keys(self) -> dict[int, str | None]:
-        """Returns the key of each class: a class whose name is a digit has it as its key, the others
-        have what is left of 1 to 9 in the order in which they were made. Where a class without a key
-        begins with a digit, none has one: then digits begin its name."""
-        digits = {each.name for each in self.classes.values() if each.name in (*KEYS, "0")}
-        left = iter([key for key in KEYS if key not in digits])
-        found: dict[int, str | None] = {}
-        for each in sorted(self.classes.values(), key=lambda each: each.slot or 10**9):
-            found[each.number] = each.name if each.name in digits else next(left, None)
+        """Returns the key of each class. Where a class without a key begins with a digit, none has one:
+        then digits begin its name."""
+        found = {each.number: each.key for each in self.classes.values()}
         without = [self.classes[number].name for number, key in found.items() if key is None]
         return dict.fromkeys(found) if any(name[0].isdigit() for name in without) else found
 
@@ -216,17 +213,22 @@ class State:
         if event is None:
             return
         self.history.remove(event)
+        self._count(event, -1)
         images = [*event.get("labels", ()), *event.get("wrong", ())]
+        had_more = False
         for image in [event["image"]] if "image" in event else images:
             left = [each for each in self._of_image[image] if each.n != number]
             self._of_image[image] = left
             self._refresh(image)
+            had_more |= bool(left)
         makes = event["do"] in ("class", LABEL)
         if event in self._of_classes and not (makes and self._is_used(event["class"])):
             self._of_classes.remove(event)
             self.classes, self._became = {}, {}
             for each in self._of_classes:
                 self._change_classes(each)
+            had_more = True
+        if had_more:  # In the order of the decisions that hold again.
             self._refresh_all()
 
     def _refresh_all(self) -> None:
@@ -235,16 +237,22 @@ class State:
         ):
             self._refresh(image)
 
+    def _count(self, event: Event, times: int) -> None:
+        if event["do"] == "page":
+            self.pages += times
+        elif "image" in event and event["image"] not in self.tests:
+            self.singles += times
+
     def _is_used(self, number: int) -> bool:
-        return any(each.label == number for made in self._of_image.values() for each in made)
+        """Returns whether images have a class, or one that was merged into it."""
+        labels = {each.label for made in self._of_image.values() for each in made}
+        return any(number in (label, self.now(label)) for label in labels)
 
     def _change_classes(self, event: Event) -> None:
         do, number = event["do"], event["class"]
         self._last = max(self._last, number)
         if do in ("class", LABEL):
-            taken = {each.slot for each in self.classes.values()}
-            slot = next((i for i in range(1, 10) if i not in taken), None)
-            self.classes[number] = LabelClass(number, event["name"], slot)
+            self.classes[number] = LabelClass(number, event["name"])
         elif number not in self.classes:  # An event that made it has been undone since.
             return
         elif do == "rename":
@@ -252,3 +260,19 @@ class State:
         else:
             del self.classes[number]
             self._became[number] = event["into"] if do == "merge" else None
+        self._give_keys()
+
+    def _give_keys(self) -> None:
+        """Gives each class without a key what is left of 1 to 9, in the order in which they were made;
+        the others keep theirs. A class whose name is a digit has it as its key."""
+        own = {each.name for each in self.classes.values() if each.name in DIGITS}
+        for each in self.classes.values():
+            if each.name in own:
+                each.key = each.name
+            elif each.key in own or each.key == "0":
+                each.key = None
+        taken = {each.key for each in self.classes.values()}
+        left = iter([key for key in KEYS if key not in taken])
+        for each in self.classes.values():
+            if each.key is None:
+                each.key = next(left, None)

@@ -22,13 +22,7 @@ AGAIN_EACH = 5
 
 def steps(state: State) -> int:
     """Returns how many images to learn from have been labelled, where a page counts as some."""
-    pages = singles = 0
-    for event in state.history:
-        if event["do"] == "page":
-            pages += 1
-        elif event.get("image") is not None and event["image"] not in state.tests:
-            singles += 1
-    return singles + STEPS_OF_PAGE * pages
+    return state.singles + STEPS_OF_PAGE * state.pages
 
 
 def open_tests(state: State) -> list[str]:
@@ -36,10 +30,12 @@ def open_tests(state: State) -> list[str]:
     return [name for name in state.tests if name not in state.current]
 
 
-def tests_due(state: State) -> int:
-    """Returns how many images of the test sample should have been labelled by now, and were not."""
+def tests_due(state: State, is_there: Callable[[str], bool]) -> int:
+    """Returns how many images of the test sample should have been labelled by now, and were not.
+    is_there: whether an image can be shown."""
     left = open_tests(state)
-    return min(len(left), steps(state) // LEARNED_EACH - (len(state.tests) - len(left)))
+    due = steps(state) // LEARNED_EACH - (len(state.tests) - len(left))
+    return min(sum(map(is_there, left)), due)
 
 
 def upcoming(
@@ -81,6 +77,9 @@ def upcoming(
 
 
 def _is_before(state: State, image: str, n: int) -> bool:
-    """Returns whether an image's label was given before event `n`."""
+    """Returns whether an image's label was given before event `n`, which asks for it once more: not if
+    the class of its neighbours has become its own, or was deleted."""
     made = state.current.get(image)
-    return made is not None and made.label is not None and made.n < n
+    if made is None or made.label is None or made.n >= n:
+        return False
+    return state.now(state.again[image].neighbours) not in (None, made.label)

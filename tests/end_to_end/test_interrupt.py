@@ -65,7 +65,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(clfew, images, uninterrupted,
         "finetune", "--labels", "1%", "--from", "runs/pretrain-1", cwd=tmp_path
     )
     resumed = clfew.ok("pretrain", "--resume", "runs/pretrain-1", cwd=tmp_path)
-    assert resumed.next == ["clfew select --budget 40 --test 50"]
+    assert resumed.next == ["clfew label"]
     assert not (run / "state").exists()
     assert_same(run, uninterrupted / "runs/pretrain-1")
     steps = [json.loads(row)["step"] for row in rows(run)]
