@@ -21,6 +21,8 @@ from clfew.training.signals import StopRequest
 
 CPU = torch.device("cpu")
 SECONDS = 60.0
+FEW_SECONDS = 15.0
+"""For trainings whose steps are taken, not simulated."""
 DATA = TrainingData(np.zeros((8, 2, 2, 3), np.uint8), np.ones(8, np.float32), np.arange(8))
 
 
@@ -117,9 +119,10 @@ def test_noise_in_the_speed_makes_few_new_plans(seed, noise, most):
 
 @pytest.mark.slow
 def test_a_steady_speed_needs_no_new_plan_and_takes_the_planned_steps(clock):
-    run = trained(clock, planned(3000), changing())
-    assert run.plan.replanned == [] and run.plan.last_step() == 3000
-    fixed = trained(clock, replace(planned(3000), seconds=None), changing())
+    plan = planned(750, FEW_SECONDS)
+    run = trained(clock, plan, changing())
+    assert run.plan.replanned == [] and run.plan.last_step() == 750
+    fixed = trained(clock, replace(plan, seconds=None), changing())
     assert torch.equal(run.objective.weight, fixed.objective.weight)
     assert run.objective.progress == fixed.objective.progress
 
@@ -162,7 +165,7 @@ def test_no_more_steps_than_the_limit_and_fewer_where_they_do_not_fit():
 
 
 def test_every_new_plan_is_logged_with_its_steps(clock):
-    run = trained(clock, planned(3000), changing((20, 50.0), (40, 2.0)))
+    run = trained(clock, planned(750, FEW_SECONDS), changing((5, 50.0), (10, 2.0)))
     logged = {row["step"]: row["steps"] for row in run.rows}
     assert len(run.plan.replanned) >= 2
     assert all(logged[first] == last for first, _, last in run.plan.replanned)
@@ -172,7 +175,8 @@ def test_every_new_plan_is_logged_with_its_steps(clock):
 
 @pytest.mark.slow
 def test_what_is_recorded_takes_the_same_steps_again(clock):
-    run = trained(clock, planned(600), changing((0, 5.0), (5, 25.0), (20, 1.0), (50, 15.0)))
+    speed = changing((0, 5.0), (1.25, 25.0), (5, 1.0), (12.5, 15.0))
+    run = trained(clock, planned(150, FEW_SECONDS), speed)
     assert len(run.plan.replanned) >= 3
     recorded = Plan(**json.loads(json.dumps(vars(run.plan))))
     assert recorded == run.plan and recorded.seconds is None
@@ -188,27 +192,27 @@ def test_what_is_recorded_takes_the_same_steps_again(clock):
 
 @pytest.mark.slow
 def test_a_training_that_is_resumed_keeps_its_time_and_what_is_recorded_of_it(clock, tmp_path):
-    speed, saving = changing((10, 4.0), (35, 0.5)), Saving(tmp_path / "state", "")
-    stopped = []
+    speed, saving = changing((2.5, 4.0), (8.75, 0.5)), Saving(tmp_path / "state", "")
+    plan, stopped = planned(750, FEW_SECONDS), []
     with StopRequest() as stop:
 
         def step_seconds(now):
-            if now > 130 and not stopped:
+            if now > 107.5 and not stopped:
                 stopped.append(now)
                 stop.signal = 15
             return speed(now)
 
         with pytest.raises(Stopped):
-            trained(clock, planned(3000), step_seconds, saving=saving, stop=stop)
+            trained(clock, plan, step_seconds, saving=saving, stop=stop)
     clock.now += 1000.0  # Nobody trains.
     begun = clock.now - (stopped[0] - 100)
-    resumed = trained(clock, planned(3000), lambda now: speed(now - begun + 100), saving=saving)
-    assert abs(stopped[0] - 100 + resumed.seconds - SECONDS) < 0.02 * SECONDS
+    resumed = trained(clock, plan, lambda now: speed(now - begun + 100), saving=saving)
+    assert abs(stopped[0] - 100 + resumed.seconds - FEW_SECONDS) < 0.02 * FEW_SECONDS
     assert any(first < resumed.rows[0]["step"] for first, _, _ in resumed.plan.replanned)
     whole = trained(clock, resumed.plan, lambda now: 0.02)
     assert torch.equal(whole.objective.weight, resumed.objective.weight)
     # A training that had its time is not trained again.
-    again = trained(clock, planned(3000), speed, saving=saving)
+    again = trained(clock, plan, speed, saving=saving)
     assert again.rows == [] and again.plan == resumed.plan
     assert torch.equal(again.objective.weight, resumed.objective.weight)
 
