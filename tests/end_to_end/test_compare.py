@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -130,22 +128,14 @@ jigsaw.Jigsaw.loss = lambda self, batch: (loss(self, batch)[0] * float("nan"), {
 """
 
 
-def broken(clfew, folder, *options):
-    """`clfew compare photos OPTIONS` where jigsaw's loss is not a number."""
-    argv = ["clfew", "compare", "photos", *options]
-    program = f"{BROKEN}\nimport sys\nsys.argv = {argv!r}\nfrom clfew.__main__ import main\nmain()"
-    return subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=clfew.env, text=True, capture_output=True
-    )
-
-
 @pytest.mark.slow
 def test_a_method_that_fails_does_not_stop_the_others(clfew, compared, tmp_path):
     """And is tried again by --resume."""
     folder, _ = compared
     methods = ("--methods", "jigsaw,simclr", "--labels", "1/class", "--seeds", "2")
-    done = broken(clfew, folder, *QUICK, *methods, "--out", str(tmp_path / "run"))
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    out = ("--out", tmp_path / "run")
+    done = clfew("compare", "photos", *QUICK, *methods, *out, cwd=folder, faults=BROKEN)
+    assert done.rc == 1 and "Traceback" not in done.stderr, done.stderr
     error, hint = done.stderr.splitlines()[-2:]
     assert error.startswith("error: jigsaw could not be trained: ") and "diverged" in error
     assert f"clfew compare --resume {tmp_path / 'run'}" in hint
@@ -162,8 +152,9 @@ def test_a_method_that_fails_does_not_stop_the_others(clfew, compared, tmp_path)
 def test_a_single_method_that_fails_is_one_error(clfew, compared, tmp_path):
     folder, _ = compared
     options = ("--methods", "jigsaw", "--labels", "1/class", "--epochs", "1", "--encoder", "resnet8-w16")
-    done = broken(clfew, folder, *options, "--out", str(tmp_path / "run"))
-    assert done.returncode == 1 and done.stderr.count("error: ") == 1, done.stderr
+    out = ("--out", tmp_path / "run")
+    done = clfew("compare", "photos", *options, *out, cwd=folder, faults=BROKEN)
+    assert done.rc == 1 and done.stderr.count("error: ") == 1, done.stderr
 
 
 def test_a_comparison_is_not_resumed_on_other_images(clfew, compared, images, tmp_path):
