@@ -29,6 +29,7 @@ SIDE_BY_SIDE = (
 )
 pretrain_command = importlib.import_module("clfew.commands.pretrain")
 BOTH = ("pretrain", "photos", "--init", "both", "--size", "32", "--epochs", "1")
+BOTH_NAMED = ("--from", "runs/pretrain-1", "--from", "runs/pretrain-1-scratch")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,21 @@ def made(tmp_path_factory, clfew, images):
 def project(made, tmp_path):
     shutil.copytree(made[0], tmp_path / "project")
     return tmp_path / "project"
+
+
+@pytest.fixture(scope="module")
+def made_side_by_side(made, tmp_path_factory, clfew):
+    """The same folder after `finetune` has put both encoders side by side."""
+    folder = tmp_path_factory.mktemp("side-by-side") / "project"
+    shutil.copytree(made[0], folder)
+    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=folder, faults=SIDE_BY_SIDE)
+    return folder
+
+
+@pytest.fixture
+def side_by_side(made_side_by_side, tmp_path):
+    shutil.copytree(made_side_by_side, tmp_path / "side-by-side")
+    return tmp_path / "side-by-side"
 
 
 def config_of(run):
@@ -127,9 +143,6 @@ def test_the_same_start_named_twice_is_one(project, clfew):
     assert "start" not in json.loads(done.stdout)["draws"][0]
 
 
-BOTH_NAMED = ("--from", "runs/pretrain-1", "--from", "runs/pretrain-1-scratch")
-
-
 @pytest.mark.parametrize("mode", rest_is_slow(["linear", "knn", "propagate"]))
 def test_starts_are_compared_in_the_mode_that_was_asked_for(project, clfew, mode):
     words = ("finetune", "--labels", "3/class", "--mode", mode, *BOTH_NAMED, "--repeat", "2")
@@ -138,23 +151,23 @@ def test_starts_are_compared_in_the_mode_that_was_asked_for(project, clfew, mode
     assert all("side by side" in row["reason"] for row in result["draws"])
 
 
-def test_what_was_made_side_by_side_works_in_every_command(project, clfew):
-    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=SIDE_BY_SIDE)
+def test_what_was_made_side_by_side_works_in_every_command(side_by_side, clfew):
     chosen = json.loads(
         clfew.ok(
-            "info", "runs/finetune-1/classifier.safetensors", "--format", "json", cwd=project
+            "info", "runs/finetune-1/classifier.safetensors", "--format", "json", cwd=side_by_side
         ).stdout
     )
     assert len(chosen["parts"]) == 2
     assert (
-        "side by side" in clfew.ok("info", "runs/finetune-1/classifier.safetensors", cwd=project).stdout
+        "side by side"
+        in clfew.ok("info", "runs/finetune-1/classifier.safetensors", cwd=side_by_side).stdout
     )
-    report = json.loads(clfew.ok("eval", "--format", "json", cwd=project).stdout)
+    report = json.loads(clfew.ok("eval", "--format", "json", cwd=side_by_side).stdout)
     again = ("predict", "photos/ring/000.png", "photos/cross/000.png", "--format", "json")
-    assert clfew.ok(*again, cwd=project).stdout == clfew.ok(*again, cwd=project).stdout
-    clfew.ok("embed", "photos", "--from", "runs/finetune-1", cwd=project)
-    clfew.ok("finetune", "--from", "runs/finetune-1", "--labels", "4/class", cwd=project)
-    clfew.ok("distill", "--from", "runs/finetune-1", "--epochs", "1", cwd=project)
+    assert clfew.ok(*again, cwd=side_by_side).stdout == clfew.ok(*again, cwd=side_by_side).stdout
+    clfew.ok("embed", "photos", "--from", "runs/finetune-1", cwd=side_by_side)
+    clfew.ok("finetune", "--from", "runs/finetune-1", "--labels", "4/class", cwd=side_by_side)
+    clfew.ok("distill", "--from", "runs/finetune-1", "--epochs", "1", cwd=side_by_side)
     assert report["n"] == 12
 
 
@@ -197,14 +210,13 @@ def test_what_has_learned_from_other_images_holds_nothing_out_of_these(project, 
 
 
 @pytest.mark.slow
-def test_a_network_that_was_trained_from_one_side_by_side_can_be_distilled(project, clfew):
-    clfew.ok("finetune", "--labels", "4/class", *BOTH_NAMED, cwd=project, faults=SIDE_BY_SIDE)
+def test_a_network_that_was_trained_from_one_side_by_side_can_be_distilled(side_by_side, clfew):
     whole = ("finetune", "--labels", "4/class", "--from", "runs/finetune-1", "--mode", "full")
-    clfew.ok(*whole, cwd=project)
-    assert config_of(project / "runs/finetune-2")["from"].endswith("classifier.safetensors")
-    done = clfew.ok("distill", "--from", "runs/finetune-2", "--epochs", "1", cwd=project)
+    clfew.ok(*whole, cwd=side_by_side)
+    assert config_of(side_by_side / "runs/finetune-2")["from"].endswith("classifier.safetensors")
+    done = clfew.ok("distill", "--from", "runs/finetune-2", "--epochs", "1", cwd=side_by_side)
     assert "held-out labels decide" in done.stderr
-    said = clfew.refused("distill", "--init", "scratch", "--from", "runs/finetune-1", cwd=project)
+    said = clfew.refused("distill", "--init", "scratch", "--from", "runs/finetune-1", cwd=side_by_side)
     assert "several networks side by side" in said
 
 
