@@ -14,6 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from clfew import console
 from clfew.commands.finetune import finetune_in, say_next
 from clfew.commands.labelling import prepare_labelling, run_to_go_on, session_of
@@ -97,8 +99,13 @@ def _check_list(folder: Path, log: DecisionLog) -> None:
     """Raises UserError if somebody has changed labels.csv, which would be written over."""
     file = folder / LABELS
     digests = {event.get("digest") for event in log.events if event["do"] == "list"}
-    if not file.exists() or _digest(file.read_bytes()) in digests:
-        return
+    try:
+        if not file.exists() or _digest(file.read_bytes()) in digests:
+            return
+    except OSError as error:
+        raise UserError(
+            f"{from_here(file)} cannot be read: {error.strerror}.", "move it away: it is written anew."
+        ) from None
     raise UserError(
         f"{from_here(file)} has been changed since clfew wrote it.",
         f"to go on from the changed list: clfew label --labels {shlex.quote(str(from_here(file)))}; or "
@@ -120,6 +127,15 @@ class Labelling:
     session: Session
     _written: str = ""
     _version: int = -1
+    _is_told: bool = False
+
+    def _can_be_read(self, image: int) -> bool:
+        """Returns whether an image is still there: `finetune` refuses a list that names others."""
+        source, cache = self.prepared.source, self.prepared.cache
+        place = int(np.searchsorted(cache.good, image))
+        is_good = place < len(cache.good) and int(cache.good[place]) == image
+        is_here = source.path_of is None or source.path_of(image).is_file()
+        return is_good and is_here and source.identities[image] not in self.session.board.gone
 
     @property
     def file(self) -> Path:
@@ -140,7 +156,7 @@ class Labelling:
             with StopRequest() as stop:
                 self._say_address(server)
                 self._wait(stop)
-                result = self._write_list()
+                result = self._write_list(is_last=True)
             if stop.signal:
                 raise Stopped(stop.signal, self._again())
             return self._finish(result)
@@ -179,26 +195,32 @@ class Labelling:
             elif time.monotonic() - since >= _LATER:
                 self._write_list()
 
-    def _write_list(self) -> dict[str, Any]:
-        """Writes labels.csv and label.json; returns the content of the latter."""
+    def _write_list(self, is_last: bool = False) -> dict[str, Any]:
+        """Writes labels.csv and label.json; returns the content of the latter. Raises UserError if they
+        cannot be written at the end."""
         source, session = self.prepared.source, self.session
         with session.lock:
-            self._version = session.version
-            rows, lost = rows_of(source, session.decided)
+            version = session.version
+            rows, lost = rows_of(source, session.decided, self._can_be_read)
             result = self._result(rows)
         is_grouped = self.prepared.group_by is not None or any(row.group for row in rows)
         text = csv_text(*cells_of(source, rows, is_grouped))
         digest = _digest(text.encode("utf-8", "surrogateescape"))
         if digest == self._written:
+            self._version = version
             return result
         try:
             session.append({"do": "list", "digest": digest})
             write_text(self.file, text)
             write_json(self.folder / "label.json", result)
         except (Refused, UserError) as error:  # The decisions are in the log all the same.
-            console.say(f"note       {self.file.name} could not be written: {error}")
+            if is_last:
+                raise
+            if not self._is_told:
+                console.say(f"note       {self.file.name} could not be written: {error}")
+            self._is_told = True
             return result
-        self._written = digest
+        self._written, self._version, self._is_told = digest, version, False
         if lost:
             images = console.plural(lost, "labelled image")
             console.say(f"note       {images} cannot be found any more, and the list is without them")
@@ -207,12 +229,13 @@ class Labelling:
     def _result(self, rows: list[Any]) -> dict[str, Any]:
         """Returns the content of label.json."""
         decided, source = self.session.decided, self.prepared.source
-        learned = Counter(row.label for row in rows if row.label and row.split != "test")
+        tested = {self.session.board.numbers.get(name) for name in decided.tests}
+        learned = Counter(row.label for row in rows if row.label and row.index not in tested)
         return {
             "source": source.spec,
             "list": str(self.file),
             "labels": dict(sorted(learned.items())),
-            "test": list(decided.tests),
+            "test": [source.identities[row.index] for row in rows if row.index in tested],
             "tested": sum(decided.label(name) is not None for name in decided.tests),
             "unsure": decided.of_kind(UNSURE),
             "skipped": decided.of_kind(SKIP),
@@ -250,8 +273,12 @@ class Labelling:
 
     def _again(self) -> str:
         """Returns the command that goes on with this run."""
-        out = f" --out {shlex.quote(str(self.settings.out))}" if self.settings.out else ""
-        return f"clfew label{out}"
+        is_found = run_to_go_on(LabelSettings())[0] == self.folder
+        return (
+            "clfew label"
+            if is_found
+            else f"clfew label --out {shlex.quote(str(from_here(self.folder)))}"
+        )
 
     def _wait_until_seen(self) -> None:
         """Waits until an open page has shown how it ended."""

@@ -11,8 +11,9 @@ import numpy as np
 from clfew import console
 from clfew.commands.select import test_sample
 from clfew.commands.selecting import Prepared, prepare
-from clfew.data.label_lists import LabelRow
+from clfew.data.label_lists import LabelList, LabelRow, run_of_list
 from clfew.data.lists import is_list, parse
+from clfew.data.source import Source
 from clfew.data.splits import split_to_test
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.label_propagation import MAX_IMAGES
@@ -24,8 +25,9 @@ from clfew.labelling.session import Session
 from clfew.labelling.state import State
 from clfew.labelling.upcoming import FIRST
 from clfew.labelling.work import Work
+from clfew.models.metadata import read_metadata
 from clfew.runs.files import digest_of
-from clfew.runs.folders import RUNS, check_new, from_here, read_config
+from clfew.runs.folders import RUNS, check_new, find_artifact, from_here, newest, read_config
 from clfew.selection.pool import to_cover
 from clfew.selection.pool_codes import pool_codes
 from clfew.settings import LabelSettings, SelectSettings
@@ -35,6 +37,9 @@ TESTS, MOST_TESTED = 50, 1 / 3
 
 _KEPT = ("bands", "group_by", "seed")
 """Settings that a run keeps when it goes on."""
+
+_REMEMBERED = ("classes", "budget", "test", "origin", "init", "labels")
+"""Settings that hold again where they are not given."""
 
 
 def run_to_go_on(settings: LabelSettings) -> tuple[Path | None, LabelSettings]:
@@ -46,38 +51,74 @@ def run_to_go_on(settings: LabelSettings) -> tuple[Path | None, LabelSettings]:
             check_new(settings.out)
             return None, settings
         folder: Path | None = settings.out
+        _check_list_of(settings, settings.out)
     else:
-        found = [each.parent for each in RUNS.glob("*/config.json") if _is_of(settings, each.parent)]
+        source = _source_of(settings)
+        found = [p.parent for p in RUNS.glob("*/config.json") if _is_of(settings, source, p.parent)]
         folder = max(found, key=lambda each: str(read_config(each).get("created")), default=None)
     if folder is None:
         return None, settings
-    config = read_config(folder)
-    before: dict[str, Any] = config.get("arguments") or {}
+    config, usual = read_config(folder), LabelSettings()
+    before: dict[str, Any] = {**(config.get("arguments") or {}), "group_by": config.get("group_by")}
     kept = {name: before[name] for name in _KEPT if name in before}
     for name, value in kept.items():
-        given, usual = getattr(settings, name), getattr(LabelSettings(), name)
-        if given not in (usual, value):
+        given = getattr(settings, name)
+        if given not in (getattr(usual, name), value):
             option = "--" + name.replace("_", "-")
             raise UsageError(
-                f"{from_here(folder)} goes on with {option} {value or 'as it was'}, not {given}.",
+                f"{from_here(folder)} goes on {f'with {option} {value}' if value is not None else ''}"
+                f"{f'without {option}' if value is None else ''}, not with {given}.",
                 f"leave out {option}, or begin anew with --out FOLDER.",
             )
-    source = settings.source or config.get("source")
-    labels = settings.labels or before.get("labels")
-    return folder, replace(settings, source=source, labels=labels, **kept)
+    kept |= {
+        name: before.get(name, getattr(usual, name))
+        for name in _REMEMBERED
+        if getattr(settings, name) == getattr(usual, name)
+    }
+    if settings.origin is not None or settings.init != usual.init:  # Another encoder than before.
+        kept |= {"origin": settings.origin, "init": settings.init}
+    return folder, replace(settings, source=settings.source or config.get("source"), **kept)
 
 
-def _is_of(settings: LabelSettings, folder: Path) -> bool:
-    """Returns whether a run is one of `label` that the settings mean."""
+def _source_of(settings: LabelSettings) -> str | None:
+    """Returns the source that the settings mean: the one given, else that of the list so far or of the
+    encoder; None where nothing says it."""
+    if settings.source is not None:
+        return _whole(settings.source)
+    if settings.labels is not None:
+        spec = run_of_list(parse(settings.labels).file).get("source")
+        if spec:
+            return str(spec)
+    hint = "pretrain first: clfew pretrain FOLDER"
+    artifact = (
+        find_artifact(settings.origin, "pretrain", hint) if settings.origin else newest("pretrain")
+    )
+    data = read_metadata(artifact)[0].data if artifact is not None else {}
+    found = (data.get("pretrain") or data.get("finetune") or {}).get("source")
+    return None if found is None else str(found)
+
+
+def _is_of(settings: LabelSettings, source: str | None, folder: Path) -> bool:
+    """Returns whether a run is one of `label` that the settings mean. source: None for any."""
     config = read_config(folder)
-    if config.get("command") != "label":
+    if config.get("command") != "label" or source not in (None, config.get("source")):
         return False
-    if settings.source is not None and _whole(settings.source) != config.get("source"):
-        return False
-    if settings.labels is None:
-        return True
-    file = parse(settings.labels).file
-    return file.is_file() and digest_of(file) == config.get("label_digest")
+    return settings.labels is None or _digest_of_list(settings) == config.get("label_digest")
+
+
+def _digest_of_list(settings: LabelSettings) -> str | None:
+    file = parse(settings.labels or "").file
+    return digest_of(file) if file.is_file() else None
+
+
+def _check_list_of(settings: LabelSettings, folder: Path) -> None:
+    """Raises UsageError if a run that goes on is to begin with another list."""
+    if settings.labels is None or _digest_of_list(settings) == read_config(folder).get("label_digest"):
+        return
+    raise UsageError(
+        f"{folder} goes on with the labels that it has, not with {settings.labels}.",
+        "leave out --labels, or begin anew with another --out.",
+    )
 
 
 def _whole(spec: str) -> str:
@@ -93,8 +134,9 @@ def prepare_labelling(
 ) -> tuple[Prepared, list[LabelRow]]:
     """Opens the images, the labels so far and the encoder, and draws the test sample. log: of the run
     that goes on; what it has already is not read or drawn again. Raises UserError."""
-    done = {event["do"] for event in log.events} if log is not None else set()
-    labels = None if done & {"test", "asked"} else settings.labels
+    events = log.events if log is not None else []
+    done = {event["do"] for event in events}
+    labels = None if done & {"listed", "test", "asked"} else settings.labels
     prepared = prepare(
         SelectSettings(
             settings.source,
@@ -110,19 +152,51 @@ def prepare_labelling(
             threads=settings.threads,
         ),
         "label",
+        (lambda source: _list_of(source, log)) if log is not None and "listed" in done else None,
     )
+    if log is not None:
+        _check_images(prepared, log)
     if log is not None and done & {"test", "asked"}:
         _check_test(settings, log)
         return prepared, []
     number = settings.test
     if number is None:
-        groups = len(np.unique(prepared.pool.groups))
+        listed = prepared.groups[[row.index for row in prepared.rows]]
+        free = len(np.setdiff1d(prepared.pool.groups, listed))
         has_own = split_to_test(prepared.source) is not None or prepared.to_test
-        number = 0 if has_own else min(TESTS, int(MOST_TESTED * groups))
+        groups = len(np.unique(prepared.pool.groups))
+        number = 0 if has_own else max(0, min(TESTS, int(MOST_TESTED * groups), free - 1))
     if not number:
         return prepared, []
     asked = replace(prepared.settings, test=number, labels=settings.labels)
     return prepared, test_sample(replace(prepared, settings=asked))
+
+
+def _list_of(source: Source, log: DecisionLog) -> LabelList:
+    """Returns the list that a run began with, with what has been decided since. Images that are no
+    longer there are left out."""
+    state, number_of = State(), {name: i for i, name in enumerate(source.identities)}
+    for event in log.events:
+        state.apply(event)
+    rows = []
+    for name, _, split, order, how, group in state.listed:
+        if name in number_of:
+            label = state.label(name)
+            text = "" if label is None else state.name_of(label)
+            rows.append(LabelRow(number_of[name], text, split, order, how, group))
+    return LabelList(log.path, rows, "")
+
+
+def _check_images(prepared: Prepared, log: DecisionLog) -> None:
+    """Raises UserError if none of the images of a run is in the source."""
+    names = [
+        name for event in log.events if event["do"] in ("asked", "test") for name in event["images"]
+    ]
+    if names and not set(names) & set(prepared.source.identities):
+        raise UserError(
+            f"None of the images of {from_here(log.path.parent)} is in {prepared.source.spec}.",
+            "name their folder, or begin anew with --out FOLDER.",
+        )
 
 
 def _check_test(settings: LabelSettings, log: DecisionLog) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,9 +96,13 @@ class Prepared:
         return Known(images, labels, classes)
 
 
-def prepare(settings: SelectSettings, command: str = "select") -> Prepared:
+def prepare(
+    settings: SelectSettings,
+    command: str = "select",
+    list_of: Callable[[Source], LabelList] | None = None,
+) -> Prepared:
     """Opens the images, the list so far and, where features are looked at, the encoder. command: for
-    which this is done. Raises UserError."""
+    which this is done. list_of: returns the list so far where no file has it. Raises UserError."""
     set_threads(settings.threads)
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
@@ -117,6 +122,7 @@ def prepare(settings: SelectSettings, command: str = "select") -> Prepared:
     group_by = settings.group_by or _kept_group_by(opened, named, artifacts)
     source = grouped(opened, group_by)
     listed = None if named is None else read_label_list(source, named)
+    listed = listed if list_of is None else list_of(source)
     source = source if listed is None else with_groups_of(source, listed)
     bands = bands_of(settings)
     source = scaled(source, bands, artifacts) if has_use else with_scale(source, bands)

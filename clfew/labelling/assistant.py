@@ -25,9 +25,8 @@ STEPS = 30
 FOLDS = 5
 RIGHT = 0.95
 FEWEST_SURE = 20
-"""It is sure of an image where of those labelled images, at least FEWEST_SURE, of which it was as sure
-without their own label, RIGHT were right. As labelled images are more doubtful than others, this is
-careful."""
+"""It is sure of an image where of those images that were labelled one by one, at least FEWEST_SURE, of
+which it was as sure without their own label, RIGHT were right."""
 
 CONTRADICTED, OWN = 0.6, 0.05
 """A label contradicts its neighbours where without it another class has at least this probability, and
@@ -146,13 +145,15 @@ class Assistant:
         likeliest, probability = own_LxC.argmax(1), own_LxC.max(1)
         own = own_LxC[np.arange(len(likeliest)), labels.classes]
         wrong = (probability >= CONTRADICTED) & (own <= OWN)
-        least = _least_sure(probability, likeliest == labels.classes)
+        right = (likeliest == labels.classes) & (probability > 0)
+        least = _least_sure(probability[labels.by_one], right[labels.by_one])
         half = len(labels.rows) // 2
         first = labels.some(slice(half))
         changed = 1.0
         if half:
             before = self._spread(_masses(len(self.groups), first)).argmax(1)
-            changed = float((before != fit.predicted).mean())
+            is_same = (before == fit.predicted) & fit.probabilities.any(1)
+            changed = float(1 - is_same.mean())
         return Verdict(
             fit.probabilities.max(1) >= least,
             [(int(labels.rows[i]), int(likeliest[i])) for i in np.flatnonzero(wrong)],
@@ -236,7 +237,8 @@ def _least_sure(probability_L: np.ndarray, is_right_L: np.ndarray) -> float:
     where there is none."""
     order = np.argsort(-probability_L, kind="stable")
     counts = np.arange(1, len(order) + 1)
-    good = np.flatnonzero((is_right_L[order].cumsum() >= RIGHT * counts) & (counts >= FEWEST_SURE))
+    is_good = (is_right_L[order].cumsum() >= RIGHT * counts) & (counts >= FEWEST_SURE)
+    good = np.flatnonzero(is_good & (probability_L[order] > 0))
     return float(probability_L[order][good[-1]]) if len(good) else 2.0
 
 

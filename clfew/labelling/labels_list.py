@@ -1,5 +1,7 @@
 """labels.csv: what was decided, as a list that `finetune`, `select` and other programs read."""
 
+from collections.abc import Callable
+
 from clfew.data.label_lists import LabelRow
 from clfew.data.source import Source
 from clfew.labelling.state import State
@@ -9,11 +11,14 @@ ON_PAGE = "chosen (page)"
 """How an image was chosen that was labelled in a page of a class."""
 
 
-def rows_of(source: Source, state: State) -> tuple[list[LabelRow], int]:
+def rows_of(
+    source: Source, state: State, is_there: Callable[[int], bool] = lambda image: True
+) -> tuple[list[LabelRow], int]:
     """Returns the rows of the list, and how many images with a label are no longer in the source: they
     are left out, as a list may name what is there only. First come the rows that it began with, then
-    images that were labelled or left without a label, and last the test sample."""
-    number_of = {name: i for i, name in enumerate(source.identities)}
+    images that were labelled or left without a label, and last the test sample. is_there: whether an
+    image of the source can be read."""
+    number_of = {name: i for i, name in enumerate(source.identities) if is_there(i)}
 
     def label_of(name: str) -> str:
         label = state.label(name)

@@ -175,6 +175,10 @@ class Session:
                     return
             try:
                 self.work_once()
+            except Refused as refused:
+                with self.lock:
+                    self._fitted = self._wanted
+                    self._notice(f"{refused.sentence} {refused.hint}")
             except Exception as error:  # Labelling goes on without a classifier.
                 with self.lock:
                     self._fitted = self._wanted

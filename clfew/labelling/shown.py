@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from clfew.data.label_lists import RANDOM
 from clfew.finetuning.metrics import wilson_interval
 from clfew.labelling import upcoming
 from clfew.labelling.board import Board
@@ -53,7 +54,7 @@ def shown(board: Board, tests_are_due: bool) -> Shown:
 
 def why_not_finish(board: Board) -> str | None:
     """Returns in words why there is no classifier to be had, None where there is."""
-    classes = {board.decided.label(name) for name in board.learned()}
+    classes = {board.decided.label(name) for name in board.learned() if board.is_there(name)}
     return None if len(classes) > 1 else "A classifier needs labels of two classes."
 
 
@@ -116,7 +117,8 @@ def _sure(board: Board) -> Shown | None:
 
 
 def _accuracy(board: Board, tested: list[str]) -> Shown | None:
-    """Returns the accuracy on the random test sample alone, with its interval."""
+    """Returns the accuracy on the test sample alone, with its interval. random: whether it was drawn at
+    random, as far as the list says that it came with."""
     if board.fit is None:
         return None
     numbers, decided = board.fit.labels.numbers, board.decided
@@ -128,7 +130,8 @@ def _accuracy(board: Board, tested: list[str]) -> Shown | None:
     low, high = wilson_interval(right, len(images))
     unsure = sum(name in decided.tests for name in decided.of_kind(UNSURE))
     row = {"mean": right / len(images), "low": low, "high": high}
-    return row | {"images": len(images), "unsure": unsure}
+    is_random = all(how.startswith(RANDOM) for how in decided.tests.values())
+    return row | {"images": len(images), "unsure": unsure, "random": is_random}
 
 
 def _curve(board: Board) -> Shown | None:

@@ -77,11 +77,11 @@ class State:
 
     classes: by number, in the order in which they were made. asked, tests: the images to label and those
     to test on, in their order, with how they came there. again: images that are asked once more, in
-    their order. listed: the rows of the list that it began with. digests: of the lists that were
-    written. requests: of the decisions that were made. history: events that can be undone, oldest first.
-    pages, singles: how many of them are pages, and decisions one by one of images to learn from. current:
-    what holds of each image of which something does, the last decision last; its label is what the class
-    has become. counts: how many images have each class.
+    their order. listed: the rows of the list that it began with. requests: of the decisions that were
+    made. history: events that can be undone, oldest first. pages, singles: how many of them are pages,
+    and decisions one by one of images to learn from. current: what holds of each image of which
+    something does, the last decision last; its label is what the class has become. counts: how many
+    images have each class.
     """
 
     classes: dict[int, LabelClass] = field(default_factory=dict)
@@ -89,7 +89,6 @@ class State:
     tests: dict[str, str] = field(default_factory=dict)
     again: dict[str, Again] = field(default_factory=dict)
     listed: list[list[Any]] = field(default_factory=list)
-    digests: set[str] = field(default_factory=set)
     requests: set[str] = field(default_factory=set)
     history: list[Event] = field(default_factory=list)
     pages: int = 0
@@ -131,8 +130,6 @@ class State:
             self.tests |= dict.fromkeys(event["images"], event["how"])
         elif do == "again":
             self.again |= {name: Again(event["n"], n) for name, n in event["images"].items()}
-        elif do == "list":
-            self.digests.add(event["digest"])
         elif do == "listed":
             self._begin(event)
 
@@ -209,10 +206,11 @@ class State:
     def _undo(self, number: int) -> None:
         """Takes back an event: what held before it holds again. A class that it made stays if images
         have it."""
-        event = next((each for each in self.history if each["n"] == number), None)
-        if event is None:
+        places = reversed(range(len(self.history)))
+        place = next((i for i in places if self.history[i]["n"] == number), None)
+        if place is None:
             return
-        self.history.remove(event)
+        event = self.history.pop(place)
         self._count(event, -1)
         images = [*event.get("labels", ()), *event.get("wrong", ())]
         had_more = False

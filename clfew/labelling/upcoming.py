@@ -56,7 +56,11 @@ def upcoming(
     again = open_of([name for name, each in state.again.items() if _is_before(state, name, each.n)])
     tests = open_of(open_tests(state))
     asked = open_of([name for name in state.asked if name not in state.current])
-    asked = asked if learned_left is None else asked[: max(0, learned_left)]
+    if learned_left is not None:
+        wrong = wrong[:learned_left]
+        asked = asked[: learned_left - len(wrong)]
+        is_spent = len(wrong) + len(asked) >= learned_left
+        skipped = [name for name in skipped if name in state.tests or not is_spent]
     learned = steps(state)
     due = learned // LEARNED_EACH - (len(state.tests) - len(open_tests(state)))
     found: list[str] = []

@@ -9,12 +9,15 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import paint
+from commands import CLFEW, SHORT, paint
+from marks import rest_is_slow
 from PIL import Image
 
 import clfew.labelling
@@ -27,6 +30,12 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium is installed, and CLFEW_CHROMIUM names none"
 )
 
+COMMAND = f"""{SHORT}
+import runpy, sys
+sys.argv[0] = {str(CLFEW)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs the installed command, which fits not as long as a user's does."""
 CLASSES = ("red", "green", "blue")
 SIZES = ((400, 800), (1600, 1000))
 SECONDS = 60
@@ -71,10 +80,9 @@ def project(start, tmp_path):
 def served(clfew, folder, *arguments):
     """Runs `clfew label`; gives the process, which has `address`, and `said()`, all that it has
     printed."""
-    with open(folder / "stdout", "w+") as stdout, open(folder / "stderr", "w+") as stderr:
-        process = clfew.popen(
-            "label", *arguments, "--no-browser", cwd=folder, stdout=stdout, stderr=stderr
-        )
+    with open(folder / "stdout", "w") as stdout, open(folder / "stderr", "w") as stderr:
+        argv = [sys.executable, "-c", COMMAND, "label", *map(str, arguments), "--no-browser"]
+        process = subprocess.Popen(argv, cwd=folder, env=clfew.env, stdout=stdout, stderr=stderr)
         try:
             process.said = lambda: (folder / "stderr").read_text()
             process.printed = lambda: (folder / "stdout").read_text()
@@ -222,7 +230,7 @@ def test_from_photos_to_predictions(clfew, chromium, project):
         person.name(waiting)
         window.page.get_by_text("1 decision is not saved yet").wait_for()
         window.assert_fits()
-    with served(clfew, project) as process:
+    with served(clfew, project, "photos") as process:
         assert process.base == base and "goes on" in process.said()
         window.page.get_by_text("Open the address that it printed").wait_for()
         newer = Window(context, process.address, project / "photos")
@@ -323,12 +331,12 @@ def _change_classes(window, person):
     dialog.get_by_role("button", name=re.compile("Rename .lime")).click()
     window.type(MARKUP)
     window.press("Enter")
-    dialog.get_by_text(MARKUP).wait_for()
+    dialog.get_by_text(MARKUP, exact=True).wait_for()
     window.assert_fits()
     dialog.get_by_role("button", name=re.compile("Merge .*<img")).click()
     dialog.get_by_role("combobox").select_option(label="green")
     dialog.get_by_role("button", name="Merge", exact=True).click()
-    dialog.get_by_text(MARKUP).wait_for(state="detached")
+    dialog.get_by_text(MARKUP, exact=True).wait_for(state="detached")
     dialog.get_by_role("button", name=re.compile("Delete .odd")).click()
     page.get_by_role("dialog", name="Delete this class?").get_by_role("button", name="Delete").click()
     dialog.get_by_role("button", name=re.compile("Delete .odd")).wait_for(state="detached")
@@ -364,6 +372,7 @@ def _finish(window):
     window.assert_fits()
 
 
+@pytest.mark.slow
 def test_a_telephone_and_names_that_are_no_words(clfew, chromium, project):
     """All by touch, in a small window, with classes that are named like markup and like digits."""
     context = chromium.new_context(
@@ -398,6 +407,30 @@ def test_a_telephone_and_names_that_are_no_words(clfew, chromium, project):
     context.close()
 
 
+WORST = {
+    "page": {"suggest": "page"},
+    "failed": {
+        "phase": "failed",
+        "result": {"lines": ["y" * 500, MARKUP], "next": "z" * 300, "list": "l" * 300},
+    },
+    "one by one": {},
+    "nothing left": {
+        "queue": [],
+        "page": None,
+        "choices": [],
+        "can_finish": "A classifier needs labels of two classes.",
+    },
+    "image gone": {
+        "queue": [{"image": GONE, "again": None}],
+        "sure": None,
+        "accuracy": None,
+        "curve": None,
+    },
+    "stopped": {"phase": "stopped"},
+}
+"""What a server could say at the worst: the rest of it is in `shown`."""
+
+
 def shown(**what):
     """Returns what a server says, with classes of the worst names there can be."""
     names = [
@@ -406,7 +439,7 @@ def shown(**what):
         "\u05d0\u05d1\u05d2 (\u05d3",
         "\u202eevil",
         "a b " * 40,
-        *(f"class {n}" for n in range(300)),
+        *(f"class {n}" for n in range(60)),
     ]
     classes = [
         {"id": n, "name": name, "key": str(n) if n < 10 else None, "labels": 12345}
@@ -428,7 +461,7 @@ def shown(**what):
         "version": 1, "run": "a", "source": "photos" * 30, "phase": "labelling", "classes": classes,
         "none": {"labels": 12345}, "queue": [{"image": 1, "again": {"label": 1, "neighbours": 2}}],
         "page": {"class": 1, "order": "mixed", "images": [*range(10, 34)], "found": 12345},
-        "why_no_page": None, "choices": [{"class": n, "found": 12345} for n in range(1, 200)],
+        "why_no_page": None, "choices": [{"class": n, "found": 12345} for n in range(1, 60)],
         "suggest": "one", "history": history, "unsure": [*range(40, 90)], "skipped": [3],
         "left": {"images": 1234567, "budget": 12345, "test": 12345}, "labels": 12345, "tested": 12345,
         "sure": {"fraction": 0.999, "images": 12345, "of": 12346},
@@ -439,28 +472,9 @@ def shown(**what):
     return whole | what
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        {},
-        {"suggest": "page"},
-        {
-            "queue": [],
-            "page": None,
-            "choices": [],
-            "can_finish": "A classifier needs labels of two classes.",
-        },
-        {"queue": [{"image": GONE, "again": None}], "sure": None, "accuracy": None, "curve": None},
-        {
-            "phase": "failed",
-            "result": {"lines": ["y" * 500, MARKUP], "next": "z" * 300, "list": "l" * 300},
-        },
-        {"phase": "stopped"},
-    ],
-    ids=["one by one", "page", "nothing left", "image gone", "failed", "stopped"],
-)
+@pytest.mark.parametrize("what", rest_is_slow(WORST.values(), count=2), ids=WORST)
 def test_the_worst_names_and_numbers_fit(chromium, what, tmp_path):
-    """What a server could say at the worst."""
+    """In each state, with every dialog."""
     page = Path(clfew.labelling.__file__).with_name("page.html").read_text(encoding="utf-8")
 
     def picture(number, size):

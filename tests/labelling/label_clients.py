@@ -9,6 +9,8 @@ import signal
 import threading
 import time
 
+from commands import Result
+
 PID = """
 import os
 open({!r}, "w").write(str(os.getpid()))
@@ -55,6 +57,23 @@ class Served:
         return self.result
 
 
+class Forked:
+    """A session that a process of `label_nursery.py` serves. It ends by a signal."""
+
+    def __init__(self, nursery, folder):
+        self._nursery, self.result = nursery, None
+        nursery.stdin.write(f"{folder}\n")
+        nursery.stdin.flush()
+        self._process, self.address = nursery.stdout.readline().split()
+
+    def send(self, number):
+        os.kill(int(self._process), number)
+
+    def wait(self):
+        self.result = self.result or Result(int(self._nursery.stdout.readline()), "", "")
+        return self.result
+
+
 class Client:
     """A browser that has opened the address."""
 
@@ -91,9 +110,10 @@ class Client:
         return answer["state"]
 
     def label(self, count, names=("deer", "fox")):
-        """Labels so many images in turn."""
+        """Labels so many images in turn, but for those that are asked once more."""
         for number in range(count):
-            image = self.state()["queue"][0]["image"]
+            queue = self.state()["queue"]
+            image = next(each["image"] for each in queue if each["again"] is None)
             state = self.do("label", image=image, name=names[number % len(names)])
         return state
 

@@ -12,7 +12,7 @@ from clfew.selection.pool import pool_of
 
 
 def codes_of(sizes, width=0.3, dim=24, seed=0):
-    """Codes of clusters, and the cluster of each. width: of a cluster, where centres are about 1.4 apart."""
+    """Codes of clusters, and the cluster of each. width: of a cluster, with centres about 1.4 apart."""
     chance = np.random.default_rng(seed)
     centres = chance.normal(size=(len(sizes), dim))
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)

@@ -50,22 +50,23 @@ class Slow:
                     became[event["class"]] = event.get("into")
         return names, became
 
-    def now(self, label):
-        names, became = self.classes()
+    def now(self, label, known=None):
+        names, became = known or self.classes()
         while label in became:
             label = became[label]
         return label if label == NONE or label in names else None
 
     def has_images(self, number):
         decided = {label for rows in self.decisions().values() for _, _, label in rows}
-        return any(number in (label, self.now(label)) for label in decided if label is not None)
+        known = self.classes()
+        return any(number in (label, self.now(label, known)) for label in decided if label is not None)
 
     def current(self):
-        found = {}
+        found, known = {}, self.classes()
         for image, rows in self.decisions().items():
             n, kind, label = rows[-1]
             if kind != LABEL:
                 found[image] = (n, kind, None)
-            elif self.now(label) is not None:
-                found[image] = (n, kind, self.now(label))
+            elif self.now(label, known) is not None:
+                found[image] = (n, kind, self.now(label, known))
         return found

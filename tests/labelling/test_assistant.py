@@ -1,4 +1,4 @@
-"""The classifier behind the page: against label propagation in full, and on clusters whose labels are known."""
+"""The classifier behind the page: against label propagation in full, and on clusters that are known."""
 
 import numpy as np
 import pytest

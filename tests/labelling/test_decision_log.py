@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_log_as_it_was(opened, monkeypatch, part):
     before = log.path.read_bytes()
     with monkeypatch.context() as faults:
         part_then_full(faults, part)
-        with pytest.raises(UserError, match="cannot be written .*No space") as refused:
+        with pytest.raises(UserError, match=r"cannot be written .*No space") as refused:
             skips(log)
     assert "safe" in refused.value.hint
     assert log.path.read_bytes() == before and log.events == events
