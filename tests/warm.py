@@ -1,9 +1,8 @@
 """Runs the installed command many times without importing torch each time.
 
 Reads one JSON request a line and prints the exit code. Each request runs in a forked process, which
-executes the installed script from its first line and imports clfew's modules; only other packages, and
-what every request would import before the script (see SHORT of commands.py), are imported before the
-fork. No computation may happen here, because threads must not start before a fork.
+executes the installed script from its first line and imports clfew's modules; only other packages are
+imported before the fork. No computation may happen here, because threads must not start before a fork.
 """
 
 import contextlib
@@ -21,7 +20,8 @@ LIMIT, HANGS = 300.0, 124
 """The most seconds that a command may take, many times more than any needs, and the exit code if it
 takes longer."""
 
-# What commands import, except `datasets` and `typer.rich_utils`, which read the environment on import.
+# The packages that commands import, except `datasets` and `typer.rich_utils`, which read the environment
+# on import. So does clfew.
 HEAVY = (
     "numpy", "PIL.Image", "scipy.sparse", "scipy.stats", "sklearn.linear_model",
     "sklearn.model_selection", "sklearn.neighbors", "sklearn.manifold", "torch", "torchvision",
@@ -30,7 +30,6 @@ HEAVY = (
     "PIL.BmpImagePlugin", "PIL.GifImagePlugin", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
     "PIL.PpmImagePlugin", "typer._adapters", "rich.columns", "rich.markdown", "rich.panel",
     "rich.syntax", "rich.table", "rich.traceback",
-    "clfew.finetuning.fit", "clfew.finetuning.probes",
 )  # fmt: skip
 
 
