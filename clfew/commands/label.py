@@ -9,7 +9,6 @@ import time
 import webbrowser
 from collections import Counter
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from clfew.labelling.pictures import Pictures
 from clfew.labelling.server import LabelServer, Refused
 from clfew.labelling.session import Ended, Session
 from clfew.labelling.state import SKIP, UNSURE
-from clfew.runs.files import csv_text, digest_of, write_json, write_text
+from clfew.runs.files import csv_text, digest_of, digest_of_text, write_json, write_text
 from clfew.runs.folders import LABELS, command_line, from_here, new_run
 from clfew.runs.locks import held
 from clfew.selection.label_rows import cells_of
@@ -100,7 +99,7 @@ def _check_list(folder: Path, log: DecisionLog) -> None:
     file = folder / LABELS
     digests = {event.get("digest") for event in log.events if event["do"] == "list"}
     try:
-        if not file.exists() or _digest(file.read_bytes()) in digests:
+        if not file.exists() or digest_of(file) in digests:
             return
     except OSError as error:
         raise UserError(
@@ -111,10 +110,6 @@ def _check_list(folder: Path, log: DecisionLog) -> None:
         f"to go on from the changed list: clfew label --labels {shlex.quote(str(from_here(file)))}; or "
         "move it away: it is written anew from the decisions.",
     )
-
-
-def _digest(content: bytes) -> str:
-    return blake2b(content, digest_size=16).hexdigest()
 
 
 @dataclass
@@ -147,12 +142,12 @@ class Labelling:
         page = files("clfew.labelling").joinpath("page.html").read_text(encoding="utf-8")
         pictures = Pictures(self.prepared.source, self.session.gone)
         server = self._server(page, pictures)
-        self.session.append({"do": "served", "port": server.port})
         worker = threading.Thread(target=self.session.work, daemon=True)
-        self._write_list()
-        server.start()
-        worker.start()
         try:
+            self.session.append({"do": "served", "port": server.port})
+            self._write_list()
+            server.start()
+            worker.start()
             with StopRequest() as stop:
                 self._say_address(server)
                 self._wait(stop)
@@ -164,7 +159,8 @@ class Labelling:
             self._wait_until_seen()
             self.session.stop()
             server.stop()
-            worker.join(10)
+            if worker.is_alive():
+                worker.join(10)
 
     def _server(self, page: str, pictures: Pictures) -> LabelServer:
         """Returns the server, on the port of the last time if that is free: then a page that is still
@@ -205,7 +201,7 @@ class Labelling:
             result = self._result(rows)
         is_grouped = self.prepared.group_by is not None or any(row.group for row in rows)
         text = csv_text(*cells_of(source, rows, is_grouped))
-        digest = _digest(text.encode("utf-8", "surrogateescape"))
+        digest = digest_of_text(text)
         if digest == self._written:
             self._version = version
             return result
@@ -273,12 +269,9 @@ class Labelling:
 
     def _again(self) -> str:
         """Returns the command that goes on with this run."""
-        is_found = run_to_go_on(LabelSettings())[0] == self.folder
-        return (
-            "clfew label"
-            if is_found
-            else f"clfew label --out {shlex.quote(str(from_here(self.folder)))}"
-        )
+        folder = from_here(self.folder)
+        is_found = run_to_go_on(LabelSettings())[0] == folder
+        return "clfew label" if is_found else f"clfew label --out {shlex.quote(str(folder))}"
 
     def _wait_until_seen(self) -> None:
         """Waits until an open page has shown how it ended."""

@@ -11,11 +11,13 @@ import numpy as np
 from clfew import console
 from clfew.commands.select import test_sample
 from clfew.commands.selecting import Prepared, prepare
+from clfew.data.content import content_of, same_images
 from clfew.data.label_lists import LabelList, LabelRow, run_of_list
 from clfew.data.lists import is_list, parse
 from clfew.data.source import Source
 from clfew.data.splits import split_to_test
 from clfew.errors import UsageError, UserError
+from clfew.finetuning.find_start import is_from_scratch
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.labelling.asked import check_labelling, classes_of
 from clfew.labelling.begin import begin
@@ -27,7 +29,7 @@ from clfew.labelling.upcoming import FIRST
 from clfew.labelling.work import Work
 from clfew.models.metadata import read_metadata
 from clfew.runs.files import digest_of
-from clfew.runs.folders import RUNS, check_new, find_artifact, from_here, newest, read_config
+from clfew.runs.folders import LABELS, RUNS, check_new, find_artifact, from_here, newest, read_config
 from clfew.selection.pool import to_cover
 from clfew.selection.pool_codes import pool_codes
 from clfew.settings import LabelSettings, SelectSettings
@@ -54,8 +56,8 @@ def run_to_go_on(settings: LabelSettings) -> tuple[Path | None, LabelSettings]:
         _check_list_of(settings, settings.out)
     else:
         source = _source_of(settings)
-        found = [p.parent for p in RUNS.glob("*/config.json") if _is_of(settings, source, p.parent)]
-        folder = max(found, key=lambda each: str(read_config(each).get("created")), default=None)
+        runs = [p.parent for p in RUNS.glob("*/config.json")]
+        folder = _newest_run([each for each in runs if _is_of(settings, source, each)])
     if folder is None:
         return None, settings
     config, usual = read_config(folder), LabelSettings()
@@ -65,9 +67,9 @@ def run_to_go_on(settings: LabelSettings) -> tuple[Path | None, LabelSettings]:
         given = getattr(settings, name)
         if given not in (getattr(usual, name), value):
             option = "--" + name.replace("_", "-")
+            before_words = f"without {option}" if value is None else f"with {option} {value}"
             raise UsageError(
-                f"{from_here(folder)} goes on {f'with {option} {value}' if value is not None else ''}"
-                f"{f'without {option}' if value is None else ''}, not with {given}.",
+                f"{from_here(folder)} goes on {before_words}, not with {given}.",
                 f"leave out {option}, or begin anew with --out FOLDER.",
             )
     kept |= {
@@ -82,26 +84,40 @@ def run_to_go_on(settings: LabelSettings) -> tuple[Path | None, LabelSettings]:
 
 def _source_of(settings: LabelSettings) -> str | None:
     """Returns the source that the settings mean: the one given, else that of the list so far or of the
-    encoder; None where nothing says it."""
+    encoder, or of the last labelling; None where nothing says it."""
     if settings.source is not None:
         return _whole(settings.source)
     if settings.labels is not None:
         spec = run_of_list(parse(settings.labels).file).get("source")
         if spec:
             return str(spec)
-    hint = "pretrain first: clfew pretrain FOLDER"
-    artifact = (
-        find_artifact(settings.origin, "pretrain", hint) if settings.origin else newest("pretrain")
-    )
+    if settings.origin and not is_from_scratch(settings.origin, settings.init):
+        hint = "pretrain first: clfew pretrain FOLDER"
+        artifact: Path | None = find_artifact(settings.origin, "pretrain", hint)
+    else:
+        artifact, last = newest("pretrain"), _newest_run([p.parent for p in RUNS.glob("*/config.json")])
+        # What was done last is meant: labelling, or pretraining on other images since.
+        if last is not None and (artifact is None or _created(last) > _created(artifact.parent)):
+            return str(read_config(last).get("source"))
     data = read_metadata(artifact)[0].data if artifact is not None else {}
     found = (data.get("pretrain") or data.get("finetune") or {}).get("source")
     return None if found is None else str(found)
 
 
+def _newest_run(folders: list[Path]) -> Path | None:
+    """Returns the run of `label` that was begun last."""
+    runs = [each for each in folders if read_config(each).get("command") == "label"]
+    return max(runs, key=_created, default=None)
+
+
+def _created(folder: Path) -> str:
+    return str(read_config(folder).get("created"))
+
+
 def _is_of(settings: LabelSettings, source: str | None, folder: Path) -> bool:
-    """Returns whether a run is one of `label` that the settings mean. source: None for any."""
+    """Returns whether a run of `label` is one that the settings mean. source: None for any."""
     config = read_config(folder)
-    if config.get("command") != "label" or source not in (None, config.get("source")):
+    if source not in (None, config.get("source")):
         return False
     return settings.labels is None or _digest_of_list(settings) == config.get("label_digest")
 
@@ -155,7 +171,7 @@ def prepare_labelling(
         (lambda source: _list_of(source, log)) if log is not None and "listed" in done else None,
     )
     if log is not None:
-        _check_images(prepared, log)
+        _check_images(prepared, log.path.parent)
     if log is not None and done & {"test", "asked"}:
         _check_test(settings, log)
         return prepared, []
@@ -175,9 +191,7 @@ def prepare_labelling(
 def _list_of(source: Source, log: DecisionLog) -> LabelList:
     """Returns the list that a run began with, with what has been decided since. Images that are no
     longer there are left out."""
-    state, number_of = State(), {name: i for i, name in enumerate(source.identities)}
-    for event in log.events:
-        state.apply(event)
+    state, number_of = State.of(log.events), {name: i for i, name in enumerate(source.identities)}
     rows = []
     for name, _, split, order, how, group in state.listed:
         if name in number_of:
@@ -187,26 +201,28 @@ def _list_of(source: Source, log: DecisionLog) -> LabelList:
     return LabelList(log.path, rows, "")
 
 
-def _check_images(prepared: Prepared, log: DecisionLog) -> None:
-    """Raises UserError if none of the images of a run is in the source."""
-    names = [
-        name for event in log.events if event["do"] in ("asked", "test") for name in event["images"]
-    ]
-    if names and not set(names) & set(prepared.source.identities):
+def _check_images(prepared: Prepared, folder: Path) -> None:
+    """Raises UserError if a run that goes on elsewhere would find other images there: by their names
+    alone, they would have each other's labels."""
+    source, config = prepared.source, read_config(folder)
+    is_moved = source.spec != config.get("source")
+    if is_moved and not same_images(config.get("content"), content_of(source, prepared.cache)):
         raise UserError(
-            f"None of the images of {from_here(log.path.parent)} is in {prepared.source.spec}.",
-            "name their folder, or begin anew with --out FOLDER.",
+            f"The images of {source.spec} are not those of {from_here(folder)}.",
+            f"begin anew, with its labels if the names are the same: --labels {folder / LABELS} "
+            "--out FOLDER.",
         )
 
 
 def _check_test(settings: LabelSettings, log: DecisionLog) -> None:
-    state = State()
-    for event in log.events:
-        state.apply(event)
-    if settings.test is not None and settings.test != len(state.tests):
+    """Raises UserError if --test would change the test sample."""
+    drawn = len(State.of(log.events).tests)
+    if settings.test is not None and settings.test != drawn:
+        has = f"a test sample of {console.plural(drawn, 'image')}" if drawn else "no test sample"
+        folder = from_here(log.path.parent)
         raise UserError(
-            f"The test sample has been drawn already, {console.plural(len(state.tests), 'image')}, and "
-            f"--test {settings.test} would change it: then it is random no longer.",
+            f"{folder} has {has}, and --test {settings.test} would change that: then it is random no "
+            "longer.",
             "leave out --test, or begin anew with --out FOLDER.",
         )
 
@@ -222,11 +238,12 @@ def session_of(
     indices = {name: i for i, name in enumerate(source.identities)}
     kept = [name for event in log.events if event["do"] == "test" for name in event["images"]]
     tested = [indices[name] for name in kept if name in indices]
-    tested = tested or [row.index for row in [*prepared.to_test, *drawn]]
+    to_test = [*prepared.to_test, *drawn]
+    tested = tested or [row.index for row in to_test]
     work = _work(prepared, np.array(tested, np.int64), _named(log, indices))
     board = Board(source.identities, work, settings.budget)
     session = Session(_name_of(source.spec), board, log)
-    begin(session, source, classes_of(settings), prepared.rows, drawn)
+    begin(session, source, classes_of(settings), prepared.rows, to_test)
     return session
 
 

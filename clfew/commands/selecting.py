@@ -166,7 +166,8 @@ def _find_start(settings: SelectSettings, device: torch.device) -> Path | InitWe
     if is_from_scratch(settings.origin, settings.init):
         raise UsageError(
             "An encoder with random weights says nothing of what images mean.",
-            "name a pretraining run (--from runs/pretrain-1), or draw at random: --strategy random.",
+            "name a pretraining run (--from runs/pretrain-1), or draw at random: clfew select "
+            "--strategy random.",
         )
     try:
         found = find_start(settings.origin, settings.init, "auto", device)

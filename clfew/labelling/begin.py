@@ -12,11 +12,11 @@ from clfew.labelling.upcoming import FIRST
 
 
 def begin(
-    session: Session, source: Source, classes: Iterable[str], rows: list[LabelRow], drawn: list[LabelRow]
+    session: Session, source: Source, classes: Iterable[str], rows: list[LabelRow], tests: list[LabelRow]
 ) -> None:
     """Writes the first events of a run, as far as a killed process has not written them: classes, the
-    labels so far, the test sample, and images to label. rows: of the list so far. drawn: of a new test
-    sample."""
+    labels so far, the test sample, and images to label. rows: of the list so far. tests: of the test
+    sample, of that list or drawn."""
     done = {event["do"] for event in session.events}
     listed = {row.label for row in rows if row.label and "listed" not in done}
     # Not once more what has been renamed or deleted since. Two classes of a list may differ in nothing
@@ -27,7 +27,6 @@ def begin(
             session.append({"do": "class", "class": session.decided.next_number(), "name": name})
     if rows and "listed" not in done:
         session.append({"do": "listed", "rows": [_cells(source, row) for row in rows]})
-    tests = [row for row in rows if row.split == _tested_split(rows)] + drawn
     if tests and "test" not in done:
         # Of a list, in an order of its own: the first of them have to be like the others.
         names, hows = [source.identities[row.index] for row in tests], {row.how for row in tests}
@@ -47,8 +46,3 @@ def begin(
 
 def _cells(source: Source, row: LabelRow) -> list[str | int | None]:
     return [source.identities[row.index], row.label, row.split, row.order, row.how, row.group]
-
-
-def _tested_split(rows: list[LabelRow]) -> str | None:
-    splits = {row.split for row in rows}
-    return next((split for split in ("test", "val") if split in splits), None)

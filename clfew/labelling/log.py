@@ -14,6 +14,25 @@ LOG = "decisions.jsonl"
 
 Event = dict[str, Any]
 
+_NEEDED: dict[str, dict[str, type]] = {
+    "listed": {"rows": list},
+    "asked": {"images": list, "how": str},
+    "test": {"images": list, "how": str},
+    "again": {"images": dict},
+    "class": {"class": int, "name": str},
+    "label": {"image": str, "class": int},
+    "skip": {"image": str},
+    "unsure": {"image": str},
+    "page": {"class": int, "labels": dict, "wrong": list},
+    "rename": {"class": int, "name": str},
+    "merge": {"class": int, "into": int},
+    "delete": {"class": int},
+    "undo": {"of": int},
+    "served": {"port": int},
+    "list": {"digest": str},
+}
+"""What each kind of event has (see `state`): a line without it is damaged."""
+
 
 class DecisionLog:
     """The events of a run, in their order. Each has a number `n`, counted from 1, and a time `at`.
@@ -90,4 +109,7 @@ def _read(line: bytes) -> Event | None:
     except (ValueError, RecursionError):
         return None
     is_event = isinstance(event, dict) and isinstance(event.get("do"), str)
-    return event if is_event and type(event.get("n")) is int and event["n"] > 0 else None
+    if not is_event or type(event.get("n")) is not int or event["n"] < 1:
+        return None
+    needed = _NEEDED.get(event["do"], {})
+    return event if all(isinstance(event.get(key), kind) for key, kind in needed.items()) else None

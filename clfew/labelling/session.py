@@ -51,14 +51,13 @@ class Session:
 
     def __init__(self, source: str, board: Board, log: DecisionLog) -> None:
         self.source, self.board, self._log = source, board, log
-        for event in log.events:
-            board.decided.apply(event)
+        board.decided = State.of(log.events)
         board.refresh_open()
         self.lock = threading.Condition(threading.RLock())
         self.phase, self.version, self.seen = LABELLING, 0, 0.0
         self.ended: Ended | None = None
         self._notices = deque[dict[str, Any]](maxlen=MOST_NOTICES)
-        self._fitted, self._wanted = -1, 0
+        self._fitted, self._wanted, self._waiting = -1, 0, False
         self._tests_are_due = False
 
     @property
@@ -118,8 +117,9 @@ class Session:
             event = event_of(self.board, request)
             self.append({**event, "request": sent})
             if event["do"] == "page":
-                self.board.page = None
+                self.board.page, self._waiting = None, True
                 self.lock.wait_for(lambda: self._fitted >= self._wanted, WAIT_SECONDS)
+                self._waiting = False
 
     def append(self, event: Event) -> None:
         """Writes an event to the log and does it. Raises Refused if it cannot be written."""
@@ -203,7 +203,11 @@ class Session:
     def _judge(self, fit: Fit) -> None:
         """Says how good the classifier is, and asks once more for labels that contradict their
         neighbours. Images of the test sample are not among them: the classifier knows none of these."""
-        verdict, decided = self.board.work.assistant.judge(fit), self.decided
+        # Not while a page waits for a classifier that knows the last one.
+        verdict = self.board.work.assistant.judge(fit, lambda: not self._waiting)
+        if verdict is None:
+            return
+        decided = self.decided
         with self.lock:
             self.board.verdict = verdict
             again = {}

@@ -20,6 +20,7 @@ Each may have "request": what is sent twice is done once.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,6 +101,14 @@ class State:
     _of_classes: list[Event] = field(default_factory=list)
     _became: dict[int, int | None] = field(default_factory=dict)
     _last: int = NONE
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> "State":
+        """Returns what events have decided."""
+        state = cls()
+        for event in events:
+            state.apply(event)
+        return state
 
     def apply(self, event: Event) -> None:
         """Does what an event says."""

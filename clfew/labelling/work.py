@@ -1,8 +1,7 @@
 """The images that are worked on: which to ask for next, and what the classifier needs of them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -48,10 +47,7 @@ class Work:
         budget = min(budget, len(free))
         if not budget:
             return [], ""
-        probabilities: Callable[[np.ndarray], np.ndarray] | None = None
-        if fit is not None:
-            known = fit
-            probabilities = lambda codes: self.assistant.probabilities_of(codes, known)  # noqa: E731
+        probabilities = None if fit is None else partial(self.assistant.probabilities_of, fit=fit)
         groups = np.unique(self.pool.groups[labelled])
         question = Question(
             self.pool, free, labelled, groups, budget, self.seed, self.codes.__getitem__, probabilities

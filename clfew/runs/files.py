@@ -77,6 +77,11 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_of_text(text: str) -> str:
+    """Returns what `digest_of` returns of a file that `write_text` has written."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
 def make_folder(folder: Path) -> None:
     """Makes a folder unless it exists already. Raises UserError."""
     try:

@@ -119,3 +119,8 @@ class Client:
 
     def close(self):
         self._connection.close()
+
+
+def events(project, run="runs/label-1"):
+    """Returns what the log of a run has."""
+    return [json.loads(line) for line in (project / run / "decisions.jsonl").read_text().splitlines()]

@@ -196,3 +196,36 @@ def test_few_images_are_enough(count):
     assert fit.predicted[0] == 0 and fit.probabilities.shape == (count, 1) and fit.tested.tolist() == [0]
     assert np.isfinite(fit.probabilities).all()
     assert not assistant.judge(fit).is_enough
+
+
+def test_what_no_label_reaches_is_neither_sure_nor_unchanged():
+    codes, cluster = codes_of([100] * 8, width=0.1)
+    near = np.flatnonzero(cluster < 4)
+    rows = np.random.default_rng(0).permutation(near)[:160]
+    assistant = assistant_of(codes)
+    fit = assistant.fit(labels_of(cluster, rows))
+    verdict = assistant.judge(fit)
+    reached = fit.probabilities.any(1)
+    assert not reached.all() and reached[near].all()
+    assert not verdict.sure[~reached].any() and verdict.sure[near].any()
+    assert verdict.changed >= (~reached).mean() and not verdict.is_enough
+
+
+def test_labels_of_pages_do_not_say_how_sure_it_is():
+    codes, cluster = codes_of([60, 60], width=0.1)
+    assistant, rows = assistant_of(codes), some(cluster, 60)
+    by_one = assistant.judge(assistant.fit(labels_of(cluster, rows)))
+    on_pages = assistant.judge(assistant.fit(labels_of(cluster, rows, by_one=False)))
+    assert by_one.sure.any() and not on_pages.sure.any()
+
+
+def test_it_stops_judging_where_nobody_waits_for_it_any_more():
+    codes, cluster = codes_of([40, 40])
+    assistant, asked = assistant_of(codes), []
+    fit = assistant.fit(labels_of(cluster, some(cluster, 20)))
+
+    def is_wanted():
+        asked.append(None)
+        return len(asked) < 3
+
+    assert assistant.judge(fit, is_wanted) is None and len(asked) == 3

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from commands import paint
-from label_clients import Client, Forked, Served
+from label_clients import Client, Forked, Served, events
 from marks import rest_is_slow
 from slow_decisions import Slow
 
@@ -41,31 +41,6 @@ def start(tmp_path_factory, clfew):
         shutil.rmtree(folder / f"more{number}")
     clfew.ok("pretrain", "photos", "--encoder", "resnet8-w8", "--epochs", 1, cwd=folder)
     return folder
-
-
-@pytest.fixture
-def project(start, tmp_path):
-    shutil.copytree(start, tmp_path / "project")
-    return tmp_path / "project"
-
-
-@pytest.fixture
-def serve(clfew, project):
-    """serve("photos") serves the project; what still runs at the end of a test is killed."""
-    running = []
-
-    def begin(*options, **more):
-        running.append(Served(clfew, project, *options, **more))
-        return running[-1]
-
-    yield begin
-    for each in running:
-        if each.result is None:
-            each.kill()
-
-
-def events(project):
-    return [json.loads(line) for line in (project / RUN / LOG).read_text().splitlines()]
 
 
 def labels(project):
@@ -219,7 +194,7 @@ def test_a_signal_stops_it_with_the_command_to_go_on_and_it_goes_on(project, ser
     served.send(number)
     stopped = served.wait()
     assert stopped.rc == rc and "Traceback" not in stopped.stderr
-    assert stopped.next == ["clfew label --out runs/label-1"]
+    assert stopped.next == ["clfew label"]
     assert sorted(labels(project).values()) == ["deer"] * 4 + ["fox"] * 3
     result = json.loads((project / RUN / "label.json").read_text())
     assert len(result["test"]) == 5 and sum(result["labels"].values()) + result["tested"] == 7

@@ -255,3 +255,12 @@ def test_without_a_sample_or_without_images_nothing_is_due():
     assert module.tests_due(Run(tests=0).state, there) == 0 and len(Run(tests=0).next()) == 8
     assert Run(asked=0, tests=0).next() == []
     assert Run(asked=0, tests=3).next() == ["t0", "t1", "t2"]
+
+
+def test_where_the_budget_is_spent_only_the_test_sample_is_asked_for():
+    run = Run(asked=6, tests=3)
+    run.add(do=SKIP, image="a0")
+    run.add(do=SKIP, image="t0")
+    run.page(["a1"], wrong=["a2", "a3"])
+    assert run.next(left=1)[0] == "a2" and not {"a3", "a0"} & set(run.next(left=1))
+    assert run.next(left=0) == ["t1", "t2", "t0"]
