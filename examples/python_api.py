@@ -1,9 +1,9 @@
-"""All nine commands of clfew as Python functions.
+"""The commands of clfew as Python functions.
 
-    python examples/python_api.py FOLDER IMAGE
+    python examples/python_api.py FOLDER IMAGE [--label]
 
-FOLDER holds a subfolder of 50 or more images for each class, IMAGE is an image to classify. Classifiers
-are trained on the labels of one image in twenty. Each function below calls one function of clfew with
+FOLDER holds a subfolder of 50 or more images for each class, IMAGE is an image to classify. With --label
+it also serves the page to label in, and waits until somebody has labelled there. Classifiers are trained on the labels of one image in twenty. Each function below calls one function of clfew with
 its most useful keywords; `help(clfew.pretrain)` lists all of them. Every function of clfew takes these:
 
     out: Path | None        the folder to write, by default runs/pretrain-1 and so on (not for predict)
@@ -17,7 +17,18 @@ Functions that write a run return its folder. Expected failures raise `clfew.err
 import sys
 from pathlib import Path
 
-from clfew import check, compare, distill, embed, evaluate, finetune, predict, pretrain, select
+from clfew import (
+    check,
+    compare,
+    distill,
+    embed,
+    evaluate,
+    finetune,
+    label,
+    predict,
+    pretrain,
+    select,
+)
 
 
 def look_at_images(folder: str) -> None:
@@ -61,6 +72,22 @@ def choose_images(folder: str, encoder: Path) -> None:
     print(
         f"select     {len(result['chosen'])} images by {result['strategy']}, {selection}/to_label.html"
     )
+
+
+def label_in_a_page(folder: str, encoder: Path) -> None:
+    """Serves a page to label in, on this machine; returns when the labels are finished there. The run
+    folder holds labels.csv; fine-tuned on it, a classifier is in a run of its own."""
+    labelling, result = label(
+        folder,  # str | None: the images, None for those of the labels so far or of pretraining
+        classes="deer,fox",  # str | None: names of classes; others can be added in the page
+        budget=None,  # int | None: how many images may be labelled at most
+        test=None,  # int | None: how many images to draw at random, to test on
+        labels=None,  # str | None: the list with the labels so far
+        origin=str(encoder),  # str | None: the run or artifact whose features are looked at
+        browser=True,  # bool: opens the page in a browser
+        port=None,  # int | None: of the page, None for any that is free
+    )
+    print(f"label      {result['labels']}, {labelling}/labels.csv, {result['finetune']['run']}")
 
 
 def make_classifier(folder: str, encoder: Path) -> Path:
@@ -134,10 +161,12 @@ def compare_methods(folder: str, minutes: float) -> None:
     print(f"compare    {comparison}/compare.html")
 
 
-def main(folder: str, image: str, minutes: float = 1.0) -> None:
+def main(folder: str, image: str, minutes: float = 1.0, with_page: bool = False) -> None:
     look_at_images(folder)
     encoder = pretrain_encoder(folder, minutes)
     choose_images(folder, encoder)
+    if with_page:
+        label_in_a_page(folder, encoder)
     classifier = make_classifier(folder, encoder)
     evaluate_classifier(classifier)
     classify([image], classifier)
@@ -147,6 +176,6 @@ def main(folder: str, image: str, minutes: float = 1.0) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or not Path(sys.argv[1]).is_dir():
+    if len(sys.argv) not in (3, 4) or not Path(sys.argv[1]).is_dir():
         sys.exit(__doc__)
-    main(*sys.argv[1:])
+    main(*sys.argv[1:3], with_page=sys.argv[3:] == ["--label"])
