@@ -3,8 +3,9 @@
     python examples/python_api.py FOLDER IMAGE [--label]
 
 FOLDER holds a subfolder of 50 or more images for each class, IMAGE is an image to classify. With --label
-it also serves the page to label in, and waits until somebody has labelled there. Classifiers are trained on the labels of one image in twenty. Each function below calls one function of clfew with
-its most useful keywords; `help(clfew.pretrain)` lists all of them. Every function of clfew takes these:
+it also serves the page to label in, and waits until somebody has labelled there. Classifiers are trained
+on the labels of one image in twenty. Each function below calls one function of clfew with its most
+useful keywords; `help(clfew.pretrain)` lists all of them. Every function of clfew takes these:
 
     out: Path | None        the folder to write, by default runs/pretrain-1 and so on (not for predict)
     device: str             "auto", "cpu", "cuda" or "mps"
