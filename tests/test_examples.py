@@ -115,6 +115,7 @@ def test_custom_method(folder, capsys):
     assert "rotation" in printed and "simclr" in printed and "failed" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", rest_is_slow([32, 72]))
 def test_read_artifact_predicts_what_clfew_predicts(images, capsys, size):
     """Both forms of the network: with the small first layer up to 64 pixels, and torchvision's own."""

@@ -1,6 +1,7 @@
 """What ten minutes of a person's time are worth: `clfew label` beside naming random images one by one.
 
     python examples/benchmarks/labelling.py DATA --work DIR [--only SET ...] [--draws N]
+    python examples/benchmarks/labelling.py DATA --work DIR --speed
 
 DATA and DIR are those of selection.py, whose encoders (SimCLR from ImageNet weights) are used. The
 training images of a set, at most 4,000, lie in one folder without a word of their classes, as they are
@@ -18,6 +19,10 @@ what is in an image (Thorpe, Fize and Marlot, Speed of processing in the human v
 images, 0.5 s in place of 1.5 s, in Schultz (2019, on MTurk). Of all answers, 2 % are slips. The person
 does what the page suggests, and also labels its random test images, 1.5 s each, which nothing is learned
 from. Whoever labels at random has no test sample.
+
+With --speed, the classifier of the page is timed on 20,000 made-up images with 500 labels of 10, 20 and
+60 classes: the graph of neighbours, which is built once; the propagation after each page; and the
+judgement that follows it (which images are sure, which labels contradict their neighbours).
 
 Results go to results/labelling.json; what the file contains is not measured again.
 """
@@ -44,9 +49,10 @@ from selection import Images, Nothing, with_tail
 from clfew.data.held_out import split_source
 from clfew.data.image_cache import open_image_cache
 from clfew.data.sources import open_source
+from clfew.labelling.assistant import Assistant, Labels
 from clfew.models.metadata import read_metadata
 from clfew.selection.classifier import Known, fit_to_codes
-from clfew.selection.codes import codes_of, projection_of
+from clfew.selection.codes import AXES, SCALE, codes_of, projection_of
 
 RESULTS = Path(__file__).parent / "results" / "labelling.json"
 SETS, VERSIONS, MOST = ("fashion-mnist-6k", "cifar10"), ("as it is", "tail"), 4000
@@ -234,6 +240,27 @@ def at_random(pool: Pool, seed: int) -> list[dict[str, float]]:
     return rows
 
 
+def speed(classes: int) -> dict[str, float]:
+    """Times the classifier of the page: seconds, the median of five fits."""
+    chance = np.random.default_rng(0)
+    cluster = chance.integers(200, size=20_000)
+    vectors = chance.normal(size=(200, AXES))[cluster] + chance.normal(size=(20_000, AXES))
+    vectors *= SCALE / np.linalg.norm(vectors, axis=1, keepdims=True)
+    codes = np.round(vectors).astype(np.int16)
+    started = time.perf_counter()
+    assistant = Assistant(codes, np.arange(20_000), codes[:50])
+    row, fits = {"graph": time.perf_counter() - started}, []
+    rows = chance.permutation(20_000)[:500]
+    labels = Labels(rows, cluster[rows] % classes, range(classes), np.ones(500, bool))
+    for _ in range(5):
+        started = time.perf_counter()
+        fit = assistant.fit(labels)
+        fits.append(time.perf_counter() - started)
+    started = time.perf_counter()
+    assistant.judge(fit)
+    return row | {"propagation": float(np.median(fits)), "judgement": time.perf_counter() - started}
+
+
 def reached(minutes: np.ndarray, accuracies: np.ndarray, wanted: float) -> float | None:
     """Returns after how many minutes an accuracy is reached, by straight lines between measurements."""
     above = np.flatnonzero(accuracies >= wanted)
@@ -274,10 +301,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--only", nargs="*", default=SETS)
+    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     results = Results(given.results)
+    if given.speed:
+        for classes in (10, 20, 60):
+            row = results.get(f"speed, {classes} classes", partial(speed, classes))
+            print(f"{classes} classes: " + ", ".join(f"{k} {v:.2f} s" for k, v in row.items()))
+        return
     for name, version in itertools.product(given.only, VERSIONS):
         pool = Pool(Images(name, given.data, given.work, given.minutes), version)
         for seed in range(given.draws):

@@ -139,6 +139,7 @@ def test_a_fully_fine_tuned_network_can_be_the_teacher(taught, clfew):
     assert json.loads(found.stdout)["verdict"]["held_out"] == 6
 
 
+@pytest.mark.slow
 def test_unlabelled_images_in_a_folder_of_their_own(tmp_path, clfew, images, tiny):
     images(tmp_path / "unlabeled", classes=("",), each=40)
     images(tmp_path / "labeled", seed=1)
@@ -196,6 +197,7 @@ def test_labels_that_went_missing_are_named(taught, clfew, tmp_path):
     assert "away.png" in clfew.refused("distill", "--from", str(copy), cwd=folder)
 
 
+@pytest.mark.slow
 def test_labelled_copies_of_some_of_the_unlabelled_images(clfew, images, tiny, tmp_path):
     """As in the README, ./labeled holds copies of a few images of ./unlabeled.
 

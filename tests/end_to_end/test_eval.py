@@ -56,6 +56,7 @@ def test_seen_images_are_counted_by_content(clfew, project):
     assert "24 of these images were seen in finetuning" in table
 
 
+@pytest.mark.slow
 def test_transductive_pretraining_is_reported(clfew, project, tiny):
     clfew.ok("pretrain", "unlabeled", "--transductive", *tiny, cwd=project)
     clfew.ok("finetune", "--labels", "2/class", "--mode", "knn", cwd=project)

@@ -42,6 +42,7 @@ def test_from_pretraining_to_predictions(clfew, many, method):
     assert row["label"] in ("cross", "ring", "stripe") if "label" in row else row
 
 
+@pytest.mark.slow
 def test_a_stage_is_read_by_finetune_and_embed_and_stays_in_the_classifier(clfew, many):
     clfew.ok("pretrain", "photos", "--method", "jigsaw", "--out", "staged", *SMALL, cwd=many)
     clfew.ok("embed", "photos", "--from", "staged", "--stage", "1", "--out", "first", cwd=many)

@@ -59,6 +59,7 @@ def by_name(file):
     return int(file.stem.split("_")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "option", "burst_of"),
     [("plain", "", by_number), ("named", "--group-by ([0-9]+)_[0-9]+", by_name)],

@@ -85,6 +85,7 @@ def test_a_run_is_not_resumed_on_other_images(clfew, images, tmp_path):
     assert "have changed" in clfew.refused("pretrain", "--resume", "my run", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_stop_during_finetune_is_quiet_and_leaves_no_classifier(clfew, project):
     options = ("finetune", "--labels", "all", "--mode", "full", "--epochs", "5000")
     process = clfew.popen(*options, cwd=project)

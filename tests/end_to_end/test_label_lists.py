@@ -215,6 +215,7 @@ def test_a_test_sample_without_labels_is_held_out_all_the_same(clfew, folder):
     assert not digests_in(folder / "held-taught", "pretraining") & digests_of(folder, "test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "linear", "knn", "propagate", "full"])
 def test_a_class_without_a_label_is_never_predicted(clfew, images, project, mode):
     images(project / "rare", classes=CLASSES[:2], each=20)

@@ -208,6 +208,7 @@ def table(file):
         return {row["path"]: row for row in csv.DictReader(opened)}
 
 
+@pytest.mark.slow
 def test_from_photos_to_predictions(clfew, chromium, project):
     """40 images by their keys, a page, a reload, a server that is killed, classes that change, the
     end."""
@@ -220,6 +221,7 @@ def test_from_photos_to_predictions(clfew, chromium, project):
         person.label_until(lambda: len(person.pressed) >= 10 and len(person.classes) == 3)
         window.assert_fits()
         _press_each_key(window, person)
+        _change_one_of_the_last_decisions(window)
         _reload_and_open_another(window, person, context, project)
         _change_classes(window, person)
         base = process.base
@@ -276,6 +278,23 @@ def _press_each_key(window, person):
         person.pressed[image] = ""
     state = window.state()
     assert len(state["unsure"]) == len(state["skipped"]) == 1 and state["none"]["labels"] == 1
+
+
+def _change_one_of_the_last_decisions(window):
+    """To another class and back, by a click on its picture."""
+    entry = next(each for each in window.state()["history"] if each["do"] == "label" and each["class"])
+    classes, n = window.state()["classes"], entry["n"]
+    own = next(each for each in classes if each["id"] == entry["class"])
+    asked = window.number()
+    for each in (next(each for each in classes if each is not own), own):
+        window.page.locator(f'.past[data-n="{n}"]').click()
+        window.wait(f'#frame[data-image="{entry["image"]}"]')
+        window.press(each["key"])
+        window.is_settled()
+        last = window.state()["history"][0]
+        assert (last["image"], last["class"]) == (entry["image"], each["id"])
+        n = last["n"]
+    assert window.number() == asked
 
 
 def _reload_and_open_another(window, person, context, project):

@@ -87,6 +87,7 @@ def test_a_distillation_is_resumed_with_other_times(clfew, folder):
     assert_same_student(folder / "two-d", folder / "two-d-times")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps_times", [True, False])
 @pytest.mark.parametrize(
     ("name", "place"), [("one", "b/classes"), ("two", "b/unlabeled"), ("two", "b/labeled")]

@@ -81,6 +81,7 @@ def test_the_weights_it_started_from_are_all_still_there(adapted, weights):
                 assert torch.equal(tensors[f"encoder.backbone.{key}"], value), key
 
 
+@pytest.mark.slow
 def test_all_commands_work_from_it(adapted, clfew):
     folder, _ = adapted
     result = clfew.ok("finetune", "--labels", "4/class", cwd=folder)

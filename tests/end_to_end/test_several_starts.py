@@ -151,6 +151,7 @@ def test_starts_are_compared_in_the_mode_that_was_asked_for(project, clfew, mode
     assert all("side by side" in row["reason"] for row in result["draws"])
 
 
+@pytest.mark.slow
 def test_what_was_made_side_by_side_works_in_every_command(side_by_side, clfew):
     chosen = json.loads(
         clfew.ok(
@@ -251,6 +252,7 @@ pretraining.save = killed
 )
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_resumed_with_the_one_beside_it(tmp_path, clfew, images):
     images(tmp_path / "photos")
     assert clfew(*BOTH, cwd=tmp_path, faults=STOP_FIRST).rc != 0
@@ -278,6 +280,7 @@ label_samples._row_of_sample = killed
 """
 
 
+@pytest.mark.slow
 def test_a_choice_that_was_killed_is_resumed_to_the_same_result(project, clfew):
     words = ("finetune", "--labels", "3/class", "--mode", "linear", *BOTH_NAMED, "--repeat", "3")
     whole = json.loads(clfew.ok(*words, "--format", "json", cwd=project).stdout)

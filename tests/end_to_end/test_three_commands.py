@@ -251,6 +251,7 @@ def test_the_command_printed_next_can_be_typed_as_it_is(clfew, project, tiny):
         clfew.ok(*shlex.split(command.replace("IMAGE", "image.jpg"))[1:], cwd=project)
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf_8_are_names_all_the_same(clfew, images, tiny, tmp_path):
     images(tmp_path / "unlabeled", classes=["a", "b"])
     try:

@@ -265,6 +265,7 @@ def test_the_network_that_is_judged_is_trained_as_the_one_that_is_kept(pixels, m
     assert len(frozen) == 3 and len({each.freeze_statistics for each in frozen}) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [2, 3, 4, 5])
 def test_the_regression_that_is_judged_is_chosen_as_the_one_that_is_kept(pixels, monkeypatch, each):
     """With three labels a class, folds have two, too few to choose scaling and C from."""

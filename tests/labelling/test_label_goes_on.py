@@ -7,6 +7,7 @@ import signal
 import pytest
 from commands import paint
 from label_clients import Client, events
+from marks import rest_is_slow
 
 from clfew.labelling.log import LOG
 
@@ -78,7 +79,7 @@ def test_groups_of_the_list_hold_when_it_goes_on(serve, project):
     assert groups["000.png"] == groups["004.png"] == "pair0"
 
 
-@pytest.mark.parametrize("kept", range(1, 6))
+@pytest.mark.parametrize("kept", rest_is_slow([4, 1, 2, 3, 5]))
 def test_killed_while_it_began_it_begins_the_same(serve, project, kept):
     rows = [f"{i:03d}.png,{'deer' if i % 2 else 'fox'},train," for i in range(6)]
     rows += [f"{i:03d}.png,,train," for i in range(6, 12)] + ["012.png,,test,", "013.png,deer,test,"]
@@ -104,6 +105,7 @@ def test_a_class_that_was_made_in_the_page_is_not_made_again(serve, project):
     assert names == ["lynx", "fox", "deer"]
 
 
+@pytest.mark.slow
 def test_an_image_with_a_label_that_cannot_be_read_does_not_stop_the_end(serve, project, clfew):
     rows = [f"{i:03d}.png,{'deer' if i % 2 else 'fox'},train," for i in range(12)]
     named = a_list(project, rows)

@@ -94,6 +94,7 @@ def test_the_views_are_those_of_table_6(make_method, blur):
     assert (objective.recipe.solarise, objective.second.solarise) == (0, 0.2)
 
 
+@pytest.mark.slow
 def test_a_run_raises_no_alarm_and_embeddings_in_one_direction_do(make_method, make_images):
     images, _ = make_images(64)
     objective: BYOL = make_method("byol")

@@ -21,6 +21,7 @@ def processor_seconds(process):
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "phase", "number"),
     rest_is_slow(

@@ -141,6 +141,7 @@ def read_all(descriptor):
     return content.decode()
 
 
+@pytest.mark.slow
 def test_csv_on_a_terminal_sends_no_control_characters(clfew, worked):
     ours, theirs = pty.openpty()
     process = clfew.popen(

@@ -132,6 +132,7 @@ def test_a_layer_on_a_pretrained_network_resumes_to_the_same_weights(clfew, fold
     assert_resumed(resumed, reference, 1, 6 if number == signal.SIGKILL else 7)
 
 
+@pytest.mark.slow
 def test_resume_uses_the_threads_of_the_run_unless_others_are_given(clfew, folder, whole):
     # With another number of threads, weights differ in their last digits. The tests use one thread.
     begin = (*command("simclr"), "--threads", "2")

@@ -70,6 +70,7 @@ COMPARE = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "step", "number"),
     rest_is_slow(
@@ -165,6 +166,7 @@ def changed(folder):
     restore()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "option", "files"),
     [

@@ -48,6 +48,7 @@ def run(folder: Path, *command: str, encoding: str = "utf-8", **env: str) -> sub
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_rows_are_utf_8_whatever_the_terminal_is(named, encoding):
     done = run(named, "predict", "photos", "--format", "csv", encoding=encoding)

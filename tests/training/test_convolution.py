@@ -210,6 +210,7 @@ def test_a_compiled_network_is_as_safe():
     assert (2, 2) not in convolutions[0].args
 
 
+@pytest.mark.slow
 def test_the_smallest_network_trains_with_three_threads(tmp_path, image_folder):
     # The gradients of its layer from 8 to 16 channels used to crash the process.
     folder = image_folder({"a": 40, "b": 40}, side=32)
