@@ -92,13 +92,22 @@ class Command:
         )
 
     def __call__(self, *args: object, cwd: Path, stdin="", env=None, warm=True, faults="") -> Result:
-        """faults: code that the process runs before the command (see reliability/faults.py)."""
-        argv, full = [str(CLFEW), *map(str, args)], self.env | (env or {})
-        if not warm:
-            done = subprocess.run(
-                argv, cwd=cwd, input=stdin, env=full, text=True, capture_output=True, timeout=120
-            )
-            return Result(done.returncode, done.stdout, done.stderr)
+        """env: variables to set, or with None to unset. faults: code that the process runs before the
+        command (see reliability/faults.py)."""
+        if warm:
+            code, out, err = self.in_bytes(*args, cwd=cwd, stdin=stdin, env=env, faults=faults)
+            return Result(code, out.decode(), err.decode())
+        argv = [str(CLFEW), *map(str, args)]
+        full = self.env | (env or {})
+        done = subprocess.run(
+            argv, cwd=cwd, input=stdin, env=full, text=True, capture_output=True, timeout=120
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def in_bytes(self, *args: object, cwd: Path, stdin="", env=None, faults="") -> tuple:
+        """Runs the command in a fork; returns its exit code and the bytes of stdout and stderr."""
+        argv = [str(CLFEW), *map(str, args)]
+        full = {n: value for n, value in (self.env | (env or {})).items() if value is not None}
         streams = [self.home / name for name in ("stdin", "stdout", "stderr")]
         streams[0].write_text(stdin)
         request = {
@@ -111,7 +120,7 @@ class Command:
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
         code = int(self._server.stdout.readline())
-        return Result(code, streams[1].read_text(), streams[2].read_text())
+        return code, streams[1].read_bytes(), streams[2].read_bytes()
 
     def popen(self, *args: object, cwd: Path, env=None, **options) -> subprocess.Popen:
         argv = [str(CLFEW), *map(str, args)]

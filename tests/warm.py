@@ -42,7 +42,10 @@ def run(request: dict) -> int:
         with open(path, flags) as file:
             os.dup2(file.fileno(), number)
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    # As a new interpreter opens them.
+    encoding = request["env"].get("PYTHONIOENCODING")
+    sys.stdout = os.fdopen(1, "w", encoding=encoding, closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)
     sys.argv = request["argv"]
     code = 0
     try:

@@ -114,7 +114,7 @@ def test_a_few_hundred_images_beat_random_weights_in_knn(name, make_method, clot
     random = copy.deepcopy(objective.encoder)
     estimate_statistics(random, data, CPU)
     # These two are trained on pieces of few pixels, and need more steps.
-    steps = 250 if name in ("jigsaw", "counting") else 150
+    steps = 250 if name in ("jigsaw", "counting") else 100
     trained(objective, images, steps, batch=64, rate=objective.learning_rate or 3e-3)
     if not objective.shows_whole_images:
         estimate_statistics(objective.encoder, data, CPU)
