@@ -81,7 +81,7 @@ def test_a_listing_keeps_the_names_and_little_else(tmp_path, layout):
     entries = largest * (150 + len(str(root)))
     print(f"{len(names):,} files: {seconds:.2f} s; {kept:,} bytes for {needed:,}, at most {most:,}")
     assert kept < 1.1 * needed + 10_000
-    assert most < 1.3 * needed + entries + 10_000
+    assert most < 1.3 * needed + entries + 20_000
     if THOROUGH:
         assert seconds < SECONDS
 
