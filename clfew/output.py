@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from clfew import console
 from clfew.errors import UserError
 from clfew.models.metadata import read_metadata
-from clfew.report.text import flatten, percent
+from clfew.report.text import accepted_words, flatten, percent
 from clfew.runs.files import csv_line, csv_text
 from clfew.runs.folders import ARTIFACTS, read_config
 
@@ -190,19 +190,20 @@ def print_distillation(result: dict[str, Any]) -> None:
 
 def print_report(report: dict[str, Any]) -> None:
     """Prints the report of `clfew eval` as tables and sentences."""
-    low, high = report["ci95"]
-    rows = [
-        (c["class"], c["n"], percent(c["precision"]), percent(c["recall"])) for c in report["per_class"]
-    ]
-    console.print_table(("class", "images", "precision", "recall"), rows)
+    (low, high), largest = report["ci95"], report["largest_class"]
+    columns = ("precision", "recall", "average_precision")
+    rows = [(c["class"], c["n"], *(percent(c[name]) for name in columns)) for c in report["per_class"]]
+    console.print_table(("class", "images", "precision", "recall", "average precision"), rows)
     for pair in report["most_confused"][:5]:
         true, predicted = console.printable(pair["true"]), console.printable(pair["predicted"])
         console.write_out(f"{pair['count']:>5} × {true} predicted as {predicted}\n")
     console.write_out(
         f"accuracy {percent(report['accuracy'])}, 95 % interval {percent(low)} to {percent(high)}, "
         f"on {report['n']:,} images\n"
+        f"always naming {console.printable(largest['class'])}: {percent(largest['fraction'])}\n"
         f"balanced accuracy {percent(report['balanced_accuracy'])}, "
         f"expected calibration error {percent(report['ece'])}{_uncalibrated(report)}\n"
+        f"{accepted_words(report['accepted'])}\n"
     )
     for step in ("pretraining", "finetuning"):
         if report[f"seen_in_{step}"]:

@@ -13,11 +13,12 @@ from clfew.data.content import holds_the_same
 from clfew.data.groups import grouped
 from clfew.data.held_out import NONE
 from clfew.data.image_cache import ImageCache, cached_images
-from clfew.data.label_lists import apply_label_csv
+from clfew.data.label_lists import RANDOM, apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import split_to_test
 from clfew.errors import UserError
+from clfew.finetuning.acceptance import accepted, fewest_images
 from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
 from clfew.finetuning.places import label_list_now
@@ -33,10 +34,14 @@ from clfew.settings import EvaluateSettings
 from clfew.signatures import function_of
 from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
+PROMISED = 0.95
+"""The accuracy of the images that may be accepted unseen."""
+
 
 @dataclass(frozen=True)
 class Prepared:
-    """A test that is ready to run. data: the images to test on. split: words that describe them."""
+    """A test that is ready to run. data: the images to test on. split: words that describe them.
+    is_same: whether their source is that of fine-tuning."""
 
     artifact: Path
     classifier: Classifier
@@ -44,6 +49,7 @@ class Prepared:
     seen: dict[str, np.ndarray]
     data: LabelledData
     split: str
+    is_same: bool
 
 
 def run(settings: EvaluateSettings) -> tuple[Path, dict[str, Any]]:
@@ -51,9 +57,9 @@ def run(settings: EvaluateSettings) -> tuple[Path, dict[str, Any]]:
 
     The source of fine-tuning is tested on its test split; another source is tested on its own test split
     if it has one, else on all images. The report has the keys of `metrics.classification_report`,
-    `temperature` and `ece_uncalibrated`, the counts `seen_in_pretraining` and `seen_in_finetuning` of
-    test images that were used there, and `source`, `split`, `artifact`, `mode` and `labels`. Raises
-    UserError.
+    `accepted` (what may be accepted unseen, see `_accepted`), `temperature` and `ece_uncalibrated`, the
+    counts `seen_in_pretraining` and `seen_in_finetuning` of test images that were used there, and
+    `source`, `split`, `artifact`, `mode` and `labels`. Raises UserError.
     """
     check_new(settings.out)
     set_threads(settings.threads)
@@ -87,7 +93,7 @@ def prepare(settings: EvaluateSettings) -> Prepared:
     say_source(source)
     cache = cached_images(source, metadata.side)
     data, split = _tested(source, cache, metadata, seen["finetuning"], is_same)
-    return Prepared(artifact, classifier, metadata, seen, data, split)
+    return Prepared(artifact, classifier, metadata, seen, data, split, is_same)
 
 
 def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
@@ -101,6 +107,7 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
     return classification_report(probabilities, labels, metadata.classes, groups) | {
         "temperature": classifier.temperature,
         "ece_uncalibrated": expected_calibration_error(uncalibrated.max(1), correct),
+        "accepted": _accepted(prepared, probabilities.max(1), correct, groups),
         "seen_in_pretraining": int(np.isin(digests, prepared.seen["pretraining"]).sum()),
         "seen_in_finetuning": int(np.isin(digests, prepared.seen["finetuning"]).sum()),
         "source": data.source.spec,
@@ -110,6 +117,35 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
         "mode": metadata.mode,
         "labels": metadata.data["finetune"]["labels"],
     }
+
+
+def _accepted(
+    prepared: Prepared,
+    confidence_N: np.ndarray,
+    is_right_N: np.ndarray,
+    groups_N: np.ndarray | None,
+) -> dict[str, Any]:
+    """Returns what may be accepted unseen (see `acceptance`): `accuracy`, the one promised; `fraction`
+    of the images, None for none; `threshold`, `right` and `images`; and `why` it is none, in words."""
+    learned = prepared.metadata.data["finetune"]
+    digests = prepared.data.cache.digests[prepared.data.test]
+    row: dict[str, Any] = {"accuracy": PROMISED, "fraction": None}
+    if np.isin(digests, prepared.seen["finetuning"]).any():
+        return row | {"why": "labels of these images were learned from"}
+    if prepared.is_same and not set(learned.get("test_origins", {})) <= {RANDOM}:
+        return row | {"why": "the test images are not known to be drawn at random"}
+    if groups_N is not None:
+        # Images of a group are right or wrong together, and one of them counts.
+        firsts = np.unique(groups_N, return_index=True)[1]
+        confidence_N, is_right_N = confidence_N[firsts], is_right_N[firsts]
+    total, fewest = len(is_right_N), fewest_images(PROMISED)
+    if total < fewest:
+        return row | {"why": f"{fewest} test images are needed to show that, and there are {total}"}
+    found = accepted(confidence_N, is_right_N, PROMISED)
+    if found is None:
+        return row | {"why": "of no part of them do the test images show that"}
+    # Without a threshold, all images may be accepted.
+    return row | found._asdict() | {"threshold": max(0.0, found.threshold)}
 
 
 def save(

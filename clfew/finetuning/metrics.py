@@ -186,9 +186,16 @@ def classification_report(
     """Returns all metrics on the test images as one JSON-ready dict (see `clfew eval --format json`).
     groups_N: see `accuracy_interval`.
 
-    Precision is None for a class that is never predicted, recall for one that has no test image.
+    Precision is None for a class that is never predicted, recall and average precision for one that has
+    no test image. Average precision is the mean of the precision over the recall that is reached with
+    images in the order of their probability of the class: the fraction of images of the class, if that
+    order is random.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import (
+        average_precision_score,
+        confusion_matrix,
+        precision_recall_fscore_support,
+    )
 
     predicted, numbers = probabilities_NxC.argmax(1), range(len(classes))
     correct = predicted == labels_N
@@ -201,10 +208,14 @@ def classification_report(
             "class": name,
             "precision": _or_none(precision_C[c]),
             "recall": _or_none(recall_C[c]),
+            "average_precision": float(average_precision_score(labels_N == c, probabilities_NxC[:, c]))
+            if images_C[c]
+            else None,
             "n": int(images_C[c]),
         }
         for c, name in enumerate(classes)
     ]
+    largest = int(images_C.argmax())
     off = confusion - np.diag(confusion.diagonal())
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     pairs = [divmod(int(i), len(classes)) for i in order if off.flat[i] > 0]
@@ -213,6 +224,10 @@ def classification_report(
         "ci95": list(accuracy_interval(correct, 0.0, groups_N)),
         "n": len(labels_N),
         "balanced_accuracy": float(np.nanmean(recall_C)),
+        "largest_class": {
+            "class": classes[largest],
+            "fraction": float(images_C[largest] / len(labels_N)),
+        },
         "ece": expected_calibration_error(probabilities_NxC.max(1), correct),
         "per_class": per_class,
         "most_confused": [

@@ -88,7 +88,7 @@ def confusion_picture(
     hues = np.where(np.eye(count, dtype=bool)[..., None], right, wrong)
     pixels_CxCx3 = paper + strength_CxC[..., None] * (hues - paper)
 
-    with _style(theme):
+    with style(theme):
         side = min(max(0.42 * count, 2.4), 6.4) if named else 6.0
         figure = Figure(figsize=(side, side))
         axes = figure.add_axes((0, 0, 1, 1))
@@ -114,7 +114,7 @@ def confusion_picture(
                 look: Any = {"ha": "center", "va": "center", "fontsize": 8.5 if count <= 12 else 7}
                 axes.text(column, row, str(counts_CxC[row, column]), color=colour, **look)
         axes.spines[:].set(visible=not named, color=theme.line)
-        return _png(figure)
+        return png(figure)
 
 
 def reliability_picture(
@@ -126,7 +126,7 @@ def reliability_picture(
     accuracy_B, confidence_B = accuracy_B[filled], confidence_B[filled]
     left_B = np.arange(len(count_B)) / len(count_B)
 
-    with _style(theme):
+    with style(theme):
         figure = Figure(figsize=(5.2, 5.2), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
         bars: Any = {
@@ -149,8 +149,8 @@ def reliability_picture(
         bottom.bar(left_B, count_B, color=theme.faint, **bars)
         bottom.set(xlabel="confidence", ylabel="images", ylim=(0, count_B.max() * 1.08))
         bottom.locator_params(axis="y", nbins=3, integer=True)
-        _quiet(top, bottom)
-        return _png(figure)
+        quiet(top, bottom)
+        return png(figure)
 
 
 def embed(features_NxD: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -193,7 +193,7 @@ def embedding_picture(
     edge_Mx4 = colors.to_rgba_array([theme.ink if wrong else "#00000000" for wrong in wrong_M])
     size = float(np.clip(15000 / len(points_Mx2), 16, 60))
 
-    with _style(theme):
+    with style(theme):
         figure = Figure(figsize=(9.2 if named else 8.0, 5.4), layout="constrained")
         axes = figure.subplots()
         for marker in sorted(set(marker_C)):
@@ -218,7 +218,7 @@ def embedding_picture(
         axes.set(xticks=[], yticks=[])
         axes.margins(0.04)
         axes.spines[:].set_color(theme.line)
-        return _png(figure)
+        return png(figure)
 
 
 def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LIGHT) -> bytes:
@@ -230,7 +230,7 @@ def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LI
     epochs = [float(row.get("epoch", row.get("step", i))) for i, row in enumerate(kept)]
     loss = np.array([float(row["loss"]) for row in kept])
 
-    with _style(theme):
+    with style(theme):
         figure = Figure(figsize=(4.7, 3.0), layout="constrained")
         axes = figure.subplots()
         window = len(loss) // 25
@@ -241,7 +241,7 @@ def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LI
         axes.plot(epochs, loss, color=theme.right, linewidth=1.8, marker="o" if len(kept) == 1 else "")
         axes.set(xlabel="epoch", ylabel="loss")
         axes.set_title(readable(title, 0, 40), loc="left")
-        _quiet(axes)
+        quiet(axes)
         if kept and all("lr" in row for row in kept):
             rates = [row["lr"] for row in kept]
             second = axes.twinx()
@@ -249,8 +249,8 @@ def curves_picture(rows: Sequence[dict[str, Any]], title: str, theme: Theme = LI
             second.set_ylim(0, max(max(rates) * 1.15, 1e-12))
             second.set_ylabel("learning rate (dotted)", color=theme.faint)
             second.tick_params(colors=theme.faint)
-            _quiet(second, grid=False)
-        return _png(figure)
+            quiet(second, grid=False)
+        return png(figure)
 
 
 def thumbnail(image_SxSx3: np.ndarray, aspect: float, longest: int = 160) -> tuple[bytes, str]:
@@ -304,7 +304,7 @@ def _drawable() -> frozenset[int]:
     return frozenset(code for path in paths for code in font_manager.get_font(path).get_charmap())
 
 
-def _style(theme: Theme) -> Any:
+def style(theme: Theme) -> Any:
     """Returns a context manager that sets matplotlib's colours and fonts to the theme."""
     settings: Any = {
         "text.parse_math": False,
@@ -333,7 +333,7 @@ def _style(theme: Theme) -> Any:
     return matplotlib.rc_context(settings)
 
 
-def _quiet(*several: Axes, grid: bool = True) -> None:
+def quiet(*several: Axes, grid: bool = True) -> None:
     """Removes the frame and the tick marks of axes and shows horizontal grid lines only."""
     for axes in several:
         axes.spines[:].set_visible(False)
@@ -341,7 +341,7 @@ def _quiet(*several: Axes, grid: bool = True) -> None:
         axes.grid(grid, axis="y")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
     """Returns a figure as PNG bytes.
 
     A figure without a layout engine is cropped to its content, for which matplotlib draws it twice.

@@ -20,6 +20,7 @@ from clfew.finetuning.metrics import expected_calibration_error
 from clfew.methods.collapse import collapse_summary
 from clfew.report import figures, text
 from clfew.report.png import data_uri
+from clfew.report.precision_recall import SHOWN, precision_recall_picture
 from clfew.report.render import render_page
 from clfew.report.text import flatten
 from clfew.runs.files import write_bytes, write_text
@@ -56,7 +57,7 @@ class ReportDetails:
 
 
 def write_report(folder: Path, report: dict[str, Any], details: ReportDetails) -> list[Path]:
-    """Writes report.html and its three pictures into `folder` and returns their paths, the page first.
+    """Writes report.html and its four pictures into `folder` and returns their paths, the page first.
 
     report: the content of report.json. Raises UserError if a file cannot be written.
     """
@@ -65,7 +66,7 @@ def write_report(folder: Path, report: dict[str, Any], details: ReportDetails) -
     # A lone surrogate, from a file name that is not UTF-8, cannot be encoded and is replaced.
     write_text(page, render(report, details, drawn).encode("utf-8", "replace").decode())
     paths = [page]
-    for name in ("confusion", "reliability", "embedding"):
+    for name in ("confusion", "reliability", "precision_recall", "embedding"):
         paths.append(folder / f"{name}.png")
         write_bytes(paths[-1], drawn[name][0])
     return paths
@@ -89,6 +90,8 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
         pictures={name: _figure(pair) for name, pair in drawn.items()},
         pairs=_pairs(report, details.labels, predicted_N, confidence_N, describe),
         verdict=verdict(confidence_N, predicted_N == details.labels),
+        accepted=text.accepted_words(report["accepted"]),
+        curves_shown=min(SHOWN, int((count_C > 0).sum())),
         wrong=len(wrong),
         mistakes=[describe(index) for index in surest],
         samples=_samples(classes, details.labels, predicted_N, describe),
@@ -159,6 +162,13 @@ def _draw(report: dict[str, Any], details: ReportDetails) -> dict[str, tuple[byt
         "confusion": both(figures.confusion_picture, report["confusion"], classes),
         "reliability": both(figures.reliability_picture, confidence_N, correct_N, report["ece"]),
         "embedding": both(figures.embedding_picture, *on_map),
+        "precision_recall": both(
+            precision_recall_picture,
+            details.probabilities,
+            details.labels,
+            classes,
+            [row["average_precision"] for row in report["per_class"]],
+        ),
     }
     for name, rows in details.curves.items():
         if any("loss" in row for row in rows):

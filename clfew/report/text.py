@@ -21,3 +21,22 @@ def flatten(values: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [(prefix, "–" if values is None else printable(text))]
     dot = "." if prefix else ""
     return [row for key, value in items for row in flatten(value, f"{prefix}{dot}{printable(str(key))}")]
+
+
+def accepted_words(accepted: dict[str, Any]) -> str:
+    """Returns in words what may be accepted unseen."""
+    promised = percent(accepted["accuracy"], 0)
+    if accepted["fraction"] is None:
+        return f"no images may be accepted unseen as {promised} right: {accepted['why']}"
+    surest = (
+        "all images are"
+        if accepted["fraction"] == 1
+        else (
+            f"the surest {percent(accepted['fraction'], 0)} of images "
+            f"(confidence above {percent(accepted['threshold'])}) are"
+        )
+    )
+    return (
+        f"{surest} right at least {promised} of the time, as {accepted['right']:,} of "
+        f"{accepted['images']:,} test images show (in 95 of 100 samples, that holds)"
+    )

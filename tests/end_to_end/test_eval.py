@@ -34,6 +34,11 @@ def test_table_names_every_class_and_the_interval(clfew, project):
     result = clfew.ok("eval", "--out", "checked", cwd=project)
     assert all(name in result.stdout for name in ("cross", "ring", "stripe"))
     assert "95 % interval" in result.stdout and "12 images" in result.stdout
+    assert "average precision" in result.stdout and "always naming cross: 33.3 %" in result.stdout
+    why = "59 test images are needed to show that, and there are 12"
+    assert f"no images may be accepted unseen as 95 % right: {why}" in result.stdout
+    assert why in (project / "checked/report.html").read_text()
+    assert (project / "checked/precision_recall.png").is_file()
     assert (project / "checked/report.html").is_file() and not (project / "runs/eval-1").exists()
 
 
@@ -51,6 +56,7 @@ def test_seen_images_are_counted_by_content(clfew, project):
     copies = report("copies")
     assert copies["n"] == 60
     assert (copies["seen_in_pretraining"], copies["seen_in_finetuning"]) == (48, 24)
+    assert copies["accepted"]["why"] == "labels of these images were learned from"
     table = clfew.ok("eval", "copies", cwd=project).stdout
     assert "48 of these images were seen in pretraining" in table
     assert "24 of these images were seen in finetuning" in table
@@ -82,3 +88,27 @@ def test_a_source_may_lack_some_of_the_classes(clfew, project, images):
 def test_a_run_can_still_be_tested_where_its_pretraining_run_is_gone(clfew, project):
     shutil.rmtree(project / "runs/pretrain-1")
     clfew.ok("eval", cwd=project)
+
+
+def test_what_may_be_accepted_unseen(clfew, project, images):
+    """Of easy images, all; of a sample that was chosen, none."""
+    images(project / "many", each=25, seed=9)
+    report = json.loads(clfew.ok("eval", "many", "--format", "json", cwd=project).stdout)
+    accepted = report["accepted"]
+    assert report["accuracy"] == 1 and (accepted["fraction"], accepted["threshold"]) == (1, 0)
+    assert (accepted["right"], accepted["images"]) == (75, 75)
+    said = "all images are right at least 95 % of the time, as 75 of 75 test images show"
+    assert said in clfew.ok("eval", "many", cwd=project).stdout
+    for how in ("chosen (herding)", "random"):
+        rows = [f"{name}/{n:03d}.png,{name},train" for name in ("cross", "ring") for n in range(3)]
+        rows += [f"{name}/{n:03d}.png,{name},test" for name in ("cross", "ring") for n in range(3, 25)]
+        (project / "list.csv").write_text(
+            "path,label,split,how\n" + "".join(f"{row},{how}\n" for row in rows)
+        )
+        out = f"listed-{how[:6]}"
+        options = ("--labels", "list.csv", "--mode", "linear", "--out", out)
+        clfew.ok("finetune", "many", *options, cwd=project)
+        report = json.loads(clfew.ok("eval", "--from", out, "--format", "json", cwd=project).stdout)
+        why = "the test images are not known to be drawn at random"
+        few = "59 test images are needed to show that, and there are 44"
+        assert report["accepted"]["why"] == (few if how == "random" else why)

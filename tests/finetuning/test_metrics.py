@@ -260,3 +260,26 @@ def test_one_group_tells_nothing():
     assert accuracy_interval(np.ones(50), 0.0, np.zeros(50)) == (0.0, 1.0)
     low, high = accuracy_interval(np.ones(50), 0.0, np.repeat(np.arange(5), 10))
     assert low < 0.5 and high == 1.0
+
+
+def slow_average_precision(scores, is_of_class):
+    """The mean, over the images of the class, of the precision down to each; images with one score come
+    together."""
+    precisions = []
+    for score in scores[is_of_class]:
+        taken = scores >= score
+        precisions.append(is_of_class[taken].mean())
+    return np.mean(precisions)
+
+
+def test_average_precision_is_that_of_each_class():
+    random = np.random.default_rng(0)
+    labels = random.choice(4, 300, p=[0.7, 0.25, 0.05, 0.0])
+    scores = np.round(random.random((300, 4)), 2) + (labels[:, None] == np.arange(4)) * 0.3
+    probabilities = scores / scores.sum(1, keepdims=True)
+    report = classification_report(probabilities, labels, ["a", "b", "c", "d"])
+    found = [row["average_precision"] for row in report["per_class"]]
+    wanted = [slow_average_precision(probabilities[:, c], labels == c) for c in range(3)]
+    assert found == [*map(pytest.approx, wanted), None]
+    share = float((labels == 0).mean())
+    assert report["largest_class"] == {"class": "a", "fraction": share}

@@ -68,6 +68,7 @@ def example(
     report |= {
         "temperature": 1.0,
         "ece_uncalibrated": report["ece"],
+        "accepted": {"accuracy": 0.95, "fraction": None, "why": "nothing shows that"},
         "seen_in_pretraining": 0,
         "seen_in_finetuning": 0,
         "source": "photos",
@@ -95,7 +96,7 @@ def example(
 def write(folder: Path, *arguments: Any, **changes: Any) -> str:
     """Writes a report, checks its pictures and its page, and returns the page."""
     paths = write_report(folder, *example(*arguments, **changes))
-    names = ["report.html", "confusion.png", "reliability.png", "embedding.png"]
+    names = ["report.html", "confusion.png", "reliability.png", "precision_recall.png", "embedding.png"]
     assert [path.name for path in paths] == names
     for path in paths[1:]:
         check_picture(path.read_bytes())
@@ -161,11 +162,13 @@ def test_a_page_shows_every_part(tmp_path: Path) -> None:
         "plan.lr",
         "its own test split",
         "59 steps, 29.5 epochs",
+        "Precision and recall",
+        "No images may be accepted unseen as 95 % right: nothing shows that.",
     ):
         assert part in text
     assert "too optimistic" not in text
     order = [page.index(f'<section id="{name}"') for name in re.findall(r'<section id="(\w+)"', page)]
-    assert len(order) == 8 and order == sorted(order)
+    assert len(order) == 9 and order == sorted(order)
 
 
 def test_hostile_names_stay_text(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
