@@ -94,20 +94,17 @@ class Command:
     def __call__(self, *args: object, cwd: Path, stdin="", env=None, warm=True, faults="") -> Result:
         """env: variables to set, or with None to unset. faults: code that the process runs before the
         command (see reliability/faults.py)."""
-        if warm:
-            code, out, err = self.in_bytes(*args, cwd=cwd, stdin=stdin, env=env, faults=faults)
-            return Result(code, out.decode(), err.decode())
-        argv = [str(CLFEW), *map(str, args)]
-        full = self.env | (env or {})
-        done = subprocess.run(
-            argv, cwd=cwd, input=stdin, env=full, text=True, capture_output=True, timeout=120
-        )
-        return Result(done.returncode, done.stdout, done.stderr)
+        code, out, err = self.in_bytes(*args, cwd=cwd, stdin=stdin, env=env, warm=warm, faults=faults)
+        return Result(code, out.decode(), err.decode())
 
-    def in_bytes(self, *args: object, cwd: Path, stdin="", env=None, faults="") -> tuple:
-        """Runs the command in a fork; returns its exit code and the bytes of stdout and stderr."""
+    def in_bytes(self, *args: object, cwd: Path, stdin="", env=None, warm=True, faults="") -> tuple:
+        """Runs the command; returns its exit code and the bytes of stdout and stderr."""
         argv = [str(CLFEW), *map(str, args)]
         full = {n: value for n, value in (self.env | (env or {})).items() if value is not None}
+        if not warm:
+            options = {"cwd": cwd, "env": full, "capture_output": True, "timeout": 120}
+            done = subprocess.run(argv, input=stdin.encode(), **options)
+            return done.returncode, done.stdout, done.stderr
         streams = [self.home / name for name in ("stdin", "stdout", "stderr")]
         streams[0].write_text(stdin)
         request = {

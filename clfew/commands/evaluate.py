@@ -101,15 +101,16 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
     classifier, metadata, data = prepared.classifier, prepared.metadata, prepared.data
     uncalibrated = torch.softmax(logits * classifier.temperature, dim=1).numpy()
     labels, digests = data.source.labels[data.test], data.cache.digests[data.test]
+    seen = {step: int(np.isin(digests, found).sum()) for step, found in prepared.seen.items()}
     correct = uncalibrated.argmax(1) == labels
     probabilities = torch.softmax(logits, dim=1).numpy()
     groups = None if data.groups is None else data.groups[data.test]
     return classification_report(probabilities, labels, metadata.classes, groups) | {
         "temperature": classifier.temperature,
         "ece_uncalibrated": expected_calibration_error(uncalibrated.max(1), correct),
-        "accepted": _accepted(prepared, probabilities.max(1), correct, groups),
-        "seen_in_pretraining": int(np.isin(digests, prepared.seen["pretraining"]).sum()),
-        "seen_in_finetuning": int(np.isin(digests, prepared.seen["finetuning"]).sum()),
+        "accepted": _accepted(_no_test(prepared, seen), probabilities.max(1), correct, groups),
+        "seen_in_pretraining": seen["pretraining"],
+        "seen_in_finetuning": seen["finetuning"],
         "source": data.source.spec,
         "read_as": data.source.summary(),
         "split": prepared.split,
@@ -119,21 +120,29 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
     }
 
 
+def _no_test(prepared: Prepared, seen: dict[str, int]) -> str:
+    """Returns why the test images promise nothing, in words; "" if they are a random sample. seen: how
+    many of them were learned from, by step."""
+    if seen["finetuning"]:
+        return "labels of these images were learned from"
+    origins = prepared.metadata.data["finetune"].get("test_origins", {})
+    if prepared.is_same and not set(origins) <= {RANDOM}:
+        return "the test images are not known to be drawn at random"
+    return ""
+
+
 def _accepted(
-    prepared: Prepared,
+    no_test: str,
     confidence_N: np.ndarray,
     is_right_N: np.ndarray,
     groups_N: np.ndarray | None,
 ) -> dict[str, Any]:
     """Returns what may be accepted unseen (see `acceptance`): `accuracy`, the one promised; `fraction`
-    of the images, None for none; `threshold`, `right` and `images`; and `why` it is none, in words."""
-    learned = prepared.metadata.data["finetune"]
-    digests = prepared.data.cache.digests[prepared.data.test]
+    of the images, None for none; `threshold`, `right` and `images`; and `why` it is none, in words.
+    no_test: see `_no_test`."""
     row: dict[str, Any] = {"accuracy": PROMISED, "fraction": None}
-    if np.isin(digests, prepared.seen["finetuning"]).any():
-        return row | {"why": "labels of these images were learned from"}
-    if prepared.is_same and not set(learned.get("test_origins", {})) <= {RANDOM}:
-        return row | {"why": "the test images are not known to be drawn at random"}
+    if no_test:
+        return row | {"why": no_test}
     if groups_N is not None:
         # Images of a group are right or wrong together, and one of them counts.
         firsts = np.unique(groups_N, return_index=True)[1]
@@ -144,8 +153,7 @@ def _accepted(
     found = accepted(confidence_N, is_right_N, PROMISED)
     if found is None:
         return row | {"why": "of no part of them do the test images show that"}
-    # Without a threshold, all images may be accepted.
-    return row | found._asdict() | {"threshold": max(0.0, found.threshold)}
+    return row | found._asdict()
 
 
 def save(

@@ -21,7 +21,8 @@ DOUBT = 0.05
 class Acceptance(NamedTuple):
     """From which confidence on images may be accepted.
 
-    threshold: images of which the classifier is surer may be. fraction: of the sample that they are.
+    threshold: images of which the classifier is surer may be, 0 for all. fraction: of the sample that
+    they are.
     right, images: how many of these are right.
     """
 
@@ -49,12 +50,12 @@ def accepted(confidence_N: np.ndarray, is_right_N: np.ndarray, accuracy: float) 
 
     total = len(confidence_N)
     order = np.argsort(-confidence_N, kind="stable")
-    sorted_N, right_N = confidence_N[order], is_right_N[order].astype(bool).cumsum()
+    # After the last image there is none: whatever is less sure is accepted with it.
+    sorted_N, right_N = np.append(confidence_N[order], 0.0), is_right_N[order].astype(bool).cumsum()
     found = None
     for count in range(max(fewest_images(accuracy), math.ceil(total / 3)), total + 1):
-        # The last image of all has none after it: whatever is less sure is accepted with it.
-        threshold = float(sorted_N[count]) if count < total else -math.inf
-        if count < total and sorted_N[count - 1] == threshold:
+        threshold = float(sorted_N[count])
+        if sorted_N[count - 1] == threshold:
             continue  # Images of the same confidence are accepted together, or not.
         right = int(right_N[count - 1])
         if binom.sf(right - 1, count, accuracy) > DOUBT:

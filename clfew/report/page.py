@@ -86,7 +86,6 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
         "report.html",
         filters,
         report=report,
-        commonest={"name": classes[count_C.argmax()], "fraction": count_C.max() / count_C.sum()},
         pictures={name: _figure(pair) for name, pair in drawn.items()},
         pairs=_pairs(report, details.labels, predicted_N, confidence_N, describe),
         verdict=verdict(confidence_N, predicted_N == details.labels),

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import safetensors.numpy
+from marks import rest_is_slow
 
 LONG = ("pretrain", "unlabeled", "--encoder", "resnet8-w8", "--batch", "16", "--epochs", "80")
 
@@ -46,14 +47,15 @@ def uninterrupted(clfew, images, tmp_path_factory):
     return folder
 
 
-def test_a_stopped_run_resumes_to_the_same_weights(clfew, images, uninterrupted, tmp_path):
+@pytest.mark.parametrize(("number", "rc"), rest_is_slow([(signal.SIGINT, 130), (signal.SIGTERM, 143)]))
+def test_a_stopped_run_resumes_to_the_same_weights(clfew, images, uninterrupted, tmp_path, number, rc):
     images(tmp_path / "unlabeled", classes=[""], each=40)
     process = clfew.popen(*LONG, cwd=tmp_path)
     run = tmp_path / "runs/pretrain-1"
     wait_for_rows(process, run)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout) == (130, ""), stderr
+    assert (process.returncode, stdout) == (rc, ""), stderr
     assert stderr.splitlines()[-1] == "next: clfew pretrain --resume runs/pretrain-1"
     assert "Traceback" not in stderr
     assert (run / "state").is_dir() and not (run / "encoder.safetensors").exists()

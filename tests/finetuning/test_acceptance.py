@@ -9,9 +9,9 @@ from clfew.finetuning.acceptance import accepted, fewest_images
 def test_below_59_images_nothing_is_promised_at_95_per_cent():
     assert [fewest_images(level) for level in (0.5, 0.8, 0.9, 0.95, 0.99)] == [5, 14, 29, 59, 299]
     for images in (0, 1, 58):
-        assert accepted(np.linspace(1, 0, images), np.ones(images), 0.95) is None
-    found = accepted(np.linspace(1, 0, 59), np.ones(59), 0.95)
-    assert found is not None and found.fraction == 1 and found.threshold == -np.inf
+        assert accepted(np.linspace(1, 0.1, images), np.ones(images), 0.95) is None
+    found = accepted(np.linspace(1, 0.1, 59), np.ones(59), 0.95)
+    assert found is not None and found.fraction == 1 and found.threshold == 0
 
 
 def test_images_of_one_confidence_are_accepted_together_or_not():

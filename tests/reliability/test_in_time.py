@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from marks import rest_is_slow
 
 SECONDS = 10
 """Processor time. On a busy machine, wall-clock time would depend on other programs."""
@@ -23,11 +24,14 @@ def processor_seconds(process):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "phase", "number"),
-    [
-        (("--init", "scratch"), "training ", signal.SIGTERM),
-        # If the machine has pretrained weights, it computes view features.
-        ((), "views ", signal.SIGINT),
-    ],
+    rest_is_slow(
+        [
+            (("--init", "scratch"), "training ", signal.SIGINT),
+            (("--init", "scratch"), "training ", signal.SIGTERM),
+            # If the machine has pretrained weights, it computes view features.
+            ((), "views ", signal.SIGINT),
+        ]
+    ),
 )
 def test_a_default_run_ends_in_time(clfew, images, tmp_path, arguments, phase, number):
     images(tmp_path / "photos", classes=[""], each=200, size=96)

@@ -73,7 +73,9 @@ COMPARE = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("training", "step", "number"),
-    [(1, 2, signal.SIGKILL), (4, 5, signal.SIGTERM)],
+    rest_is_slow(
+        [(1, 2, signal.SIGKILL), (2, 1, signal.SIGINT), (4, 5, signal.SIGTERM), (5, 2, signal.SIGKILL)]
+    ),
 )
 def test_compare_resumes_to_the_same_rows(clfew, folder, whole, training, step, number):
     reference = whole("compare", *COMPARE)

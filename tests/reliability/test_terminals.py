@@ -34,8 +34,8 @@ def named(trained, tmp_path_factory) -> Path:
 def run(clfew, named):
     """run(encoding, *command) runs a command in a terminal of this encoding; returns its exit code and
     the bytes of stdout and stderr."""
-    return lambda encoding, *command: clfew.in_bytes(
-        *command, cwd=named, env={"PYTHONIOENCODING": encoding}
+    return lambda encoding, *command, **options: clfew.in_bytes(
+        *command, cwd=named, env={"PYTHONIOENCODING": encoding}, **options
     )
 
 
@@ -54,8 +54,8 @@ def test_json_and_tables(run):
     code, out, _ = run("cp932", "predict", "photos", "--format", "jsonl")
     assert code == 0
     assert {Path(json.loads(line)["path"]).parent.name for line in out.splitlines()} == NAMES
-    # In a table, what the encoding lacks is replaced and the rest is shown.
-    code, out, _ = run("cp932", "predict", "photos")
+    # In a table, what the encoding lacks is replaced and the rest is shown; by a new interpreter, too.
+    code, out, _ = run("cp932", "predict", "photos", warm=False)
     shown = out.decode("cp932")
     assert code == 0 and "日本" in shown and "?t?" in shown and "Traceback" not in shown
 
@@ -65,8 +65,8 @@ def test_json_and_tables(run):
 def test_messages_and_help(run, encoding):
     code, _, err = run(encoding, "embed", "photos")
     assert code == 0 and b"read as" in err and b"Traceback" not in err
-    assert run(encoding, "--help")[0] == 0
-    code, _, err = run(encoding, "predict", "日本")
+    assert run(encoding, "--help", warm=False)[0] == 0
+    code, _, err = run(encoding, "predict", "日本", warm=False)
     assert code == 1 and b"hint:" in err and b"Traceback" not in err
 
 
