@@ -152,7 +152,7 @@ def _accepted(
         return row | {"why": f"{fewest} test images are needed to show that, and there are {total}"}
     found = accepted(confidence_N, is_right_N, PROMISED)
     if found is None:
-        return row | {"why": "of no part of them do the test images show that"}
+        return row | {"why": "the test images do not show that of the surest third"}
     return row | found._asdict()
 
 
