@@ -14,6 +14,7 @@ from clfew import console
 from clfew import options as opt
 from clfew.data.image_files import expand
 from clfew.errors import UsageError, UserError
+from clfew.finetuning.asked import check_metric, parse_shares
 from clfew.labelling.asked import check_labelling
 from clfew.output import (
     describe_artifact,
@@ -124,6 +125,8 @@ def finetune(
         folder, result = resume_run(resume, settings.device, settings.threads, settings.source)
     else:
         labels_of(settings)  # Before torch is imported.
+        parse_shares(settings.shares)
+        check_metric(settings.metric)
         from clfew.commands.finetune import run
 
         folder, result = run(settings)
@@ -188,9 +191,13 @@ def predict(
     hint = "make a classifier first: clfew finetune --labels 1%"
     artifact = find_artifact(settings.origin, "finetune", hint)
     paths = expand(settings.images)
+    from clfew.commands.thresholds import check_predicting
+
+    check_predicting(settings)
     from clfew.commands.predict import run
 
-    failed = print_predictions(run(settings, artifact, paths), output.value)
+    rows = run(settings, artifact, paths)
+    failed = print_predictions(rows, output.value, settings.accept is not None)
     if failed:
         raise UserError(f"{failed} of the images could not be read.", "their rows give the reasons.")
 

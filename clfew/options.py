@@ -212,7 +212,24 @@ Labelled = Annotated[
     str | None,
     typer.Argument(help="Folder, CSV or hf:NAME (default: ./labeled, else the images of pretraining)."),
 ]
-Mode = Annotated[str, _option("How the classifier is trained: auto, full, linear, knn or propagate.")]
+Mode = Annotated[
+    str, _option("How the classifier is trained: auto, full, linear, weighted, knn or propagate.")
+]
+Shares = Annotated[
+    str,
+    _option(
+        "Share of each class among all images: auto (from the labels, where they show it), equal, "
+        "labels (as among the labels), per cent such as rest=95,target=5, or a CSV of class,share.",
+    ),
+]
+ChosenBy = Annotated[
+    str,
+    _option(
+        "What --mode auto chooses by: accuracy, balanced, macro-f1, ap:CLASS (average precision of a "
+        "class), or auto (macro-f1 where classes have unequal shares, else accuracy).",
+        "--metric",
+    ),
+]
 Repeat = Annotated[int, typer.Option(min=1, max=1000, help="Number of label samples.")]
 SameFlip = Annotated[
     bool | None,
@@ -343,6 +360,29 @@ Port = Annotated[
 # For prediction.
 Images = Annotated[list[str], typer.Argument(help="Files, folders, patterns, or - for a list on stdin.")]
 Top = Annotated[int, _option("Number of labels per row.", least=1)]
+Accept = Annotated[
+    str | None,
+    _option(
+        "Say of each row whether it may be accepted unseen so that this part of the accepted is right, "
+        "such as 0.95, as far as the test images of fine-tuning show, or needs review.",
+        metavar="ACCURACY",
+    ),
+]
+MinPrecision = Annotated[
+    list[str] | None,
+    _option(
+        "Call images CLASS only where so sure that this part of them should be right; may be repeated.",
+        metavar="CLASS=PART",
+    ),
+]
+MinRecall = Annotated[
+    list[str] | None,
+    _option(
+        "Call images CLASS already where so sure that this part of the class should be found; may be "
+        "repeated.",
+        metavar="CLASS=PART",
+    ),
+]
 
 # For comparison.
 Methods = Annotated[str, _option("Pretraining methods, separated by commas, or all.")]

@@ -1,15 +1,23 @@
 """Prints results on stdout, in the requested format."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clfew import console
 from clfew.errors import UserError
 from clfew.models.metadata import read_metadata
-from clfew.report.text import accepted_words, flatten, percent
+from clfew.report.text import (
+    accepted_words,
+    beside,
+    counts_words,
+    flatten,
+    percent,
+    shares_words,
+)
 from clfew.runs.files import csv_line, csv_text
 from clfew.runs.folders import ARTIFACTS, read_config
 
@@ -18,12 +26,17 @@ if TYPE_CHECKING:
     from clfew.data.cache_listing import CacheListing
 
 
-def print_predictions(predictions: "Iterable[Prediction]", output: str) -> int:
+def print_predictions(
+    predictions: "Iterable[Prediction]", output: str, has_decision: bool = False
+) -> int:
     """Prints each row as soon as it is predicted and returns how many rows have an error.
 
-    output: "table", "json", "jsonl" or "csv".
+    output: "table", "json", "jsonl" or "csv". has_decision: whether rows say what may be accepted.
     """
-    write = {"table": _lines, "json": _json_array, "jsonl": _json_lines, "csv": _csv}[output]
+    columns = ["decision"] if has_decision else []
+    writers: dict[str, Callable[[Iterable[Prediction]], None]]
+    writers = {"table": _lines, "json": _json_array, "jsonl": _json_lines}
+    writers["csv"] = partial(_csv, columns=columns)
     failed = 0
 
     def counted() -> "Iterable[Prediction]":
@@ -32,7 +45,7 @@ def print_predictions(predictions: "Iterable[Prediction]", output: str) -> int:
             failed += prediction.error is not None
             yield prediction
 
-    write(counted())
+    writers[output](counted())
     return failed
 
 
@@ -45,7 +58,8 @@ def _lines(predictions: "Iterable[Prediction]") -> None:
             text = "   ".join(
                 f"{label} {100 * probability:.1f} %" for label, probability in prediction.top
             )
-        console.write_out(f"{console.printable(prediction.path)}  {console.printable(text)}\n")
+        decision = f"   {prediction.decision}" if prediction.decision else ""
+        console.write_out(f"{console.printable(prediction.path)}  {console.printable(text)}{decision}\n")
 
 
 def _dumps(prediction: "Prediction") -> str:
@@ -66,13 +80,13 @@ def _json_lines(predictions: "Iterable[Prediction]") -> None:
         console.write_data(_dumps(prediction) + "\n")
 
 
-def _csv(predictions: "Iterable[Prediction]") -> None:
-    console.write_data(csv_text(["path", "label", "probability", "top", "error"], []))
+def _csv(predictions: "Iterable[Prediction]", columns: list[str]) -> None:
+    console.write_data(csv_text(["path", "label", "probability", "top", *columns, "error"], []))
     for prediction in predictions:
         row = prediction.as_row()
         top = json.dumps(row["top"]) if row["top"] else ""
-        line = [row["path"], row["label"], row["probability"], top, prediction.error]
-        console.write_data(csv_line(line))
+        line = [row["path"], row["label"], row["probability"], top]
+        console.write_data(csv_line([*line, *(row[name] for name in columns), prediction.error]))
 
 
 def describe_artifact(named: str) -> dict[str, Any]:
@@ -80,7 +94,11 @@ def describe_artifact(named: str) -> dict[str, Any]:
     path = Path(named)
     if not path.is_dir():
         metadata, shapes = read_metadata(path)
-        weights = sum(_count(shape) for name, shape in shapes.items() if not name.startswith("seen."))
+        weights = sum(
+            _count(shape)
+            for name, shape in shapes.items()
+            if not name.startswith(("seen.", "evidence."))
+        )
         return {"file": str(path), "bytes": path.stat().st_size, "weights": weights, **asdict(metadata)}
     config = read_config(path)
     for name in ARTIFACTS.values():
@@ -143,6 +161,7 @@ def print_finetuning(result: dict[str, Any]) -> None:
     console.print_table(("label sample", "labels", "mode", *start, "accuracy"), rows)
     if "mean" not in result:
         console.write_out(f"{_no_accuracy(result)}\n")
+        _print_counts(result)
         return
     low, high = result["ci95"]
     count = len(samples)
@@ -151,23 +170,18 @@ def print_finetuning(result: dict[str, Any]) -> None:
         f"accuracy {percent(result['mean'])}{std}, 95 % interval {percent(low)} to "
         f"{percent(high)}, on {result['test_images']:,} test images\n"
     )
+    if result.get("baselines"):  # A result of before had none.
+        header, *rows = beside(result["means"], result["baselines"])
+        console.print_table(header, rows)
     if shares := result.get("class_shares"):
-        ordered = sorted(shares, key=lambda row: -row["share"])
-        shown = ", ".join(
-            f"{console.printable(row['class'])} {_whole(row['share'])} ({_whole(row['low'])} to "
-            f"{_whole(row['high'])})"
-            for row in ordered[:MOST_SHARES]
-        )
-        more = f", and {len(ordered) - MOST_SHARES} more" if len(ordered) > MOST_SHARES else ""
-        console.write_out(f"class shares in per cent, from the random sample: {shown}{more}\n")
+        console.write_out(f"{shares_words(shares)}\n")
+    _print_counts(result)
 
 
-MOST_SHARES = 12
-"""The most classes whose shares are named after fine-tuning; result.json has all."""
-
-
-def _whole(share: float) -> str:
-    return f"{100 * share:.0f}"
+def _print_counts(result: dict[str, Any]) -> None:
+    """Prints how many images each class has, where something is known of it."""
+    if counts := result.get("expected_counts"):
+        console.write_out(f"{counts_words(counts)}\n")
 
 
 def print_distillation(result: dict[str, Any]) -> None:
@@ -205,6 +219,9 @@ def print_report(report: dict[str, Any]) -> None:
         f"expected calibration error {percent(report['ece'])}{_uncalibrated(report)}\n"
         f"{accepted_words(report['accepted'])}\n"
     )
+    if report["baselines"]:
+        header, *rows = beside(report, report["baselines"])
+        console.print_table(header, rows)
     for step in ("pretraining", "finetuning"):
         if report[f"seen_in_{step}"]:
             steps = f"{step}, propagation or distillation" if step == "pretraining" else step

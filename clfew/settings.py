@@ -95,6 +95,8 @@ class FinetuneSettings(_OfLists):
     origin: opt.Froms = None
     init: opt.Init = "auto"
     mode: opt.Mode = "auto"
+    shares: opt.Shares = "auto"
+    metric: opt.ChosenBy = "auto"
     stage: opt.Stage = 0
     repeat: opt.Repeat = 1
     encoder: opt.Encoder = "auto"
@@ -230,6 +232,9 @@ class PredictSettings:
     origin: opt.From = None
     _: KW_ONLY
     top: opt.Top = 3
+    accept: opt.Accept = None
+    min_precision: opt.MinPrecision = None
+    min_recall: opt.MinRecall = None
     device: opt.Device = "auto"
     precision: opt.Precision = "auto"
     threads: opt.Threads = None

@@ -97,7 +97,9 @@ def make_classifier(folder: str, encoder: Path) -> Path:
         folder,  # str | None: the labelled images, None for ./labeled or the images of pretraining
         labels="5%",  # str: or "40" in all, "40/random", "4/class", "all", or a CSV file
         origin=[str(encoder)],  # list[str] | None: runs or artifacts to choose from, None for the newest
-        mode="auto",  # str: "full" trains the whole network, "linear", "knn" and "propagate" only a head
+        mode="auto",  # str: "full" trains the whole network, the others only a head
+        shares="auto",  # str: "equal", "labels", "rest=95,target=5" or a CSV file of class,share
+        metric="auto",  # str: what "auto" chooses by: "accuracy", "balanced", "macro-f1", "ap:CLASS"
         repeat=3,  # int: the number of label samples; the classifier of the first is saved
     )
     print(f"finetune   accuracy {result['mean']:.3f} ± {result['std']:.3f} over 3 label samples")
@@ -119,6 +121,8 @@ def classify(images: list[str], classifier: Path) -> None:
         images,  # Iterable[str]: paths of image files
         classifier,  # str | Path | None: a run or artifact, None for the newest classifier
         top=2,  # int: the number of likeliest classes in each prediction
+        accept=None,  # str | None: with "0.95", the `decision` of each is "accept" or "review"
+        min_precision=None,  # list[str] | None: such as ["target=0.9"], for thresholds of classes
     )
     for prediction in predictions:
         # top: (class, probability) of the likeliest classes; empty if the image has an `error`.

@@ -78,6 +78,7 @@ ROOMS = {
     },
     "output": {"commands", "console", "data", "errors", "models", "report", "runs"},
     "cli": {
+        "finetuning",
         "commands",
         "console",
         "data",

@@ -35,6 +35,8 @@ from clfew.distillation.teacher import (
     usable,
 )
 from clfew.errors import UsageError, UserError
+from clfew.finetuning.evidence import evidence_of_labels, evidence_of_test
+from clfew.finetuning.fit import predict_cached
 from clfew.finetuning.labelled_data import LabelledData
 from clfew.finetuning.other_sources import bad_in_merged
 from clfew.finetuning.probes import folds
@@ -251,7 +253,7 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
     teacher, images = prepared.teacher, prepared.images
     labels = (teacher.run / LABELS).read_bytes()
     with resumable(run, _resume_command(run.folder), is_new) as trainings:
-        classifier, verdict, plans = teach(
+        classifier, verdict, plans, held_out = teach(
             settings, setup, teacher, images, prepared.can_compare, run, trainings
         )
         result = result_of(
@@ -276,12 +278,32 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
         run.write_bad_images(bad_in_merged(prepared.learned.cache.bad, prepared.parts[-1].spec))
         if result["kept"]:
             write_bytes(run.folder / LABELS, labels)
-            _save(prepared, run, classifier, verdict, plans[0])
+            evidence = evidence_of(prepared, classifier, held_out)
+            _save(prepared, run, classifier, verdict, plans[0], evidence)
         write_json(run.folder / "result.json", result)
     return result
 
 
-def _save(prepared: Prepared, run: Run, classifier: Classifier, verdict: Verdict, plan: Plan) -> None:
+def evidence_of(
+    prepared: Prepared, student: Classifier, held_out: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Returns what the student's thresholds are chosen by (see `read_evidence`). held_out: see
+    `teach`."""
+    task, test = prepared.setup.task, prepared.learned.test
+    origins = set(prepared.teacher.metadata.data["finetune"].get("test_origins", {}))
+    logits = predict_cached(student, task, test) if len(test) else None
+    found = evidence_of_test(task, logits, test, origins)
+    return found | evidence_of_labels(task, prepared.images.labelled, held_out)
+
+
+def _save(
+    prepared: Prepared,
+    run: Run,
+    classifier: Classifier,
+    verdict: Verdict,
+    plan: Plan,
+    evidence: dict[str, np.ndarray],
+) -> None:
     """Writes the student's artifact. plan: that was carried out."""
     settings, teacher, cache = prepared.settings, prepared.teacher, prepared.learned.cache
     pool = prepared.setup.task.pool
@@ -304,7 +326,7 @@ def _save(prepared: Prepared, run: Run, classifier: Classifier, verdict: Verdict
     )
     seen = np.union1d(teacher.seen["pretraining"], cache.digests[pool])
     path = run.folder / ARTIFACTS["finetune"]
-    save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"])
+    save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"], evidence)
 
 
 def _say_next(prepared: Prepared, folder: Path, result: dict[str, Any]) -> None:

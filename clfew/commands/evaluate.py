@@ -18,7 +18,7 @@ from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import split_to_test
 from clfew.errors import UserError
-from clfew.finetuning.acceptance import accepted, fewest_images
+from clfew.finetuning.acceptance import acceptance_row
 from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
 from clfew.finetuning.places import label_list_now
@@ -26,7 +26,7 @@ from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_cache
 from clfew.models.kept_scale import scaled
-from clfew.models.metadata import ArtifactMetadata
+from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.report.page import ReportDetails, write_report
 from clfew.runs.files import write_json
 from clfew.runs.folders import Run, check_new, find_artifact, new_run, read_config
@@ -57,7 +57,8 @@ def run(settings: EvaluateSettings) -> tuple[Path, dict[str, Any]]:
 
     The source of fine-tuning is tested on its test split; another source is tested on its own test split
     if it has one, else on all images. The report has the keys of `metrics.classification_report`,
-    `accepted` (what may be accepted unseen, see `_accepted`), `temperature` and `ece_uncalibrated`, the
+    `baselines` (what simpler classifiers of the same labels reach), `accepted` (what may be accepted
+    unseen, see `_accepted`), `temperature` and `ece_uncalibrated`, the
     counts `seen_in_pretraining` and `seen_in_finetuning` of test images that were used there, and
     `source`, `split`, `artifact`, `mode` and `labels`. Raises UserError.
     """
@@ -108,6 +109,7 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
     return classification_report(probabilities, labels, metadata.classes, groups) | {
         "temperature": classifier.temperature,
         "ece_uncalibrated": expected_calibration_error(uncalibrated.max(1), correct),
+        "baselines": _baselines(prepared),
         "accepted": _accepted(_no_test(prepared, seen), probabilities.max(1), correct, groups),
         "seen_in_pretraining": seen["pretraining"],
         "seen_in_finetuning": seen["finetuning"],
@@ -118,6 +120,17 @@ def report_of(prepared: Prepared, logits: torch.Tensor) -> dict[str, Any]:
         "mode": metadata.mode,
         "labels": metadata.data["finetune"]["labels"],
     }
+
+
+def _baselines(prepared: Prepared) -> list[dict[str, Any]]:
+    """Returns what the baselines of fine-tuning reached on these test images (see `tested.baselines`);
+    nothing where these are others than then, or the classifier is another one."""
+    finetuning = prepared.metadata.training.get("finetune", {})
+    is_other = prepared.metadata.mode == DISTILLED or not prepared.is_same
+    if is_other or len(prepared.data.test) != prepared.metadata.data["finetune"]["test_images"]:
+        return []
+    rows: list[dict[str, Any]] = finetuning.get("baselines", [])
+    return rows
 
 
 def _no_test(prepared: Prepared, seen: dict[str, int]) -> str:
@@ -137,23 +150,12 @@ def _accepted(
     is_right_N: np.ndarray,
     groups_N: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Returns what may be accepted unseen (see `acceptance`): `accuracy`, the one promised; `fraction`
-    of the images, None for none; `threshold`, `right` and `images`; and `why` it is none, in words.
-    no_test: see `_no_test`."""
-    row: dict[str, Any] = {"accuracy": PROMISED, "fraction": None}
-    if no_test:
-        return row | {"why": no_test}
+    """Returns what may be accepted unseen (see `acceptance_row`). no_test: see `_no_test`."""
     if groups_N is not None:
         # Images of a group are right or wrong together, and one of them counts.
         firsts = np.unique(groups_N, return_index=True)[1]
         confidence_N, is_right_N = confidence_N[firsts], is_right_N[firsts]
-    total, fewest = len(is_right_N), fewest_images(PROMISED)
-    if total < fewest:
-        return row | {"why": f"{fewest} test images are needed to show that, and there are {total}"}
-    found = accepted(confidence_N, is_right_N, PROMISED)
-    if found is None:
-        return row | {"why": "the test images do not show that of the surest third"}
-    return row | found._asdict()
+    return acceptance_row(no_test, confidence_N, is_right_N, PROMISED)
 
 
 def save(
@@ -301,8 +303,13 @@ def _settings(metadata: ArtifactMetadata) -> dict[str, dict[str, Any]]:
         "features": metadata.dim,
         "flip": metadata.flip,
     }
+    # What the baselines reached stands above.
+    training = {
+        step: {name: value for name, value in values.items() if name != "baselines"}
+        for step, values in metadata.training.items()
+    }
     return {
         "network": network,
-        **metadata.training,
+        **training,
         **{f"{k} data": v for k, v in metadata.data.items()},
     }

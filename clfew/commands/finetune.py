@@ -16,13 +16,15 @@ from clfew.data.labels import parse_labels
 from clfew.data.sources import open_source
 from clfew.errors import UsageError
 from clfew.finetuning.class_shares import class_shares
+from clfew.finetuning.evidence import evidence_of_labels, evidence_of_test
+from clfew.finetuning.expected_counts import expected_counts
 from clfew.finetuning.find_start import find_starts, restored_start, start_row
 from clfew.finetuning.fit import FullSettings
 from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samples
 from clfew.finetuning.labelled_data import contradiction_rows
-from clfew.finetuning.metrics import accuracy_interval, deviation, unpacked
 from clfew.finetuning.other_sources import other_sources
 from clfew.finetuning.places import find_source, group_by_of_list
+from clfew.finetuning.tested import summary_of
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import InitWeights
@@ -58,9 +60,10 @@ def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
 
     The classifier of the first label sample is kept, in classifier.safetensors. The result holds
     `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and `draws` with the accuracy
-    and the decisions for each label sample; where the test images are a random sample of a list, also
-    `class_shares`, the share of each class among all images (see `class_shares`). Raises UserError;
-    raises Stopped after a signal.
+    and the decisions for each label sample; `baselines`, the means of what a user would think of first
+    (see `tested.baselines`); `expected_counts`, how many images each class has (see `expected_counts`);
+    where the test images are a random sample of a list, also `class_shares`, the share of each class
+    among all images (see `class_shares`). Raises UserError; raises Stopped after a signal.
     """
     folder, result = finetune_in(settings)
     say_next(folder, result)
@@ -139,6 +142,8 @@ def create(run: Run, prepared: Prepared, device: torch.device) -> None:
             "labels": settings.labels,
             "split_rule": prepared.learned.split_rule,
             "group_by": prepared.group_by,
+            "shares": prepared.learned.class_shares,
+            "metric": prepared.metric,
             "digest": opened.digest(),
             "content": content_of(opened, prepared.learned.cache),
             "pixels": opened.scale.as_data() if opened.scale else None,
@@ -170,11 +175,14 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
             settings.seed,
             FullSettings(settings.epochs, settings.batch, settings.lr),
             run,
+            learned.class_shares,
+            prepared.hows,
+            prepared.metric,
         )
         rows, fitted = fit_label_samples(fitting, learned.label_samples, trainings)
         drawn = len(learned.label_samples[0]) / max(1, len(learned.known))
         groups = None if learned.groups is None else learned.groups[learned.test]
-        result = _summary(rows, len(learned.test), drawn, groups)
+        result = summary_of(rows, len(learned.test), drawn, groups)
         result |= {"read_as": learned.source.summary(), **_origins(prepared, fitted.labelled)}
         result |= {"test_sample": len(prepared.test_sample)}
         if _is_random_sample(prepared):
@@ -183,6 +191,14 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
             console.say(
                 "note       no class shares: they need a random sample of all images, all labelled"
             )
+        result["expected_counts"] = expected_counts(
+            fitted.task,
+            fitted.labelled,
+            prepared.hows(fitted.labelled),
+            learned.source.classes,
+            learned.test,
+            result.get("class_shares"),
+        )
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
@@ -253,7 +269,10 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
             seen = np.union1d(seen, learned.others.cache.digests[learned.others.indices])
     path = run.folder / ARTIFACTS["finetune"]
     taught = np.union1d(start.taught, cache.digests[fitted.labelled])
-    save_classifier(path, fitted.classifier, metadata, seen, taught)
+    origins = set(result["test_origins"])
+    evidence = evidence_of_test(fitted.task, fitted.test_logits, learned.test, origins)
+    evidence |= evidence_of_labels(fitted.task, fitted.labelled, fitted.held_out)
+    save_classifier(path, fitted.classifier, metadata, seen, taught, evidence)
 
 
 def _origins(prepared: Prepared, labelled: np.ndarray) -> dict[str, dict[str, int]]:
@@ -318,23 +337,3 @@ def say_next(folder: Path, result: dict[str, Any]) -> None:
     if result["test_images"]:
         console.next_command(f"clfew eval{option}")
     console.next_command(f"clfew predict IMAGE{option}")
-
-
-def _summary(
-    samples: list[dict[str, Any]], tested: int, drawn: float, groups: np.ndarray | None
-) -> dict[str, Any]:
-    """Returns the mean, standard deviation and 95 % interval of the accuracy over the label samples, of
-    which each holds the fraction `drawn` of all labels (see `metrics.accuracy_interval`). groups: of the
-    test images."""
-    correct = [
-        unpacked(sample.pop("correct", None), sample["accuracy"], tested) for sample in samples if tested
-    ]
-    summary: dict[str, Any] = {"test_images": tested, "draws": samples}
-    if not tested:
-        return summary
-    accuracies = [sample["accuracy"] for sample in samples]
-    return summary | {
-        "mean": float(np.mean(accuracies)),
-        "std": deviation(np.array(accuracies)),
-        "ci95": list(accuracy_interval(np.stack(correct), drawn, groups)),
-    }

@@ -21,6 +21,7 @@ from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_groups_to_test, require_testable
 from clfew.errors import UsageError, UserError
+from clfew.finetuning.asked import ACCURACY, EQUAL, check_metric, parse_shares, share_of_each
 from clfew.finetuning.fit import Task
 from clfew.finetuning.labelled_data import (
     LabelledData,
@@ -34,6 +35,7 @@ from clfew.finetuning.labelled_data import (
     say_test_sample,
     with_labels,
 )
+from clfew.finetuning.metric import metric_of
 from clfew.finetuning.other_sources import check_other_sources, find_others, pool_features, uses_features
 from clfew.finetuning.places import kept_group_by, known_as, renamed, say_moved
 from clfew.finetuning.start import Network, Start, open_starts, relocated, side_by_side
@@ -54,7 +56,7 @@ that hold out others, one has seen most of the other's."""
 class Prepared:
     """A run that is ready to fit, new or resumed. found: where the starts are (see `find_starts`).
     listed: the list of labels, None where they are drawn. group_by: see `groups.grouped`. candidates:
-    the starts to choose from, with their tasks."""
+    the starts to choose from, with their tasks. metric: see `metric_of`."""
 
     settings: FinetuneSettings
     found: list[Path | InitWeights | None]
@@ -62,6 +64,7 @@ class Prepared:
     listed: LabelList | None
     group_by: str | None
     candidates: list[tuple[Start, Task]]
+    metric: str
 
     @property
     def test_sample(self) -> list[LabelRow]:
@@ -121,7 +124,9 @@ def prepare(
     starts = [relocated(start, known, opened.spec) for start in starts]
     if resumed is not None:
         check_other_sources(resumed, starts, opened)
+    shares, metric = _expected(settings, config, opened.classes)
     learned = _open_images(settings, starts, opened, listed, split_rule)
+    learned = replace(learned, class_shares=shares)
     if len(found) > 1:
         _check_held_out(starts, learned)
     if len(found) > 1 and settings.mode != "full":
@@ -129,7 +134,22 @@ def prepare(
         own = partial(own_features_of_pool, learned=learned, device=device, precision=precision)
         starts = [side_by_side(starts, own), *starts]
     candidates = [(each, _task(each, learned, settings.mode, device, precision)) for each in starts]
-    return Prepared(settings, found, learned, listed, group_by, candidates)
+    return Prepared(settings, found, learned, listed, group_by, candidates, metric)
+
+
+def _expected(
+    settings: FinetuneSettings, config: dict[str, Any], classes: list[str]
+) -> tuple[str | dict[str, float], str]:
+    """Returns what is expected of the class shares, and the metric, before anything takes long. config:
+    of a run that is resumed; one of before it had them is finished with equal shares and the accuracy.
+    Raises UserError for a class that there is not."""
+    shares = config.get("shares", EQUAL) if config else parse_shares(settings.shares)
+    metric = config.get("metric", ACCURACY) if config else settings.metric
+    check_metric(metric)
+    metric_of(metric, classes, False)
+    if isinstance(shares, dict):
+        share_of_each(shares, classes)
+    return shares, metric
 
 
 def origins_of(settings: FinetuneSettings) -> list[str]:

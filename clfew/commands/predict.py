@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from clfew.commands.thresholds import Thresholds, thresholds_of
 from clfew.data.decode import read_bytes
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
@@ -24,25 +25,22 @@ class Prediction:
     """The prediction for one image.
 
     path: the image, as it was named or found. top: (label, probability) of the likeliest classes, best
-    first; empty if the image cannot be read. error: why the image cannot be read, None if it can.
+    first; empty if the image cannot be read. With thresholds of classes the first is the one that it is
+    taken for. error: why the image cannot be read, None if it can. decision: "accept" or "review", None
+    where that is not asked.
     """
 
     path: str
     top: list[tuple[str, float]]
     error: str | None = None
+    decision: str | None = None
 
     def as_row(self) -> dict[str, Any]:
         """Returns the row that --format json and jsonl print."""
-        if self.error is not None:
-            return {
-                "path": self.path,
-                "label": None,
-                "probability": None,
-                "top": [],
-                "error": self.error,
-            }
-        label, probability = self.top[0]
-        return {"path": self.path, "label": label, "probability": probability, "top": self.top}
+        label, probability = self.top[0] if self.top else (None, None)
+        row = {"path": self.path, "label": label, "probability": probability, "top": self.top}
+        row |= {"decision": self.decision} if self.decision else {}
+        return row if self.error is None else row | {"error": self.error}
 
 
 def run(
@@ -63,7 +61,8 @@ def run(
     device, _ = choose_device(settings.device)
     precision, _ = choose_precision(device, settings.precision)
     files = settings.images if images is None else images
-    return _predictions(classifier, metadata, files, settings.top, device, precision)
+    thresholds = thresholds_of(settings, artifact, metadata)
+    return _predictions(classifier, metadata, files, settings.top, thresholds, device, precision)
 
 
 predict = function_of(PredictSettings, without_traces(run))
@@ -74,6 +73,7 @@ def _predictions(
     metadata: ArtifactMetadata,
     images: Iterable[str],
     top: int,
+    thresholds: Thresholds,
     device: torch.device,
     precision: str,
 ) -> Iterator[Prediction]:
@@ -88,13 +88,13 @@ def _predictions(
         kept_scale(metadata),
     )
     for paths, errors, logits in outputs:
-        probabilities = torch.softmax(torch.from_numpy(logits), dim=1)
-        values, order = probabilities.topk(min(top, probabilities.shape[1]), dim=1)
         # Files that cannot be read have no row of logits.
-        readable = iter(zip(order.tolist(), values.tolist(), strict=True))
+        readable = iter(torch.softmax(torch.from_numpy(logits), dim=1).numpy())
         for path, error in zip(paths, errors, strict=True):
             if error is not None:
-                yield Prediction(path, [], str(error))
-            else:
-                best = zip(*next(readable), strict=True)
-                yield Prediction(path, [(metadata.classes[c], p) for c, p in best])
+                yield Prediction(path, [], str(error), thresholds.decision(0.0))
+                continue
+            probabilities_C = next(readable)
+            order = thresholds.order(probabilities_C)[:top]
+            best = [(metadata.classes[c], float(probabilities_C[c])) for c in order]
+            yield Prediction(path, best, None, thresholds.decision(best[0][1]))

@@ -87,13 +87,14 @@ class Prepared:
         for row in rows:
             of_picture.setdefault(int(self.pictures[row.index]), {}).setdefault(row.label, row.index)
         clear = [next(iter(each.items())) for each in of_picture.values() if len(each) == 1]
+        how = {row.index: row.how for row in rows}
         if len(clear) < len(of_picture):
             count = console.plural(len(of_picture) - len(clear), "picture")
             console.say(f"note       {count} with two different labels are not learned from")
         classes = sorted({label for label, _ in clear})
         images = np.array([index for _, index in clear], dtype=np.int64)
         labels = np.array([classes.index(label) for label, _ in clear], dtype=np.int64)
-        return Known(images, labels, classes)
+        return Known(images, labels, classes, [how[index] for _, index in clear])
 
 
 def prepare(

@@ -17,6 +17,10 @@ _SAMPLE_SALT = 0x1ABE1
 """Makes the order of the label sample another one than that of the test split under the same seed."""
 
 
+SHARE_OF_EACH, ALL = "a share of each class", "all"
+"""How labels came about of which the same fraction of each class was drawn, or all."""
+
+
 @dataclass(frozen=True)
 class LabelSpec:
     """How many labels to use. At most one of the first four fields is set; if none is, all labels are
@@ -39,8 +43,8 @@ class LabelSpec:
         if self.at_random:
             return "random"
         if self.fraction is not None:
-            return "a share of each class"
-        return "all" if self.total is None and self.per_class is None else "drawn per class"
+            return SHARE_OF_EACH
+        return ALL if self.total is None and self.per_class is None else "drawn per class"
 
     @property
     def list_name(self) -> str:

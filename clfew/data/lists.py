@@ -109,7 +109,7 @@ def read_list(named: ListFile, more: tuple[str, ...] = ()) -> Listed:
     has no rows or cannot be read.
     """
     path = named.file
-    columns, numbered = _table(path)
+    columns, numbered = table_of(path)
     taken = _without_classes([row for _, row in numbered], columns, _columns(named, columns, more))
     flags = _flags([row for _, row in numbered], columns, taken)
     if "label" not in taken and not flags:
@@ -144,10 +144,10 @@ def read_list(named: ListFile, more: tuple[str, ...] = ()) -> Listed:
 
 def columns_of(path: Path) -> list[str]:
     """Returns the names of a list's columns. Raises UserError if it cannot be read."""
-    return _table(path)[0]
+    return table_of(path)[0]
 
 
-def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
+def table_of(path: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
     """Returns the names of the columns, and the number and cells of each line that is not empty."""
     text = _decoded(path)
     if path.suffix.lower() == ".jsonl":
@@ -167,7 +167,7 @@ def _table(path: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
 
 
 def _objects(path: Path, text: str) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
-    """Returns the lines of a file with a JSON object in each, as `_table` does."""
+    """Returns the lines of a file with a JSON object in each, as `table_of` does."""
     numbered = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from clfew import console
 from clfew.data.augment import Recipe
@@ -21,10 +22,13 @@ from clfew.distillation.student import (
     train_student,
 )
 from clfew.distillation.teacher import Images, Teacher
+from clfew.finetuning.asked import ACCURACY
 from clfew.finetuning.calibration import fit_temperature, prior_of
+from clfew.finetuning.expected_shares import shares_from
 from clfew.finetuning.fit import Task, predict_cached
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.labelled_data import LabelledData, bounded
+from clfew.finetuning.metric import metric_of
 from clfew.finetuning.start import Start
 from clfew.methods.adapter import LAYER, views_to_teach_with
 from clfew.models.classifier import Classifier
@@ -75,6 +79,7 @@ def build_setup(
     if teacher.metadata.mode != "full":
         arrays = (cache.pixels, cache.aspects, pool)
         features = features_of(base.encoder, *arrays, device, precision)
+    finetuning = metadata.training.get("finetune", {})
     task = Task(
         cache.pixels,
         cache.aspects,
@@ -86,6 +91,8 @@ def build_setup(
         precision,
         is_scaled=bool(base.metadata.parts),
         groups=learned.groups,
+        shares=shares_from(finetuning.get("shares")),
+        metric=metric_of(finetuning.get("metric", ACCURACY), metadata.classes, False)[0],
     )
     strong, _ = choose_recipe(min(metadata.size, cache.side), cache, pool, metadata.flip)
     views = None
@@ -127,12 +134,13 @@ def teach(
     can_compare: bool,
     run: Run,
     trainings: Trainings,
-) -> tuple[Classifier, Verdict, list[Plan]]:
+) -> tuple[Classifier, Verdict, list[Plan], np.ndarray | None]:
     """Trains the student with all labels and, if `can_compare` is set, two more with half of the labels
     each, for the comparison with their teachers.
 
     The budget is for all three students. Returns the student of all labels, the verdict of the
-    comparison, and the plan that was carried out in each training.
+    comparison, the plan that was carried out in each training, and the calibrated probabilities (L, C)
+    of the labels by students that were not shown them, None without a comparison.
     """
     setup = replace(setup, task=replace(setup.task, trainings=trainings))
     task, labelled, seed = setup.task, images.labelled, settings.seed
@@ -161,12 +169,13 @@ def teach(
 
         student, carried_out = train_student(setup, objective, data, plans[0], log)
     if students == 1:
-        return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), [carried_out]
+        return student, Verdict(0, 0, 0, 0, 0.0, 0.0, 0), [carried_out], None
     with console.progress_bar("compare") as update:
         verdict, logits, of_halves = cross_fit(setup, labelled, plans[1:], seed, update)
     prior = prior_of(DISTILLED, fewest_labels(images))
-    student.temperature = fit_temperature(logits, task.labels[labelled], prior, 1 / 2)
-    return student, verdict, [carried_out, *of_halves]
+    weights = task.weights_of(labelled)
+    student.temperature = fit_temperature(logits, task.labels[labelled], prior, 1 / 2, weights)
+    return student, verdict, [carried_out, *of_halves], softmax(logits / student.temperature, axis=1)
 
 
 def _replanned(settings: DistillSettings, students: int) -> list[list[list[float]]]:

@@ -1,7 +1,7 @@
 """From an encoder and a few labels to a classifier.
 
-Here are where fine-tuning starts, the images and labels it has, the four modes, how one of them is
-chosen, calibration, and the figures of a test.
+Here are where fine-tuning starts, the images and labels it has, the expected shares of the classes, the
+modes, how one of them is chosen, calibration, thresholds, and the figures of a test.
 
 It imports `console`, `data`, `errors`, `models`, `runs`, `training` and `version`.
 Open first: `fit.py`.

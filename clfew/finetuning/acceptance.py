@@ -10,7 +10,7 @@ promise holds in 95 of 100 repetitions with another sample.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,3 +62,21 @@ def accepted(confidence_N: np.ndarray, is_right_N: np.ndarray, accuracy: float) 
             break
         found = Acceptance(threshold, count / total, right, count)
     return found
+
+
+def acceptance_row(
+    why_not: str, confidence_N: np.ndarray, is_right_N: np.ndarray, accuracy: float
+) -> dict[str, Any]:
+    """Returns what may be accepted unseen (see `accepted`): `accuracy`, the one promised; `fraction` of
+    the images, None for none; `threshold`, `right` and `images`; and `why` it is none, in words.
+    why_not: why the test images promise nothing, "" if they are a random sample."""
+    row: dict[str, Any] = {"accuracy": accuracy, "fraction": None}
+    if why_not:
+        return row | {"why": why_not}
+    total, fewest = len(is_right_N), fewest_images(accuracy)
+    if total < fewest:
+        return row | {"why": f"{fewest} test images are needed to show that, and there are {total}"}
+    found = accepted(confidence_N, is_right_N, accuracy)
+    if found is None:
+        return row | {"why": "the test images do not show that of the surest third"}
+    return row | found._asdict()

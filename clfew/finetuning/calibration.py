@@ -37,7 +37,11 @@ def prior_of(mode: str, fewest: int) -> Prior:
 
 
 def fit_temperature(
-    logits_LxC: np.ndarray, labels_L: np.ndarray, prior: Prior, fraction: float = 1.0
+    logits_LxC: np.ndarray,
+    labels_L: np.ndarray,
+    prior: Prior,
+    fraction: float = 1.0,
+    weights_L: np.ndarray | None = None,
 ) -> float:
     """Returns the temperature (Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section
     4.2) that is likeliest, given the labels and the prior: with few labels it stays near the prior
@@ -46,18 +50,21 @@ def fit_temperature(
     logits_LxC: logits of labelled images, each of a classifier that was not fitted to it, because a
     classifier is surer of what it was fitted to than of other images. labels_L: their classes. fraction:
     of the labels, to which each of these classifiers was fitted. One that is fitted to all of them errs
-    less (see `expected_accuracy`), and errors count that much less.
+    less (see `expected_accuracy`), and errors count that much less. weights: how many images each label
+    stands for, 1 on average; None for one each.
     """
     right_L = logits_LxC.argmax(1) == labels_L
+    stands_for_L = np.ones(len(labels_L)) if weights_L is None else weights_L
     of_errors = fraction**LEARNING_CURVE
-    of_right = (len(labels_L) - of_errors * (~right_L).sum()) / max(1, right_L.sum())
-    weights_L = np.where(right_L, of_right, of_errors)
+    rest = len(labels_L) - of_errors * stands_for_L[~right_L].sum()
+    of_right = rest / max(1e-9, stands_for_L[right_L].sum())
+    counted_L = np.where(right_L, of_right, of_errors) * stands_for_L
     rows_L = np.arange(len(labels_L))
 
     def loss(log_temperature: float) -> float:
         likelihoods_L = log_softmax(logits_LxC / np.exp(log_temperature), axis=1)[rows_L, labels_L]
         doubted = ((log_temperature - np.log(prior.temperature)) / prior.doubt) ** 2 / 2
-        return float(doubted - (weights_L * likelihoods_L.clip(-30)).sum())
+        return float(doubted - (counted_L * likelihoods_L.clip(-30)).sum())
 
     bounds = (float(np.log(COLDEST)), float(np.log(HOTTEST)))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))

@@ -7,8 +7,9 @@ import torch
 
 from clfew.data.splits import evenly_spaced
 from clfew.finetuning.fit import Task, predict_cached
-from clfew.finetuning.label_samples import Fitted, SampleFitting, test_logits
+from clfew.finetuning.label_samples import Fitted, SampleFitting
 from clfew.finetuning.random_sample import share_intervals
+from clfew.finetuning.tested import test_logits
 from clfew.models.classifier import Classifier
 
 MOST = 2_000

@@ -16,6 +16,7 @@ from scipy.special import xlogy
 from torch import nn
 
 from clfew.data.held_out import NONE
+from clfew.finetuning.expected_shares import ExpectedShares
 from clfew.finetuning.probes import mean_and_std, standardised_logistic
 
 MAX_IMAGES = 20_000
@@ -29,7 +30,10 @@ where they do not."""
 
 TEMPERATURE = 0.1
 _STEPS = 100
+_ROUNDS = 10
 _STRENGTH = 0.03
+_LEAST = 0.02
+"""A smaller probability of a class does not count among those that a head is fitted to."""
 
 
 def propagation_head(
@@ -40,46 +44,65 @@ def propagation_head(
     classes: int,
     is_scaled: bool = False,
     held_out: np.ndarray = NONE,
+    shares: ExpectedShares | None = None,
 ) -> nn.Linear:
     """Fits a linear head to the labels that the graph propagates from rows `labelled_L` to those of the
     N images that they reach, but for the rows `held_out`: a head is surer of what it was fitted to, be
-    it right or wrong. is_scaled: see `mean_and_std`."""
-    probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
+    it right or wrong. shares: see `propagated_probabilities`. is_scaled: see `mean_and_std`.
+
+    Each image counts as one of its likeliest class. Where classes have unequal shares, it counts as a
+    part of each: the likeliest class of an image is hardly ever a rare one while that is uncertain, and
+    a head would learn nothing of it.
+    """
+    probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes, shares)
     probabilities_NxC[held_out] = 0
     mean, std = mean_and_std(features_NxD, is_scaled)
-    reached = probabilities_NxC.any(1)
+    rows, numbers = np.nonzero(probabilities_NxC > _LEAST)
+    if shares is None:
+        rows = np.flatnonzero(probabilities_NxC.any(1))
+        numbers = probabilities_NxC[rows].argmax(1)
     return standardised_logistic(
-        (features_NxD[reached] - mean) / std,
-        probabilities_NxC[reached].argmax(1),
+        (features_NxD[rows] - mean) / std,
+        numbers,
         _STRENGTH,
         classes,
         mean,
         std,
-        weights_N=probabilities_NxC[reached].max(1),
+        weights_N=probabilities_NxC[rows, numbers],
     )
 
 
 def propagated_probabilities(
-    graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int
+    graph: Any,
+    labelled_L: np.ndarray,
+    labels_L: np.ndarray,
+    classes: int,
+    shares: ExpectedShares | None = None,
 ) -> np.ndarray:
     """Returns each image's class probabilities, (N, C), propagated from the few labelled images. Those
     of an image that no label reaches are 0.
 
-    Classes are assumed to be of similar size, as labels sampled per class do not show their sizes: of
-    two equally likely classes, the one with fewer images so far is preferred. Labelled images keep their
-    labels, whatever the labels of their neighbours. On aerial photographs with 50 labels per class this
-    gains two points (.942 against .924 on a held-out part of the training split); with ten or fewer it
-    gains nothing.
+    shares: of the classes, as far as they are expected to be unequal. Else classes are taken to be of
+    equal size: of two equally likely classes, the one with fewer images so far is preferred. Labelled
+    images keep their labels, whatever the labels of their neighbours. On aerial photographs with 50
+    labels per class this gains two points (.942 against .924 on a held-out part of the training split);
+    with ten or fewer it gains nothing.
     """
     present = np.unique(labels_L)
     mass = propagate(graph, labelled_L, np.searchsorted(present, labels_L), len(present))
     probabilities_NxC = np.zeros((len(mass), classes))
-    probabilities_NxC[:, present] = balance(mass)
+    probabilities_NxC[:, present] = balance(mass, None if shares is None else shares.of(present))
     probabilities_NxC[labelled_L] = np.eye(classes)[labels_L]
     return probabilities_NxC
 
 
-def mean_entropy(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes: int) -> float:
+def mean_entropy(
+    graph: Any,
+    labelled_L: np.ndarray,
+    labels_L: np.ndarray,
+    classes: int,
+    shares: ExpectedShares | None = None,
+) -> float:
     """Returns how undecidedly labels spread to the images without one: the mean entropy of their
     propagated probabilities in nats, 0 where there are no such images. An image that no label reaches
     has the entropy of chance.
@@ -93,7 +116,7 @@ def mean_entropy(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, class
     not tell: SimCLR from scratch is trained for that, and had more of them on CIFAR-10, where 16 points
     fewer of them were images of the same class.
     """
-    probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes)
+    probabilities_NxC = propagated_probabilities(graph, labelled_L, labels_L, classes, shares)
     others = np.setdiff1d(np.arange(len(probabilities_NxC)), labelled_L)
     entropies_N = -xlogy(probabilities_NxC[others], probabilities_NxC[others]).sum(1)
     entropies_N[~probabilities_NxC[others].any(1)] = np.log(len(np.unique(labels_L)))
@@ -149,16 +172,26 @@ def propagate(graph: Any, labelled_L: np.ndarray, labels_L: np.ndarray, classes:
     return mass
 
 
-def balance(mass_NxC: np.ndarray, rounds: int = 10) -> np.ndarray:
+def balance(mass_NxC: np.ndarray, shares: ExpectedShares | None = None) -> np.ndarray:
     """Returns class probabilities, (N, C): columns and rows are scaled in turn until every class has the
     same total and the probabilities of each image sum to 1.
+
+    With shares, each class begins with its share of the mass, and then its total is moved as far as the
+    nearer end of the share's interval where it lies outside: within it, the images decide.
 
     The row of an image that no label reaches stays 0: it belongs to no class, and takes no part.
     """
     reached = mass_NxC.any(1)
+    if shares is not None:
+        mass_NxC = mass_NxC * shares.share
     probabilities_RxC = mass_NxC[reached] / mass_NxC[reached].sum(1, keepdims=True)
-    for _ in range(rounds):
-        probabilities_RxC = probabilities_RxC / probabilities_RxC.sum(0).clip(1e-300)
+    for _ in range(_ROUNDS if shares is None else 3 * _ROUNDS):
+        total_C = probabilities_RxC.sum(0).clip(1e-300)
+        wanted_C = np.ones_like(total_C)
+        if shares is not None:
+            wanted_C = np.clip(total_C / len(probabilities_RxC), shares.low, shares.high)
+            wanted_C = wanted_C * len(probabilities_RxC)
+        probabilities_RxC = probabilities_RxC * wanted_C / total_C
         probabilities_RxC = probabilities_RxC / probabilities_RxC.sum(1, keepdims=True)
     probabilities_NxC = np.zeros_like(mass_NxC)
     probabilities_NxC[reached] = probabilities_RxC

@@ -1,19 +1,23 @@
 """Fits a classifier to each label sample: chooses its start and mode, fits, calibrates and tests it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+from scipy.special import softmax
 
 from clfew import console
 from clfew.data.source import Source
+from clfew.finetuning.asked import ACCURACY, EQUAL
 from clfew.finetuning.calibration import fit_temperature, prior_of
-from clfew.finetuning.fit import FullSettings, Task, fit, predict_cached
+from clfew.finetuning.find_shares import with_shares
+from clfew.finetuning.fit import FullSettings, Task, fit
 from clfew.finetuning.label_propagation import mean_entropy, propagated_probabilities
-from clfew.finetuning.metrics import packed
+from clfew.finetuning.metric import metric_of
 from clfew.finetuning.model_selection import (
+    CLEAR,
     Decision,
     best_of,
     decide,
@@ -23,9 +27,9 @@ from clfew.finetuning.model_selection import (
 )
 from clfew.finetuning.probes import smallest_class
 from clfew.finetuning.start import Start
+from clfew.finetuning.tested import tested
 from clfew.models.classifier import Classifier
 from clfew.models.drift import alarm
-from clfew.models.features import features_of
 from clfew.runs.files import write_csv
 from clfew.runs.folders import START, Run, from_here
 from clfew.training.saving import Trainings
@@ -46,7 +50,9 @@ class SampleFitting:
     """What classifiers are fitted with, whatever the label sample.
 
     candidates: the starts to choose from, each with its task. test: indices of the test images. mode:
-    "auto" or one of MODES. run: the run whose log and files are written for the first sample.
+    "auto" or one of MODES. run: the run whose log and files are written for the first sample. shares,
+    hows: what is expected of the classes' shares, and how the labels of some images came about (see
+    `with_shares`). metric: see `metric_of`.
     """
 
     candidates: list[tuple[Start, Task]]
@@ -56,17 +62,37 @@ class SampleFitting:
     seed: int
     settings: FullSettings
     run: Run
+    shares: str | dict[str, float] = EQUAL
+    hows: Callable[[np.ndarray], list[str]] = lambda labelled: []
+    metric: str = ACCURACY
+
+    def expecting_shares(self, labelled: np.ndarray) -> tuple["SampleFitting", str, str]:
+        """Returns the same for one label sample, with the class shares that it lets expect in each task
+        and the metric, and both in words: the shares are those of the first task."""
+        classes, hows = self.source.classes, self.hows(labelled)
+        found = [
+            (start, *with_shares(task, self.shares, classes, labelled, hows))
+            for start, task in self.candidates
+        ]
+        metric, why = metric_of(self.metric, classes, found[0][1].shares is not None)
+        candidates = [(start, replace(task, metric=metric)) for start, task, _ in found]
+        return replace(self, candidates=candidates), found[0][2], f"{metric.name}, {why}"
 
 
 @dataclass(frozen=True)
 class Fitted:
     """A classifier with the start and the decisions that it comes from, and the indices of the labelled
-    images."""
+    images. task: with what was expected of the classes. held_out: calibrated probabilities of the
+    labels, float64 (L, C), each of a classifier that was not fitted to it; None where there are none.
+    test_logits: float32 (T, C), None without test images."""
 
     start: Start
     classifier: Classifier
     decided: dict[str, Any]
     labelled: np.ndarray
+    task: Task
+    held_out: np.ndarray | None
+    test_logits: np.ndarray | None
 
 
 def fit_label_samples(
@@ -96,39 +122,41 @@ def fit_label_samples(
 
 def _fit_first(fitting: SampleFitting, labelled: np.ndarray) -> tuple[dict[str, Any], Fitted]:
     """Fits the classifier that is kept, calibrates it, and writes what belongs to it."""
+    fitting, shares, metric = fitting.expecting_shares(labelled)
+    console.say(f"shares     {shares}")
+    if fitting.mode == "auto":
+        console.say(f"metric     {metric}")
     start, task, decision = choose(fitting, labelled, fitting.seed)
     classifier, extra = fit(
         start, task, labelled, decision.mode, fitting.seed, fitting.settings, fitting.run.log
     )
-    decided = decision.as_row() | extra
-    decided["temperature"] = _calibrate(classifier, decision, start, task, labelled, fitting)
+    decided = decision.as_row() | extra | {"metric": task.metric.name}
+    if task.shares is not None:
+        decided["shares"] = task.shares.as_row(fitting.source.classes)
+    held_out = _calibrate(classifier, decision, start, task, labelled, fitting)
+    decided["temperature"] = classifier.temperature
     if decision.mode == "propagate":
         _write_pool_labels(fitting.run, fitting.source, task, labelled)
-    # Its accuracy does not change with the temperature.
-    tested = _tested(fitting, classifier, start, task, decision.mode)
-    row = {"seed": fitting.seed, "labels": len(labelled), **tested, **decided}
-    return row, Fitted(start, classifier, decided, labelled)
+    found, logits = tested(
+        *(classifier, start, task, decision.mode, labelled),
+        *(fitting.test, fitting.seed, fitting.source),
+    )
+    row = {"seed": fitting.seed, "labels": len(labelled), **found, **decided}
+    decided |= {"baselines": found["baselines"]} if "baselines" in found else {}
+    return row, Fitted(start, classifier, decided, labelled, task, held_out, logits)
 
 
 def _row_of_sample(fitting: SampleFitting, number: int, labelled: np.ndarray) -> dict[str, Any]:
     """Fits a classifier of which only the results are kept."""
     seed = fitting.seed + number
+    fitting, _, _ = fitting.expecting_shares(labelled)
     start, task, decision = choose(fitting, labelled, seed)
     classifier, extra = fit(start, task, labelled, decision.mode, seed, fitting.settings)
-    tested = _tested(fitting, classifier, start, task, decision.mode)
-    return {"seed": seed, "labels": len(labelled), **tested, **decision.as_row(), **extra}
-
-
-def _tested(
-    fitting: SampleFitting, classifier: Classifier, start: Start, task: Task, mode: str
-) -> dict[str, Any]:
-    """Returns the accuracy on the test images, None without any, and which of them are predicted
-    correctly (see `metrics.packed`)."""
-    if not len(fitting.test):
-        return {"accuracy": None}
-    logits = test_logits(classifier, start, task, mode, fitting.test)
-    correct = logits.argmax(1) == fitting.source.labels[fitting.test]
-    return {"accuracy": float(correct.mean()), "correct": packed(correct)}
+    found, _ = tested(
+        classifier, start, task, decision.mode, labelled, fitting.test, seed, fitting.source
+    )
+    decided = decision.as_row() | extra | {"metric": task.metric.name}
+    return {"seed": seed, "labels": len(labelled), **found, **decided}
 
 
 def choose(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Start, Task, Decision]:
@@ -157,7 +185,9 @@ def choose(fitting: SampleFitting, labelled: np.ndarray, seed: int) -> tuple[Sta
         logits, fraction = compared
         by_name = dict(zip(names, logits, strict=True))
         labels = candidates[best][1].labels[labelled]
-        best, _, accuracies = best_of({name: by_name[name] for name in order}, labels, fraction)
+        task = candidates[best][1]
+        ordered, weights = {name: by_name[name] for name in order}, task.weights_of(labelled)
+        best, _, accuracies = best_of(ordered, labels, fraction, CLEAR, weights, task.metric)
         words += f"cross-validated: {accuracies}" if words else accuracies
     elif not is_named:
         drifted = decisions[best][0].metadata.training.get("pretrain", {}).get("drift")
@@ -182,7 +212,7 @@ def _most_decided_first(candidates: Candidates, labelled: np.ndarray) -> tuple[l
         if task.features is None or len(task.features) <= len(labelled):
             return list(candidates), ""
         rows, labels = np.searchsorted(task.pool, labelled), task.labels[labelled]
-        found[name] = mean_entropy(task.graph, rows, labels, task.classes)
+        found[name] = mean_entropy(task.graph, rows, labels, task.classes, task.shares)
         chance = float(np.log(len(np.unique(labels))))
     order = sorted(found, key=found.__getitem__)
     words = ", ".join(f"{name} {found[name]:.2f}" for name in order)
@@ -212,19 +242,6 @@ def names_of(starts: list[Start]) -> list[str]:
     ]
 
 
-def test_logits(
-    classifier: Classifier, start: Start, task: Task, mode: str, test: np.ndarray
-) -> np.ndarray:
-    """Returns the logits of the test images. A head on frozen features takes these features, which are
-    the same for every label sample."""
-    if mode == "full":
-        return predict_cached(classifier, task, test)
-    arrays = (task.pixels, task.aspects, test)
-    features = features_of(start.encoder, *arrays, task.device, task.precision)
-    with torch.no_grad():
-        return classifier.from_features(torch.from_numpy(features)).numpy()
-
-
 def _calibrate(
     classifier: Classifier,
     decision: Decision,
@@ -232,18 +249,21 @@ def _calibrate(
     task: Task,
     labelled: np.ndarray,
     fitting: SampleFitting,
-) -> float:
-    """Sets the temperature by the logits of labels that were held out in turn, and returns it. Where
-    some class has one label, none can be held out, and it is the usual one of the mode."""
+) -> np.ndarray | None:
+    """Sets the temperature by the logits of labels that were held out in turn, and returns their
+    probabilities with it (L, C). Where some class has one label, none can be held out: the temperature
+    is the usual one of the mode, and it returns None."""
     labels = task.labels[labelled]
     prior = prior_of(decision.mode, smallest_class(labels))
     logits = held_out_logits(decision, start, task, labelled, fitting.seed, fitting.settings)
     if logits is None:
         classifier.temperature = prior.temperature
-    else:
-        fraction = fitted_fraction(decision.mode, labels, task.groups_of(labelled))
-        classifier.temperature = fit_temperature(logits, labels, prior, fraction)
-    return classifier.temperature
+        return None
+    fraction = fitted_fraction(decision.mode, labels, task.groups_of(labelled))
+    weights = task.weights_of(labelled)
+    classifier.temperature = fit_temperature(logits, labels, prior, fraction, weights)
+    probabilities: np.ndarray = softmax(logits / classifier.temperature, axis=1)
+    return probabilities
 
 
 def _write_pool_labels(run: Run, source: Source, task: Task, labelled: np.ndarray) -> None:
@@ -253,7 +273,8 @@ def _write_pool_labels(run: Run, source: Source, task: Task, labelled: np.ndarra
     probability of the likeliest class, not calibrated. An image that no label reaches has no label.
     """
     rows = np.searchsorted(task.pool, labelled)
-    probabilities = propagated_probabilities(task.graph, rows, task.labels[labelled], task.classes)
+    labels = task.labels[labelled]
+    probabilities = propagated_probabilities(task.graph, rows, labels, task.classes, task.shares)
     # Rows after those of the pool belong to further unlabelled images.
     probabilities = probabilities[: len(task.pool)]
     write_csv(

@@ -14,6 +14,7 @@ from clfew.data.labels import LabelSpec
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced, split_to_test, test_indices
 from clfew.errors import UserError
+from clfew.finetuning.asked import AUTO
 from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.other_sources import OtherImages
 from clfew.models.features import features_of
@@ -107,8 +108,8 @@ class LabelledData:
     pool: indices of the images to learn from, labelled or not. test: indices of the labelled images to
     test on. split_seed, split_rule: of the test split (see `held_out.SPLIT_RULE`). label_samples: for
     each label sample, the indices of its labelled images. others: pretraining images from another
-    source. groups: int64, the group of each image of the source, whose images stay on one side.
-    class_shares: the expected fraction of each class. Both are None while nothing is known of them.
+    source. groups: int64, the group of each image of the source, whose images stay on one side,
+    None where each is alone. class_shares: what is expected of the classes' shares (see `parse_shares`).
     contradicting: indices of images that are one file with two labels, which are not tested on.
     """
 
@@ -121,7 +122,7 @@ class LabelledData:
     label_samples: list[np.ndarray] = field(default_factory=list)
     others: OtherImages | None = None
     groups: np.ndarray | None = None
-    class_shares: np.ndarray | None = None
+    class_shares: str | dict[str, float] = AUTO
     contradicting: np.ndarray = field(default_factory=lambda: NONE)
 
     @property

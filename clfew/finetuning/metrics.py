@@ -200,7 +200,7 @@ def classification_report(
     predicted, numbers = probabilities_NxC.argmax(1), range(len(classes))
     correct = predicted == labels_N
     confusion = confusion_matrix(labels_N, predicted, labels=numbers)
-    precision_C, recall_C, _, images_C = precision_recall_fscore_support(
+    precision_C, recall_C, f1_C, images_C = precision_recall_fscore_support(
         labels_N, predicted, labels=numbers, zero_division=np.nan
     )
     per_class = [
@@ -224,6 +224,7 @@ def classification_report(
         "ci95": list(accuracy_interval(correct, 0.0, groups_N)),
         "n": len(labels_N),
         "balanced_accuracy": float(np.nanmean(recall_C)),
+        "macro_f1": float(np.nan_to_num(f1_C)[images_C > 0].mean()),
         "largest_class": {
             "class": classes[largest],
             "fraction": float(images_C[largest] / len(labels_N)),

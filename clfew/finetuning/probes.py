@@ -5,6 +5,7 @@ Each function returns a torch head that takes the encoder's features unscaled.
 Shape suffixes: N images, L labelled images, D features, C classes.
 """
 
+from functools import cache
 from typing import Any
 from warnings import catch_warnings, simplefilter
 
@@ -75,15 +76,52 @@ def linear_head(
     class, if it is not that of these labels: where a classifier of more labels is judged by one of a
     part of them, both follow the same rule. is_scaled: see `mean_and_std`. groups_L: see `folds`.
     """
+    splits = _splits_to_choose(labels_L, seed, fewest, groups_L)
+    return _regression(features_NxD, labelled_L, labels_L, classes, is_scaled, splits)
+
+
+def weighted_head(
+    features_NxD: np.ndarray,
+    labelled_L: np.ndarray,
+    labels_L: np.ndarray,
+    classes: int,
+    seed: int,
+    fewest: int | None = None,
+    is_scaled: bool = False,
+    groups_L: np.ndarray | None = None,
+) -> tuple[nn.Linear, dict[str, Any]]:
+    """Does what `linear_head` does, with classes that count equally, however many labels each has."""
+    splits = _splits_to_choose(labels_L, seed, fewest, groups_L)
+    weights_L = equal_weights(labels_L)
+    return _regression(features_NxD, labelled_L, labels_L, classes, is_scaled, splits, weights_L)
+
+
+def _splits_to_choose(
+    labels_L: np.ndarray, seed: int, fewest: int | None, groups_L: np.ndarray | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the folds by which scaling and C are chosen, none where there are too few labels."""
+    fewest = fewest or smallest_class(labels_L, groups_L)
+    return folds(labels_L, seed, groups_L=groups_L) if fewest >= CHOSEN_FROM else []
+
+
+def _regression(
+    features_NxD: np.ndarray,
+    labelled_L: np.ndarray,
+    labels_L: np.ndarray,
+    classes: int,
+    is_scaled: bool,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+    weights_L: np.ndarray | None = None,
+) -> tuple[nn.Linear, dict[str, Any]]:
     mean, std = mean_and_std(features_NxD, is_scaled)
     labelled = features_NxD[labelled_L]
-    inputs = {"standardised": (labelled - mean) / std, "unit": _unit(labelled - mean)}
-    fewest = fewest or smallest_class(labels_L, groups_L)
-    scaling, strength = _choose_strength(inputs, labels_L, seed, fewest, groups_L)
+    inputs = {"standardised": (labelled - mean) / std, "unit": unit(labelled - mean)}
+    scaling, strength = _choose_strength(inputs, labels_L, splits, weights_L)
     used = {"scaling": scaling, "strength": strength}
     if scaling == "standardised":
-        return standardised_logistic(inputs[scaling], labels_L, strength, classes, mean, std), used
-    weight_CxD, bias_C = _logistic(inputs["unit"], labels_L, strength, classes)
+        fitted = (inputs[scaling], labels_L, strength, classes, mean, std, weights_L)
+        return standardised_logistic(*fitted), used
+    weight_CxD, bias_C = logistic(inputs["unit"], labels_L, strength, classes, weights_L)
     head = UnitHead(weight_CxD.shape[1], classes)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight_CxD))
@@ -92,7 +130,15 @@ def linear_head(
     return head, used
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def equal_weights(labels_L: np.ndarray) -> np.ndarray:
+    """Returns the weight of each label with which all classes that have labels count equally, 1 on
+    average."""
+    counts = np.bincount(labels_L)
+    weights: np.ndarray = len(labels_L) / ((counts > 0).sum() * counts[labels_L])
+    return weights
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
     """Scales each row to length 1."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
@@ -160,10 +206,10 @@ def few_label_correct(
 
     It uses the settings for few labels, which makes it a quick way to compare features.
     """
-    inputs = _unit(features_NxD[labelled_L] - features_NxD.mean(0))
+    inputs = unit(features_NxD[labelled_L] - features_NxD.mean(0))
     correct_L = np.zeros(len(labels_L), dtype=bool)
     for train, held_out in splits:
-        weight, bias = _logistic(inputs[train], labels_L[train], FEW_LABELS[1], labels_L.max() + 1)
+        weight, bias = logistic(inputs[train], labels_L[train], FEW_LABELS[1], labels_L.max() + 1)
         correct_L[held_out] = (inputs[held_out] @ weight.T + bias).argmax(1) == labels_L[held_out]
     return correct_L
 
@@ -171,12 +217,10 @@ def few_label_correct(
 def _choose_strength(
     inputs: dict[str, np.ndarray],
     labels_L: np.ndarray,
-    seed: int,
-    fewest: int,
-    groups_L: np.ndarray | None = None,
+    splits: list[tuple[np.ndarray, np.ndarray]],
+    weights_L: np.ndarray | None = None,
 ) -> tuple[str, float]:
     """Returns the scaling and the C with the smallest cross-validated log loss (see `linear_head`)."""
-    splits = folds(labels_L, seed, groups_L=groups_L) if fewest >= CHOSEN_FROM else []
     if not splits:
         return FEW_LABELS
     losses = {}
@@ -184,7 +228,7 @@ def _choose_strength(
         coordinates_LxR, _ = _span(inputs[scaling])  # Once for all the fits below.
         for strength in strengths:
             losses[scaling, strength] = sum(
-                _log_loss(coordinates_LxR, labels_L, strength, train, held_out)
+                _log_loss(coordinates_LxR, labels_L, strength, train, held_out, weights_L)
                 for train, held_out in splits
             )
     return min(losses, key=lambda candidate: losses[candidate])
@@ -196,13 +240,16 @@ def _log_loss(
     strength: float,
     train: np.ndarray,
     held_out: np.ndarray,
+    weights_L: np.ndarray | None,
 ) -> float:
     """Returns the log loss, summed over the held-out images, of a regression fitted to the others."""
-    weight, bias = _logistic(inputs_LxD[train], labels_L[train], strength, labels_L.max() + 1)
+    weights = None if weights_L is None else weights_L[train]
+    weight, bias = logistic(inputs_LxD[train], labels_L[train], strength, labels_L.max() + 1, weights)
     logits = inputs_LxD[held_out] @ weight.T + bias
     shifted = logits - logits.max(1, keepdims=True)
     normaliser = np.log(np.exp(shifted).sum(1))
-    return float((normaliser - shifted[np.arange(len(held_out)), labels_L[held_out]]).sum())
+    losses = normaliser - shifted[np.arange(len(held_out)), labels_L[held_out]]
+    return float((losses if weights_L is None else losses * weights_L[held_out]).sum())
 
 
 def _span(inputs_LxD: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -221,7 +268,16 @@ def _span(inputs_LxD: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     return inputs_LxD @ basis_DxR, basis_DxR
 
 
-def _logistic(
+@cache
+def _thread_pools() -> Any:
+    """Returns what limits the threads of the libraries that are loaded: to look for them takes as long
+    as a small regression."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def logistic(
     inputs_LxD: np.ndarray,
     labels_L: np.ndarray,
     strength: float,
@@ -230,12 +286,12 @@ def _logistic(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fits multinomial logistic regression; returns its weights (C, D) and biases (C,)."""
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
     model = LogisticRegression(C=strength, max_iter=1000)
     coordinates_LxR, basis_DxR = _span(inputs_LxD)
     # With a few labels the matrices are so small that threads cost far more time than they save.
-    with threadpool_limits(1 if coordinates_LxR.size < _WORTH_THREADS else None), catch_warnings():
+    threads = 1 if coordinates_LxR.size < _WORTH_THREADS else None
+    with _thread_pools().limit(limits=threads), catch_warnings():
         # With few labels of many classes scikit-learn warns that this looks like a regression.
         simplefilter("ignore", UserWarning)
         model.fit(coordinates_LxR, labels_L, sample_weight=weights_L)
@@ -260,7 +316,7 @@ def standardised_logistic(
 ) -> nn.Linear:
     """Fits logistic regression to inputs that were standardised by `mean_D` and `std_D`; returns it as a
     linear layer that takes features which are not standardised."""
-    weight_CxD, bias_C = _logistic(inputs_NxD, labels_N, strength, classes, weights_N)
+    weight_CxD, bias_C = logistic(inputs_NxD, labels_N, strength, classes, weights_N)
     head = nn.Linear(weight_CxD.shape[1], len(bias_C))
     scaled = weight_CxD / std_D
     with torch.no_grad():

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Module")
 
+EVIDENCE = "evidence"
+"""The tensors of a classifier that are not its weights."""
+
 
 def save_encoder(
     path: Path, encoder: "Encoder", projector: "Any", metadata: ArtifactMetadata, seen: np.ndarray
@@ -42,13 +45,47 @@ def save_classifier(
     metadata: ArtifactMetadata,
     pretraining: np.ndarray,
     finetuning: np.ndarray,
+    evidence: dict[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a classifier, with the digests of the images it was trained on without labels
-    (`pretraining`) and with labels (`finetuning`).
+    (`pretraining`) and with labels (`finetuning`), and what thresholds are chosen by (see
+    `read_evidence`).
     """
+    import torch
+
     tensors = _prefixed("classifier", classifier)
     tensors["seen.pretraining"], tensors["seen.finetuning"] = _digests(pretraining), _digests(finetuning)
+    for name, values in (evidence or {}).items():
+        kind = np.float32 if values.dtype.kind == "f" else np.int64
+        tensors[f"{EVIDENCE}.{name}"] = torch.from_numpy(np.ascontiguousarray(values.astype(kind)))
     _save(path, tensors, metadata)
+
+
+def read_evidence(path: Path) -> dict[str, np.ndarray]:
+    """Returns what a classifier's thresholds are chosen by, as far as the file has it: of a random
+    sample of test images `test.confidence`, float32 (T,), and `test.right`, int64 (T,); of the labels
+    `labels.probabilities`, float32 (L, C), each of a classifier that was not fitted to it,
+    `labels.classes`, int64 (L,), and `labels.weights`, float32 (L,), the number of images that each
+    stands for. Raises UserError if the file cannot be used."""
+    metadata, _ = read_metadata(path)
+    found = {name: each.numpy() for name, each in _below(_load_tensors(path), EVIDENCE).items()}
+    for names in (("test.right", "test.confidence"), _OF_LABELS):
+        some = [name for name in names if name in found]
+        if some and (len(some) < len(names) or not _fit_together([found[n] for n in names], metadata)):
+            raise UserError(f"{path} cannot be used: its {EVIDENCE} is damaged.", OTHER_VERSION)
+    return found
+
+
+_OF_LABELS = ("labels.classes", "labels.weights", "labels.probabilities")
+
+
+def _fit_together(values: list[np.ndarray], metadata: ArtifactMetadata) -> bool:
+    """Returns whether arrays are of the same images, the third one with a column for each class."""
+    shape = values[0].shape
+    wanted = [shape, shape, (*shape, len(metadata.classes))]
+    return len(shape) == 1 and all(
+        each.shape == wanted[n] and bool(np.isfinite(each).all()) for n, each in enumerate(values)
+    )
 
 
 def load_encoder(path: Path) -> "tuple[Encoder, Any, ArtifactMetadata, np.ndarray]":

@@ -18,7 +18,7 @@ FORMAT_VERSION = 4
 MOST_PARTS = 8
 KINDS = ("encoder", "classifier")
 OTHER_VERSION = "was it made by another version of clfew?"
-MODES = ("full", "linear", "knn", "propagate")
+MODES = ("full", "linear", "weighted", "knn", "propagate")
 """The ways in which `finetune` makes a classifier."""
 
 INPUTS = ("rgb", "lightness", "lab")
@@ -99,6 +99,7 @@ def _problem(metadata: dict[str, Any]) -> str:
         _input_problem(metadata),
         _classes_problem(metadata),
         _training_problem(metadata["training"]),
+        _finetuning_problem(metadata),
         _data_problem(metadata),
         _parts_problem(metadata),
     ):
@@ -205,6 +206,39 @@ def _training_problem(training: dict[str, dict[str, Any]]) -> str:
     if drift and not {"neighbours_kept", "rank_ratio"} <= set(drift):
         return "its drift is incomplete"
     return ""
+
+
+def _finetuning_problem(metadata: dict[str, Any]) -> str:
+    """Returns what is wrong with what later commands read of fine-tuning beside the data, "" if nothing
+    is: the metric, the expected shares of the classes, and what the baselines reached."""
+    if metadata["kind"] != "classifier":
+        return ""
+    finetuning, classes = metadata["training"].get("finetune", {}), metadata["classes"]
+    metric = finetuning.get("metric", "accuracy")
+    known = ("accuracy", "balanced", "macro-f1", *(f"ap:{name}" for name in classes))
+    if type(metric) is not str or metric not in known:
+        return "its metric is none of its classes"
+    if (shares := finetuning.get("shares")) is not None:
+        rows = shares.get("classes") if type(shares) is dict else None
+        if type(rows) is not list or not all(type(row) is dict for row in rows):
+            return "its class shares are incomplete"
+        if [row.get("class") for row in rows] != classes:
+            return "its class shares are not those of its classes"
+        if type(shares.get("origin")) is not str or type(shares.get("is_in_labels")) is not bool:
+            return "its class shares are incomplete"
+        if not all(_is_fraction(row.get(end)) for row in rows for end in ("share", "low", "high")):
+            return "its class shares are not between 0 and 1"
+    baselines = finetuning.get("baselines", [])
+    for row in baselines if type(baselines) is list else [None]:
+        if type(row) is not dict or type(row.get("name")) is not str:
+            return "its baselines have no names"
+        if not all(type(row[n]) is str if n in ("name", "class") else _is_fraction(row[n]) for n in row):
+            return "its baselines are not between 0 and 1"
+    return ""
+
+
+def _is_fraction(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
 
 
 def read_metadata(path: Path) -> tuple[ArtifactMetadata, dict[str, tuple[int, ...]]]:

@@ -90,6 +90,7 @@ def render(report: dict[str, Any], details: ReportDetails, drawn: dict[str, tupl
         pairs=_pairs(report, details.labels, predicted_N, confidence_N, describe),
         verdict=verdict(confidence_N, predicted_N == details.labels),
         accepted=text.accepted_words(report["accepted"]),
+        beside=text.beside(report, report["baselines"]) if report["baselines"] else [],
         curves_shown=min(SHOWN, int((count_C > 0).sum())),
         wrong=len(wrong),
         mistakes=[describe(index) for index in surest],

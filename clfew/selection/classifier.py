@@ -4,15 +4,18 @@ It is fitted on the codes of a sample of the pool, as `finetune` fits one to fro
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from scipy.special import softmax
 
 from clfew.data.image_cache import ImageCache
+from clfew.finetuning.asked import AUTO
 from clfew.finetuning.calibration import fit_temperature, prior_of
+from clfew.finetuning.find_shares import with_shares
 from clfew.finetuning.fit import FullSettings, Task, fit_probe
+from clfew.finetuning.metric import metric_of
 from clfew.finetuning.model_selection import decide_probe, fitted_fraction, held_out_logits
 from clfew.finetuning.probes import smallest_class
 from clfew.finetuning.start import Start
@@ -26,12 +29,13 @@ class Known:
     """The images that have labels.
 
     images: int64 (L,), indices in the source. labels: int64 (L,), the class of each. classes: their
-    names.
+    names. hows: how each label came about.
     """
 
     images: np.ndarray
     labels: np.ndarray
     classes: list[str]
+    hows: list[str]
 
 
 Probabilities = Callable[[np.ndarray], np.ndarray]
@@ -68,7 +72,12 @@ def fit_to_codes(
         is_scaled=True,
         groups=groups_N,
     )
-    labelled, settings = np.sort(known.images), FullSettings()
+    order_L = np.argsort(known.images)
+    labelled, settings = known.images[order_L], FullSettings()
+    hows = [known.hows[i] for i in order_L]
+    task, expected = with_shares(task, AUTO, known.classes, labelled, hows)
+    metric, _ = metric_of(AUTO, known.classes, task.shares is not None)
+    task = replace(task, metric=metric)
     decision = decide_probe(start, task, labelled, seed, settings)
     head, _ = fit_probe(decision.mode, task, labelled, seed)
     prior = prior_of(decision.mode, smallest_class(labels[labelled]))
@@ -76,7 +85,9 @@ def fit_to_codes(
     logits = held_out_logits(decision, start, task, labelled, seed, settings)
     if logits is not None:
         fraction = fitted_fraction(decision.mode, labels[labelled], task.groups_of(labelled))
-        temperature = fit_temperature(logits, labels[labelled], prior, fraction)
+        temperature = fit_temperature(
+            logits, labels[labelled], prior, fraction, task.weights_of(labelled)
+        )
 
     def probabilities(codes_NxA: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -84,7 +95,7 @@ def fit_to_codes(
         found: np.ndarray = softmax(outputs / temperature, axis=1)
         return found
 
-    return probabilities, f"{decision.mode}, {decision.reason}"
+    return probabilities, f"{decision.mode}, {decision.reason}; shares: {expected}"
 
 
 def uncertainty_of(probabilities_NxC: np.ndarray) -> np.ndarray:

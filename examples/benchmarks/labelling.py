@@ -94,7 +94,12 @@ class Pool:
         numbers = np.unique(labels)
         correct = np.zeros(len(self.test_labels), bool)
         if len(numbers) > 1:
-            known = Known(np.array(images), np.searchsorted(numbers, labels), [*map(str, numbers)])
+            known = Known(
+                np.array(images),
+                np.searchsorted(numbers, labels),
+                [*map(str, numbers)],
+                ["chosen"] * len(images),
+            )
             sample = np.arange(len(self.codes))
             arguments = (None, Nothing(), known, sample, self.codes, self.pictures, seed)
             probabilities, _ = fit_to_codes(*arguments)

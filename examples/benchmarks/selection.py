@@ -130,6 +130,19 @@ class Draw:
             test = np.flatnonzero(found["test"])
         if version == "tail":
             rows = with_tail(rows, found["labels"], chance)
+        self._take(found, rows, test)
+
+    @classmethod
+    def of_rows(
+        cls, found: dict[str, np.ndarray], rows: np.ndarray, test: np.ndarray, seed: int
+    ) -> "Draw":
+        """Returns the pool that some rows are, tested on others."""
+        draw = cls.__new__(cls)
+        draw.seed = seed
+        draw._take(found, rows, test)
+        return draw
+
+    def _take(self, found: dict[str, np.ndarray], rows: np.ndarray, test: np.ndarray) -> None:
         self.labels, self.groups = found["labels"][rows], found["groups"][rows]
         self.classes = int(found["labels"].max()) + 1
         self.shares = np.bincount(self.labels, minlength=self.classes) / len(rows)
@@ -168,9 +181,8 @@ class Draw:
             strategy = HERDING
         if strategy == UNCERTAIN:
             sample = np.arange(len(self.codes))
-            known = Known(
-                labelled, np.searchsorted(classes, self.labels[labelled]), [*map(str, classes)]
-            )
+            numbers, names = np.searchsorted(classes, self.labels[labelled]), [*map(str, classes)]
+            known = Known(labelled, numbers, names, ["chosen"] * len(labelled))
             probabilities, _ = fit_to_codes(
                 None, Nothing(), known, sample, self.codes, self.groups, self.seed
             )

@@ -269,17 +269,22 @@ def test_the_network_that_is_judged_is_trained_as_the_one_that_is_kept(pixels, m
 @pytest.mark.parametrize("each", [2, 3, 4, 5])
 def test_the_regression_that_is_judged_is_chosen_as_the_one_that_is_kept(pixels, monkeypatch, each):
     """With three labels a class, folds have two, too few to choose scaling and C from."""
-    chosen, task = [], task_of(pixels)
-    choose = probes._choose_strength
+    chosen, counted, task = [], [], task_of(pixels)
+    choose, split = probes._choose_strength, probes._splits_to_choose
 
-    def spy(inputs, labels, seed, fewest, *groups):
-        chosen.append((choose(inputs, labels, seed, fewest, *groups), fewest))
-        return chosen[-1][0]
+    def spy(*given):
+        chosen.append(choose(*given))
+        return chosen[-1]
+
+    def count(labels, seed, fewest, groups):
+        counted.append(fewest)
+        return split(labels, seed, fewest, groups)
 
     monkeypatch.setattr(probes, "_choose_strength", spy)
+    monkeypatch.setattr(probes, "_splits_to_choose", count)
     labelled = np.concatenate([np.flatnonzero(task.labels == c)[:each] for c in range(3)])
     fit(start_of(), task, np.sort(labelled), "linear", 0)
     held_out_logits(Decision("linear", ""), start_of(), task, np.sort(labelled), 0, FullSettings())
-    assert {fewest for _, fewest in chosen} == {each}
+    assert set(counted) == {each} and len(counted) == len(chosen) > 1
     if each < 4:
-        assert {strength for strength, _ in chosen} == {probes.FEW_LABELS}
+        assert set(chosen) == {probes.FEW_LABELS}

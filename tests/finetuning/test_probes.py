@@ -291,7 +291,7 @@ def test_fewer_images_than_features_are_fitted_in_the_space_they_span_with_the_s
     np.testing.assert_allclose(coordinates @ basis.T, inputs, atol=1e-4)
     inputs = inputs.astype(np.float64)
     model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels)
-    weight, bias = probes._logistic(inputs, labels, strength, 3)
+    weight, bias = probes.logistic(inputs, labels, strength, 3)
     np.testing.assert_allclose(
         softmax(inputs @ weight.T + bias, axis=1), model.predict_proba(inputs), atol=1e-3
     )
@@ -347,3 +347,23 @@ def test_folds_of_few_groups(labels, groups, count):
             for p, q in zip(pairs, folds(labels, 0), strict=True)
             for a, b in zip(p, q, strict=True)
         )
+
+
+def test_weighted_classes_count_equally():
+    """As many copies of a label as make its class as large as the other: the same regression."""
+    chance = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [30, 6])
+    features = (chance.normal(size=(36, 4)) + labels[:, None]).astype(np.float32)
+    copied = np.concatenate([np.arange(36), *[np.arange(30, 36)] * 4])
+    assert probes.equal_weights(labels).tolist() == pytest.approx([0.6] * 30 + [3.0] * 6)
+    weight, bias = probes.logistic(features, labels, 1.0, 2, probes.equal_weights(labels))
+    other, level = probes.logistic(features[copied], labels[copied], 0.6, 2)
+    assert weight == pytest.approx(other, abs=2e-3) and bias == pytest.approx(level, abs=2e-3)
+    for fewest in (1, None):  # With the usual C and with one that is chosen.
+        heads = [
+            fitted(features, np.arange(36), labels, 2, 0, fewest)[0]
+            for fitted in (linear_head, probes.weighted_head)
+        ]
+        with torch.no_grad():
+            named = [(head(torch.from_numpy(features)).argmax(1) == 1).sum() for head in heads]
+        assert named[1] > named[0]

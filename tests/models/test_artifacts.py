@@ -14,7 +14,13 @@ from torch import nn
 from clfew.errors import UserError
 from clfew.finetuning.probes import knn_head
 from clfew.methods.simclr import projector
-from clfew.models.artifacts import load_classifier, load_encoder, save_classifier, save_encoder
+from clfew.models.artifacts import (
+    load_classifier,
+    load_encoder,
+    read_evidence,
+    save_classifier,
+    save_encoder,
+)
 from clfew.models.classifier import Classifier, build_neck
 from clfew.models.encoder import Encoder
 from clfew.models.metadata import FORMAT_VERSION, ArtifactMetadata, read_metadata
@@ -233,6 +239,89 @@ def test_metadata_that_does_not_fit_the_classifier_is_refused(tmp_path, change):
     rewrite(path, change)
     with pytest.raises(UserError):
         load_classifier(path)
+
+
+SHARES = {
+    "origin": "as given",
+    "is_in_labels": False,
+    "classes": [{"class": name, "share": 1 / 3, "low": 0.2, "high": 0.5} for name in CLASSES],
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metric": "ap:fish"}, "its metric"),
+        ({"metric": ["accuracy"]}, "its metric"),
+        ({"shares": []}, "class shares are incomplete"),
+        ({"shares": {**SHARES, "classes": SHARES["classes"][:2]}}, "not those of its classes"),
+        ({"shares": {**SHARES, "classes": [1, 2, 3]}}, "class shares are incomplete"),
+        ({"shares": {**SHARES, "origin": 1}}, "class shares are incomplete"),
+        ({"shares": {**SHARES, "is_in_labels": "yes"}}, "class shares are incomplete"),
+        (
+            {"shares": {**SHARES, "classes": [{**row, "low": -1} for row in SHARES["classes"]]}},
+            "between",
+        ),
+        ({"shares": {**SHARES, "classes": [{"class": n} for n in CLASSES]}}, "between"),
+        ({"baselines": {"name": "x"}}, "baselines have no names"),
+        ({"baselines": [{"accuracy": 0.5}]}, "baselines have no names"),
+        ({"baselines": [{"name": "x", "accuracy": "0.5"}]}, "baselines are not between"),
+        ({"baselines": [{"name": "x", "class": 3}]}, "baselines are not between"),
+    ],
+)
+def test_what_is_kept_of_fine_tuning_is_checked(tmp_path, change, words):
+    path, _, _ = classifier_file(tmp_path)
+    good = {"metric": "ap:cat", "shares": SHARES, "baselines": [{"name": "x", "accuracy": 1}]}
+    rewrite(path, {"training": {"finetune": good}})
+    assert load_classifier(path)[1].training["finetune"] == good
+    rewrite(path, {"training": {"finetune": good | change}})
+    with pytest.raises(UserError, match=words):
+        load_classifier(path)
+
+
+EVIDENCE = {
+    "test.confidence": np.array([0.9, 0.8, 0.7]),
+    "test.right": np.array([True, True, False]),
+    "labels.probabilities": np.full((4, 3), 1 / 3),
+    "labels.classes": np.array([0, 1, 2, 0]),
+    "labels.weights": np.ones(4),
+}
+
+
+def with_evidence(tmp_path, evidence):
+    _, classifier, metadata = classifier_file(tmp_path)
+    path = tmp_path / "evidence.safetensors"
+    save_classifier(path, classifier, metadata, SEEN, SEEN[:1], evidence)
+    return path
+
+
+def test_what_thresholds_are_chosen_by_comes_back(tmp_path):
+    path = with_evidence(tmp_path, EVIDENCE)
+    found = read_evidence(path)
+    assert set(found) == set(EVIDENCE)
+    for name, values in EVIDENCE.items():
+        assert found[name] == pytest.approx(values.astype(float))
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(load_classifier(path)[0](images), classifier_file(tmp_path)[1](images))
+    assert read_evidence(with_evidence(tmp_path, {})) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"test.right": None},
+        {"labels.weights": None},
+        {"test.confidence": np.array([0.9, 0.8])},
+        {"test.confidence": np.array([0.9, np.nan, 0.8])},
+        {"labels.probabilities": np.ones((4, 2))},
+        {"labels.probabilities": np.ones(4)},
+        {"labels.classes": np.zeros((4, 1), int)},
+    ],
+)
+def test_damaged_evidence_is_refused(tmp_path, change):
+    kept = {n: v for n, v in (EVIDENCE | change).items() if v is not None}
+    with pytest.raises(UserError, match="evidence is damaged"):
+        read_evidence(with_evidence(tmp_path, kept))
 
 
 @pytest.mark.parametrize(

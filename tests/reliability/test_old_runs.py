@@ -78,7 +78,8 @@ def images_of(predictions, folder):
 
 def assert_close(artifact, expected):
     got, wanted = safetensors.torch.load_file(artifact), safetensors.torch.load_file(expected)
-    assert set(got) == set(wanted)
+    # What thresholds are chosen by, old versions did not keep.
+    assert {name for name in got if not name.startswith("evidence.")} == set(wanted)
     for name, tensor in wanted.items():
         # Another processor's sums end in other digits.
         torch.testing.assert_close(got[name], tensor, rtol=1e-2, atol=1e-3, msg=lambda m, n=name: n + m)

@@ -68,6 +68,10 @@ def example(
     report |= {
         "temperature": 1.0,
         "ece_uncalibrated": report["ece"],
+        "baselines": [
+            {"name": "always the largest class", "class": classes[0], "accuracy": 0.3},
+            {"name": "logistic regression", "accuracy": 0.4, "balanced_accuracy": 0.5, "macro_f1": 0.45},
+        ],
         "accepted": {"accuracy": 0.95, "fraction": None, "why": "nothing shows that"},
         "seen_in_pretraining": 0,
         "seen_in_finetuning": 0,

@@ -28,7 +28,7 @@ def made(sizes, between=0, dim=16, seed=0):
 def test_it_knows_clusters_and_doubts_what_lies_between(each):
     codes, truth = made([60, 60, 60], between=20)
     images = np.concatenate([60 * c + np.arange(each) for c in range(3)])
-    known = Known(images, truth[images], ["a", "b", "c"])
+    known = Known(images, truth[images], ["a", "b", "c"], ["chosen"] * len(images))
     numbers = np.arange(len(codes))
     probabilities, words = fit_to_codes(None, Nothing(), known, numbers, codes, numbers, 0)
     found = probabilities(codes)
@@ -43,7 +43,7 @@ def test_it_knows_clusters_and_doubts_what_lies_between(each):
 def test_the_sample_may_come_in_any_order():
     codes, truth = made([40, 40])
     images = np.array([3, 50, 7, 44])
-    known, numbers = Known(images, truth[images], ["a", "b"]), np.arange(80)
+    known, numbers = Known(images, truth[images], ["a", "b"], ["chosen"] * 4), np.arange(80)
     order = np.random.default_rng(0).permutation(80)
     one, _ = fit_to_codes(None, Nothing(), known, numbers, codes, numbers, 0)
     other, _ = fit_to_codes(None, Nothing(), known, order, codes[order], numbers, 0)
