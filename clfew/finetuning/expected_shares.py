@@ -50,19 +50,17 @@ class ExpectedShares:
 
     def as_row(self, classes: list[str]) -> dict[str, Any]:
         """Returns the part that results and artifacts keep (see `shares_from`)."""
-        rows = [
-            {"class": name, "share": float(s), "low": float(low), "high": float(high)}
-            for name, s, low, high in zip(classes, self.share, self.low, self.high, strict=True)
-        ]
-        return {"origin": self.origin, "is_in_labels": self.is_in_labels, "classes": rows}
+        ends = {name: getattr(self, name).tolist() for name in ("share", "low", "high")}
+        known = {"origin": self.origin, "is_in_labels": self.is_in_labels, "classes": classes}
+        return known | ends
 
 
 def shares_from(row: dict[str, Any] | None) -> ExpectedShares | None:
     """Returns the shares that `as_row` made a row of; None for none."""
     if row is None:
         return None
-    columns = [np.array([each[name] for each in row["classes"]]) for name in ("share", "low", "high")]
-    return ExpectedShares(columns[0], columns[1], columns[2], row["origin"], row["is_in_labels"])
+    share, low, high = (np.array(row[name], float) for name in ("share", "low", "high"))
+    return ExpectedShares(share, low, high, row["origin"], row["is_in_labels"])
 
 
 def per_cent(share: float) -> str:

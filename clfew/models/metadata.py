@@ -219,14 +219,14 @@ def _finetuning_problem(metadata: dict[str, Any]) -> str:
     if type(metric) is not str or metric not in known:
         return "its metric is none of its classes"
     if (shares := finetuning.get("shares")) is not None:
-        rows = shares.get("classes") if type(shares) is dict else None
-        if type(rows) is not list or not all(type(row) is dict for row in rows):
+        kinds = {"origin": str, "is_in_labels": bool, "classes": list}
+        kinds |= dict.fromkeys(("share", "low", "high"), list)
+        if type(shares) is not dict or any(type(shares.get(n)) is not kind for n, kind in kinds.items()):
             return "its class shares are incomplete"
-        if [row.get("class") for row in rows] != classes:
+        ends = [shares[name] for name in ("share", "low", "high")]
+        if shares["classes"] != classes or any(len(end) != len(classes) for end in ends):
             return "its class shares are not those of its classes"
-        if type(shares.get("origin")) is not str or type(shares.get("is_in_labels")) is not bool:
-            return "its class shares are incomplete"
-        if not all(_is_fraction(row.get(end)) for row in rows for end in ("share", "low", "high")):
+        if not all(_is_fraction(each) for end in ends for each in end):
             return "its class shares are not between 0 and 1"
     baselines = finetuning.get("baselines", [])
     for row in baselines if type(baselines) is list else [None]:

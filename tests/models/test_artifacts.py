@@ -244,7 +244,10 @@ def test_metadata_that_does_not_fit_the_classifier_is_refused(tmp_path, change):
 SHARES = {
     "origin": "as given",
     "is_in_labels": False,
-    "classes": [{"class": name, "share": 1 / 3, "low": 0.2, "high": 0.5} for name in CLASSES],
+    "classes": CLASSES,
+    "share": [0.3, 0.3, 0.4],
+    "low": [0, 0.1, 0.2],
+    "high": [0.5, 0.5, 1],
 }
 
 
@@ -254,15 +257,14 @@ SHARES = {
         ({"metric": "ap:fish"}, "its metric"),
         ({"metric": ["accuracy"]}, "its metric"),
         ({"shares": []}, "class shares are incomplete"),
-        ({"shares": {**SHARES, "classes": SHARES["classes"][:2]}}, "not those of its classes"),
-        ({"shares": {**SHARES, "classes": [1, 2, 3]}}, "class shares are incomplete"),
+        ({"shares": {**SHARES, "classes": CLASSES[:2]}}, "not those of its classes"),
+        ({"shares": {**SHARES, "low": [0, 0]}}, "not those of its classes"),
+        ({"shares": {**SHARES, "classes": "abc"}}, "class shares are incomplete"),
         ({"shares": {**SHARES, "origin": 1}}, "class shares are incomplete"),
         ({"shares": {**SHARES, "is_in_labels": "yes"}}, "class shares are incomplete"),
-        (
-            {"shares": {**SHARES, "classes": [{**row, "low": -1} for row in SHARES["classes"]]}},
-            "between",
-        ),
-        ({"shares": {**SHARES, "classes": [{"class": n} for n in CLASSES]}}, "between"),
+        ({"shares": {n: v for n, v in SHARES.items() if n != "high"}}, "class shares are incomplete"),
+        ({"shares": {**SHARES, "low": [-1, 0, 0]}}, "between"),
+        ({"shares": {**SHARES, "share": [0.5, None, 0.5]}}, "between"),
         ({"baselines": {"name": "x"}}, "baselines have no names"),
         ({"baselines": [{"accuracy": 0.5}]}, "baselines have no names"),
         ({"baselines": [{"name": "x", "accuracy": "0.5"}]}, "baselines are not between"),
