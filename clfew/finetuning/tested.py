@@ -91,17 +91,15 @@ def baselines(
     """Returns the scores of what a user would think of: the `name` of each, and what `scores_of` says;
     of the first also the number of its `class`.
 
-    The largest class is that of the labels, or by the expected shares. Logistic regression, plain and
-    with the classes weighted to count equally, is fitted to the features of the encoder as it came;
-    there is none where they are not known. features: of the test images.
+    The largest class is that of the test images, the best that can always be named. Logistic
+    regression, plain and with the classes weighted to count equally, is fitted to the features of the
+    encoder as it came; there is none where they are not known. features: of the test images.
     """
-    share_C = np.bincount(task.labels[labelled], minlength=task.classes)
-    if task.shares is not None:
-        share_C = task.shares.share
+    largest = int(np.bincount(labels_T).argmax())
     always = np.zeros((len(labels_T), task.classes))
-    always[:, int(share_C.argmax())] = 1
+    always[:, largest] = 1
     rows: list[dict[str, Any]] = [
-        {"name": LARGEST, "class": int(share_C.argmax()), **scores_of(always, labels_T, task.metric)}
+        {"name": LARGEST, "class": largest, **scores_of(always, labels_T, task.metric)}
     ]
     if task.features is None or features is None:
         return rows
@@ -128,8 +126,8 @@ def mean_baselines(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     means = [
         {"name": rows[0]["name"], **means_of(list(rows))} for rows in zip(*of_samples, strict=False)
     ]
-    if means and len(largest := {rows[0]["class"] for rows in of_samples}) == 1:
-        means[0]["class"] = largest.pop()
+    if means:
+        means[0]["class"] = of_samples[0][0]["class"]  # The test images are the same.
     return means
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from marks import rest_is_slow
 from torch import nn
 
 from clfew.errors import UserError
@@ -128,7 +129,7 @@ def test_shares_of_other_classes_are_refused(given, words, hint):
 
 
 @pytest.mark.parametrize("truth", [[0.95, 0.05], [0.5, 0.5], [0.7, 0.2, 0.07, 0.03]])
-@pytest.mark.parametrize("labels", [40, 100, 300])
+@pytest.mark.parametrize("labels", rest_is_slow([40, 100, 300], 2))
 def test_intervals_from_random_labels_cover(truth, labels):
     chance, truth = np.random.default_rng(0), np.array(truth)
     covered, ratios = [], []
@@ -223,7 +224,7 @@ def test_propagation_told_the_shares_is_better(sizes):
     assert right[1] > right[0] + 0.02
 
 
-@pytest.mark.parametrize("sizes", [(950, 50), (600, 300, 60, 40)])
+@pytest.mark.parametrize("sizes", rest_is_slow([((950, 50),), ((600, 300, 60, 40),)]))
 def test_estimated_intervals_cover(sizes):
     truth, covered = np.array(sizes) / sum(sizes), []
     for seed in range(24):

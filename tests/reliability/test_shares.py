@@ -7,6 +7,7 @@ import signal
 import pytest
 from commands import TINY
 from faults import save_every, signal_at
+from marks import rest_is_slow
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def said(result):
     return line.removeprefix("shares").strip()
 
 
-@pytest.mark.parametrize("mode", ["propagate", "linear", "full", "knn", "auto"])
+@pytest.mark.parametrize("mode", rest_is_slow(["propagate", "linear", "full", "knn", "auto"], 2))
 def test_given_shares_are_said_and_kept(clfew, folder, tmp_path, mode):
     run = tmp_path / mode
     done = clfew.ok(
@@ -96,6 +97,7 @@ def test_a_mistake_is_said_and_nothing_is_made(clfew, folder, shares, words, cod
     assert words in clfew.refused(*command, cwd=folder, rc=code)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_shares_that_it_began_with(clfew, folder, tmp_path):
     (tmp_path / "shares.csv").write_text("class,share\ngood,80\ndefect,20\n")
     command = ("finetune", "--labels", "3/class", "--mode", "full", "--epochs", "4", "--batch", "4")
@@ -115,6 +117,7 @@ def test_a_run_goes_on_with_the_shares_that_it_began_with(clfew, folder, tmp_pat
         assert kept(folder, tmp_path / run) == wanted
 
 
+@pytest.mark.slow
 def test_the_student_of_a_classifier_expects_its_shares(clfew, folder, tmp_path):
     clfew.ok(
         *("finetune", "--labels", "3/class", "--mode", "propagate", "--shares", "defect=11%"),
