@@ -28,7 +28,7 @@ METHODS = [
     ("split-brain",),
     ("counting",),
 ]
-MODES = ("linear", "knn", "propagate", "full", "auto")
+MODES = ("linear", "weighted", "knn", "propagate", "full", "auto")
 PRECISIONS = ("fp32", "bf16")
 NEIGHBOURS = 12
 SURE = {"knn": 3 / NEIGHBOURS}
