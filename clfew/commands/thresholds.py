@@ -76,8 +76,11 @@ def check_predicting(settings: PredictSettings) -> None:
 def thresholds_of(settings: PredictSettings, artifact: Path, metadata: ArtifactMetadata) -> Thresholds:
     """Returns what is decided by, and says what it is expected to cost. Raises UserError."""
     check_predicting(settings)
+    if settings.accept is None and not settings.min_precision and not settings.min_recall:
+        return Thresholds()
+    evidence = read_evidence(artifact)
     if settings.accept is not None:
-        row = _accepted(settings, artifact, metadata)
+        row = _accepted(settings, evidence, metadata)
         console.say(f"accept     {accepted_words(row)}")
         return Thresholds(True, None if row["fraction"] is None else row["threshold"])
     found = {}
@@ -87,14 +90,22 @@ def thresholds_of(settings: PredictSettings, artifact: Path, metadata: ArtifactM
     ):
         for name, goal in parse_goals(option, values).items():
             number = number_of(name, metadata.classes, option)
-            point = _point(artifact, number, name, option, goal)
+            if "labels.probabilities" not in evidence:
+                raise UserError(
+                    f"{artifact} has no probabilities of labels that were held out, to choose "
+                    "thresholds by.",
+                    "fine-tune with two labels or more of every class: clfew finetune --labels 4/class",
+                )
+            point = _point(evidence, number, name, option, goal)
             console.say(f"threshold  {_words(point, name)}")
             found[number] = point.threshold
     return Thresholds(of_classes=found)
 
 
-def _accepted(settings: PredictSettings, artifact: Path, metadata: ArtifactMetadata) -> dict[str, Any]:
-    evidence = read_evidence(artifact)
+def _accepted(
+    settings: PredictSettings, evidence: dict[str, np.ndarray], metadata: ArtifactMetadata
+) -> dict[str, Any]:
+    """Returns what may be accepted (see `acceptance_row`)."""
     why = ""
     if "test.right" not in evidence:
         learned_from = metadata.data["finetune"]
@@ -109,15 +120,11 @@ def _accepted(settings: PredictSettings, artifact: Path, metadata: ArtifactMetad
     return acceptance_row(why, confidence, right, accuracy)
 
 
-def _point(artifact: Path, number: int, name: str, option: str, goal: float) -> OperatingPoint:
+def _point(
+    evidence: dict[str, np.ndarray], number: int, name: str, option: str, goal: float
+) -> OperatingPoint:
     """Returns the threshold for a class. Raises UserError if there is none."""
-    evidence = read_evidence(artifact)
     shown = console.printable(name)
-    if "labels.probabilities" not in evidence:
-        raise UserError(
-            f"{artifact} has no probabilities of labels that were held out, to choose thresholds by.",
-            "fine-tune with two labels or more of every class: clfew finetune --labels 4/class",
-        )
     probability_L = evidence["labels.probabilities"][:, number].astype(float)
     is_class_L = evidence["labels.classes"] == number
     weights_L = evidence["labels.weights"].astype(float)

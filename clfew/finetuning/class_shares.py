@@ -9,7 +9,6 @@ from clfew.data.splits import evenly_spaced
 from clfew.finetuning.fit import Task, predict_cached
 from clfew.finetuning.label_samples import Fitted, SampleFitting
 from clfew.finetuning.random_sample import share_intervals
-from clfew.finetuning.tested import test_logits
 from clfew.models.classifier import Classifier
 
 MOST = 2_000
@@ -25,8 +24,9 @@ def class_shares(fitting: SampleFitting, fitted: Fitted) -> list[dict[str, Any]]
     are shares of groups.
     """
     source, test, mode = fitting.source, fitting.test, fitted.decided["mode"]
-    task = next(task for start, task in fitting.candidates if start is fitted.start)
-    of_test = _probabilities(test_logits(fitted.classifier, fitted.start, task, mode, test))
+    task = fitted.task
+    assert fitted.test_logits is not None
+    of_test = _probabilities(fitted.test_logits)
     places = np.arange(len(task.pool))
     if mode == "full":
         places = evenly_spaced(places, MOST)

@@ -4,7 +4,6 @@ value."""
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 import torch
 
 from clfew.finetuning import class_shares as module
@@ -28,26 +27,17 @@ def made(groups=None, bias=0.0, seed=0):
     order = chance.permutation(2000)
     test, pool = np.sort(order[:100]), np.sort(order[100:])
     task = SimpleNamespace(pool=pool, features=logits[pool], groups=groups)
-    start = object()
     source = SimpleNamespace(labels=labels, classes=["a", "b"])
-    fitting = SimpleNamespace(source=source, test=test, candidates=[(start, task)])
-    fitted = SimpleNamespace(start=start, classifier=Head(), decided={"mode": "linear"})
+    fitting = SimpleNamespace(source=source, test=test)
+    decided = {"mode": "linear"}
+    fitted = SimpleNamespace(task=task, classifier=Head(), decided=decided, test_logits=logits[test])
     return fitting, fitted, logits
 
 
-@pytest.fixture(autouse=True)
-def logits_of_test(monkeypatch):
-    def use(logits):
-        monkeypatch.setattr(module, "test_logits", lambda *given: logits[given[-1]])
-
-    return use
-
-
-def test_predictions_narrow_the_interval_and_their_bias_does_not_matter(logits_of_test):
+def test_predictions_narrow_the_interval_and_their_bias_does_not_matter():
     inside, widths = 0, []
     for seed in range(40):
         fitting, fitted, logits = made(bias=2.0, seed=seed)
-        logits_of_test(logits)
         a, b = class_shares(fitting, fitted)
         assert (a["class"], b["class"]) == ("a", "b") and abs(a["share"] + b["share"] - 1) < 0.02
         inside += b["low"] <= 0.2 <= b["high"]
@@ -57,13 +47,12 @@ def test_predictions_narrow_the_interval_and_their_bias_does_not_matter(logits_o
     assert inside >= 37 and np.mean(widths) < 0.145  # Wilson's is .156 wide.
 
 
-def test_a_group_counts_once(logits_of_test, monkeypatch):
+def test_a_group_counts_once(monkeypatch):
     """A burst of most images of class b is one of the groups."""
     groups, seen = np.arange(2000), {}
-    fitting, fitted, logits = made(groups)
+    fitting, fitted, _ = made(groups)
     burst = np.setdiff1d(np.flatnonzero(fitting.source.labels == 1), fitting.test)
     groups[burst] = burst[0]
-    logits_of_test(logits)
 
     def intervals(labels, classes, probabilities, pool_mean, images):
         seen.update(mean=pool_mean, images=images)
