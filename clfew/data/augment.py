@@ -189,7 +189,7 @@ def resampling_matrix(start_N: Tensor, length_N: Tensor, side: int, size: int) -
     # Pixels outside the crop do not bleed into it. The 1e-3 keeps a boundary pixel despite rounding.
     weight = weight * ((pixel > start - 1e-3) & (pixel < end + 1e-3))
     weight = weight / weight.sum(dim=2, keepdim=True)
-    matrix = weight.new_zeros(len(start_N), size, side)
+    matrix = weight.new_zeros(start_N.shape[0], size, side)
     return matrix.scatter_(2, pixel.long(), weight)
 
 

@@ -60,6 +60,9 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100_000_000
 """Decoding takes at most 20 bytes a pixel, 2 GB, which decoders take in turn (see `turns`). Pillow alone
 stops at 179 million pixels."""
+REDUCING_GAP = 3.0
+"""Blocks of pixels are averaged before an image is resized, as long as so many times the sides that are
+wanted remain."""
 _BAND_PIXELS = 2**18
 _BYTES_A_PIXEL = 8
 """Of an image with more, the decoder takes more than the 20 bytes a pixel."""
@@ -221,7 +224,7 @@ def to_square(image: Image.Image, side: int) -> tuple[np.ndarray, float]:
     """
     aspect = image.width / image.height
     if image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        image = image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=REDUCING_GAP)
     return np.asarray(image), aspect
 
 

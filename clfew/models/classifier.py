@@ -54,7 +54,7 @@ class NeighbourHead(nn.Module):
     def forward(self, features_NxD: Tensor) -> Tensor:
         similarity_NxL = F.normalize(features_NxD, dim=1) @ self.features.T
         top_NxK, index_NxK = similarity_NxL.topk(self.k, dim=1)
-        votes_NxC = torch.zeros(len(features_NxD), self.classes, device=top_NxK.device)
+        votes_NxC = torch.zeros(features_NxD.shape[0], self.classes, device=top_NxK.device)
         votes_NxC.scatter_add_(1, self.labels[index_NxK], ((top_NxK - 1) / 0.07).exp())
         # Logs of each class's fraction of the votes, so that softmax returns nearly these fractions.
         return (votes_NxC / votes_NxC.sum(1, keepdim=True) + self.floor).log()

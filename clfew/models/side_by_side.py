@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clfew.data.augment import resampling_matrix
 from clfew.errors import UserError
 from clfew.models.encoder import RGB, Encoder
 
@@ -86,7 +87,11 @@ class WithinLarger(nn.Module):
 
 def resized(images_NxCxSxS: Tensor, size: int) -> Tensor:
     """Returns the images with sides of `size` pixels: averaged over areas, as larger images are."""
-    if images_NxCxSxS.shape[-1] == size:
+    side = images_NxCxSxS.shape[-1]
+    if side == size:
         return images_NxCxSxS
-    # In float32: torch has no such resampling in bfloat16.
-    return F.interpolate(images_NxCxSxS.float(), (size, size), mode="bilinear", antialias=True)
+    start, length = images_NxCxSxS.new_zeros(1).float(), torch.full((1,), float(side))
+    matrix_RxS = resampling_matrix(start, length.to(start.device), side, size)[0]
+    # In float32: in bfloat16 the weights would be coarse.
+    with torch.autocast(images_NxCxSxS.device.type, enabled=False):
+        return matrix_RxS @ images_NxCxSxS.float() @ matrix_RxS.T

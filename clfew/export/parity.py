@@ -1,0 +1,183 @@
+"""Whether an ONNX model answers as the classifier that it was made from.
+
+Shape suffixes: N images, H and W their sides, C classes.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from clfew.data.decode import BadImage, decode, load_square, to_square
+from clfew.data.pixel_scale import PixelScale
+from clfew.data.source import Source
+from clfew.data.splits import evenly_spaced
+from clfew.models.classifier import Classifier
+from clfew.models.features import apply, batch_size
+from clfew.models.metadata import ArtifactMetadata
+
+IMAGES = 200
+BATCHES = {3: 60, 8: 80}
+"""How many images are tried at each batch size, besides all of them alone."""
+
+MOST_DIFFERENT = 1e-3
+"""The largest difference of two probabilities of the same pixels."""
+
+MARGIN = 0.01
+"""Where the two likeliest classes are farther apart than this, the same one must be first."""
+
+LEAST_FROM_FILES = 0.995
+"""The fraction of files for which the class must be the same, read as `predict` reads them: JPEG files
+may be decoded at a smaller scale there."""
+
+_SIDES = (8, 640)
+"""Images of a batch must have the same sides: these are drawn between these two."""
+
+Run = Callable[[np.ndarray], np.ndarray]
+"""From uint8 images (N, H, W, 3) to probabilities (N, C)."""
+
+File = tuple[bytes, PixelScale | None]
+"""The bytes of an image file, and the scale of its pixels (see `clfew.data.decode.decode`)."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an ONNX model compares with its classifier.
+
+    images: number of images tried. of: where they come from, in words. sizes: how many different sizes.
+    difference: the largest one of two probabilities of the same pixels. same_class: fraction of the
+    images, among those with a margin, whose class is the same. from_files: fraction of the files whose
+    class is the same.
+    """
+
+    images: int
+    of: str
+    sizes: int
+    batches: tuple[int, ...]
+    difference: float
+    same_class: float
+    from_files: float
+
+    @property
+    def problem(self) -> str:
+        """What is not as promised, "" if all is."""
+        if not self.difference <= MOST_DIFFERENT:  # Not a number, too.
+            return f"probabilities of the same pixels differ by up to {self.difference:.2g}"
+        if self.same_class < 1:
+            return f"{100 * (1 - self.same_class):.1f} % of images are put in another class"
+        if self.from_files < LEAST_FROM_FILES:
+            return f"of files as predict reads them, {100 * self.from_files:.1f} % have the same class"
+        return ""
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def files_of(source: Source, count: int = IMAGES) -> list[File]:
+    """Returns at most `count` files that can be read, spread evenly over a source."""
+    found: list[File] = []
+    for index in evenly_spaced(np.arange(len(source)), count):
+        with contextlib.suppress(BadImage):
+            content = source.content(int(index))
+            load_square(content, 8, source.scale)
+            found.append((content, source.scale))
+    return found
+
+
+def generated(count: int = IMAGES, seed: int = 0) -> list[File]:
+    """Returns files of stripes and noise, in colours and grey, of sides from 8 to 2,000 pixels: every
+    second one a JPEG file."""
+    random = np.random.default_rng(seed)
+    found: list[File] = []
+    for number in range(count):
+        width, height = np.exp(random.uniform(np.log(8), np.log(2000), 2)).astype(int).tolist()
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        waves = random.normal(0, 1 / np.array([[30.0], [8.0], [2.0]]), (3, 2))
+        stripes = sum(np.sin(a * x + b * y)[..., None] * random.uniform(-60, 60, 3) for a, b in waves)
+        noise = random.normal(0, random.uniform(0, 30), (height, width, 3))
+        pixels = (random.uniform(60, 200, 3) + stripes + noise).clip(0, 255).astype(np.uint8)
+        image, file = Image.fromarray(pixels), io.BytesIO()
+        image = image.convert("L") if number % 5 == 4 else image
+        image.save(file, "JPEG" if number % 2 else "PNG")
+        found.append((file.getvalue(), None))
+    return found
+
+
+def parity_of(
+    run: Run,
+    classifier: Classifier,
+    metadata: ArtifactMetadata,
+    files: list[File],
+    of: str,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Parity:
+    """Compares an ONNX model, run by `run`, with its classifier, in single precision on the CPU.
+
+    files: that can be read. of: where they come from, in words.
+    """
+    side = metadata.side
+    total = len(files) + sum(BATCHES.values())
+    sizes, ours, theirs, from_files = set(), [], [], []
+    for number, (content, scale) in enumerate(files):
+        progress(number, total)
+        image = decode(content, None, scale)
+        from_files.append(load_square(content, side, scale))
+        sizes.add(image.size)
+        ours.append(to_square(image, side))
+        theirs.append(run(np.asarray(image)[None])[0])
+    same_pixels = [(_probabilities(classifier, metadata, ours), np.stack(theirs))]
+    of_files = _probabilities(classifier, metadata, from_files)
+    is_same_file = (of_files.argmax(1) == same_pixels[0][1].argmax(1)).mean()
+    done = len(files)
+    for batch_NxHxWx3 in _batches(files):
+        progress(done, total)
+        done += len(batch_NxHxWx3)
+        sizes.add(batch_NxHxWx3.shape[2:0:-1])
+        squares = [to_square(Image.fromarray(each), side) for each in batch_NxHxWx3]
+        same_pixels.append((_probabilities(classifier, metadata, squares), run(batch_NxHxWx3)))
+    progress(total, total)
+    ours_NxC, theirs_NxC = (np.concatenate(each) for each in zip(*same_pixels, strict=True))
+    top_Nx2 = np.sort(ours_NxC, axis=1)[:, -2:]
+    is_clear = top_Nx2[:, 1] - top_Nx2[:, 0] > MARGIN
+    is_same = ours_NxC.argmax(1) == theirs_NxC.argmax(1)
+    return Parity(
+        images=len(files),
+        of=of,
+        sizes=len(sizes),
+        batches=(1, *BATCHES),
+        difference=float(np.abs(ours_NxC - theirs_NxC).max()),
+        same_class=float(is_same[is_clear].mean()) if is_clear.any() else 1.0,
+        from_files=float(is_same_file),
+    )
+
+
+def _batches(files: list[File]) -> Iterator[np.ndarray]:
+    """Yields batches of images, uint8 (N, H, W, 3), each resized to sides of its own."""
+    random, (low, high) = np.random.default_rng(0), np.log(_SIDES)
+    for size, count in BATCHES.items():
+        for first in range(0, count, size):
+            sides = np.exp(random.uniform(low, high, 2)).astype(int).tolist()
+            some = [files[number % len(files)] for number in range(first, first + size)]
+            images = [decode(content, None, scale) for content, scale in some]
+            yield np.stack([np.asarray(i.resize(sides, Image.Resampling.BILINEAR)) for i in images])
+
+
+def _probabilities(
+    classifier: Classifier, metadata: ArtifactMetadata, squares: list[tuple[np.ndarray, float]]
+) -> np.ndarray:
+    """Returns what clfew says of cached images: float32 (N, C)."""
+    device, parts = torch.device("cpu"), []
+    classifier.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    step = batch_size(metadata.size, device)
+    for start in range(0, len(squares), step):
+        some = squares[start : start + step]
+        pixels = np.stack([pixels for pixels, _ in some])
+        aspects = np.array([aspect for _, aspect in some], np.float32)
+        logits = apply(classifier, metadata.size, pixels, aspects, device)
+        parts.append(torch.softmax(torch.from_numpy(logits), dim=1).numpy())
+    return np.concatenate(parts)

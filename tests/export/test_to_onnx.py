@@ -1,0 +1,167 @@
+"""An exported network answers as the classifier that it was made from, whatever the classifier is."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from exported import CLASSES, KINDS, classifier_of, images, outputs, probabilities, small
+from marks import rest_is_slow
+from torch import nn
+
+from clfew.errors import UserError
+
+pytest.importorskip("onnxruntime", reason="needs the extra clfew[onnx]")
+
+SHAPES = [(8, 8), (5000, 10), (64, 48), (1600, 1200)]
+
+
+def exported(classifier, side, size):
+    from clfew.export.runtime import Session
+    from clfew.export.to_onnx import onnx_model
+
+    model = onnx_model(classifier, side, size)
+    return model, Session(model.SerializeToString())
+
+
+@functools.cache
+def exported_kind(kind):
+    """A classifier, the side of its images before the network, and what is made of it."""
+    classifier = KINDS[kind]()
+    size = classifier.encoder.size
+    return (classifier, size + 4, *exported(classifier, size + 4, size))
+
+
+def compare(classifier, side, session, shapes=SHAPES, batches=(1, 2), within=2e-5):
+    for number, pixels in enumerate(images(shapes)):
+        ours = probabilities(classifier, pixels, side)
+        assert np.ptp(ours) > 0.001  # Else any answer would be right.
+        for batch in batches:
+            found = session.probabilities(pixels[:batch])
+            np.testing.assert_allclose(found, ours[:batch], rtol=0, atol=within, err_msg=shapes[number])
+
+
+@pytest.mark.parametrize("kind", rest_is_slow(KINDS, 2))
+def test_each_kind_of_classifier(kind):
+    classifier, side, model, session = exported_kind(kind)
+    compare(classifier, side, session)
+    (taken,) = model.graph.input
+    dims = [dim.dim_param or dim.dim_value for dim in taken.type.tensor_type.shape.dim]
+    assert (taken.name, dims) == ("images", ["N", "H", "W", 3])
+    given = {each.name: each.type.tensor_type.shape.dim for each in model.graph.output}
+    assert list(given) == ["probabilities", "features"]
+    assert [given["probabilities"][0].dim_param, given["probabilities"][1].dim_value] == ["N", CLASSES]
+    assert given["features"][1].dim_value == classifier.encoder.dim
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_the_batch_is_not_fixed(batch):
+    classifier, side, _, session = exported_kind("linear")
+    pixels = np.concatenate(list(images([(30, 20)] * 4)))[:batch]
+    np.testing.assert_allclose(
+        session.probabilities(pixels), probabilities(classifier, pixels, side), rtol=0, atol=2e-5
+    )
+
+
+def test_features_are_those_of_embed():
+    classifier, side, _, session = exported_kind("knn")
+    (pixels,) = images([(33, 27)])
+    features = session.features(pixels)
+    assert features.shape == (2, classifier.encoder.dim)
+    np.testing.assert_allclose(features, outputs(classifier.encoder, pixels, side), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_inside_and_onnx_finds_the_model_valid():
+    import onnx
+
+    _, _, model, _ = exported_kind("linear")
+    onnx.checker.check_model(model, full_check=True)
+    assert not any(each.external_data for each in model.graph.initializer)
+    assert [each.domain for each in model.opset_import] == [""] and model.opset_import[0].version == 18
+
+
+# The smallest network of each of torchvision's families.
+TORCHVISION = [
+    ("resnet18", 32),
+    ("alexnet", 64),
+    ("convnext_tiny", 32),
+    ("densenet121", 32),
+    ("efficientnet_b0", 32),
+    ("googlenet", 32),
+    ("inception_v3", 96),
+    ("maxvit_t", 64),
+    ("mnasnet0_5", 32),
+    ("mobilenet_v2", 32),
+    ("mobilenet_v3_small", 32),
+    ("regnet_y_400mf", 32),
+    ("shufflenet_v2_x0_5", 32),
+    ("squeezenet1_1", 32),
+    ("swin_t", 32),
+    ("vgg11", 32),
+    ("vit_b_32", 64),
+]
+TIMM = [
+    ("resnet10t", 64),
+    ("test_vit", 160),
+    ("tf_efficientnet_lite0", 64),
+    ("mobilenetv4_conv_small", 64),
+    ("convnext_atto", 64),
+    ("vit_tiny_patch16_224", 64),
+    ("deit_tiny_patch16_224", 64),
+    ("poolformer_s12", 64),
+    ("mixer_s32_224", 64),
+    ("ghostnet_050", 64),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, size", TORCHVISION + [(f"timm:{name}", size) for name, size in TIMM])
+def test_networks_of_torchvision_and_timm(name, size):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="needs the extra clfew[timm]")
+    classifier = with_spread(classifier_of(small(size, name)), size)
+    _, session = exported(classifier, size, size)
+    compare(classifier, size, session, [(8, 8), (5000, 10), (640, 480)], within=1e-4)
+
+
+def with_spread(classifier, size):
+    """The classifier with a head that tells images apart: features of random weights differ little."""
+    with torch.no_grad():
+        views = torch.rand(8, 3, size, size) * torch.rand(8, 3, 1, 1)
+        features = classifier.encoder(views)
+        weight = classifier.head.weight
+        weight.div_((features @ weight.T).std(0).mean().clamp(min=1e-12))
+        classifier.head.bias.copy_(-(features.mean(0) @ weight.T))
+    return classifier
+
+
+class FixedBatch(nn.Module):
+    """A network whose code fixes the size of a batch."""
+
+    def forward(self, images):
+        return images.mean((2, 3)).reshape(len(images), 3) * float(images.shape[0])
+
+
+class ByValue(nn.Module):
+    """A network that does one thing or another by what it sees."""
+
+    def forward(self, images):
+        means = images.mean((2, 3))
+        return means if bool(means.sum() > 0) else -means
+
+
+@pytest.mark.parametrize("network", [FixedBatch, ByValue])
+def test_a_network_that_no_graph_describes_is_refused(network):
+    encoder = small()
+    encoder.backbone, encoder.name, encoder.dim = network(), "mine", 3
+    with pytest.raises(UserError, match="mine cannot be exported: torch has no ONNX form of it"):
+        exported(classifier_of(encoder), 16, 16)
+
+
+def test_a_network_above_two_gib_is_refused_before_it_is_loaded():
+    from clfew.export.to_onnx import LARGEST, require_small
+
+    fits = {"classifier.head.weight": (1, LARGEST // 4), "seen.pretraining": (2**40,)}
+    require_small("resnet18", fits)
+    with pytest.raises(UserError, match=r"The weights of vit_h_14 take 2\.0 GiB"):
+        require_small("vit_h_14", fits | {"classifier.head.bias": (1,)})
