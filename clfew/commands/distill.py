@@ -43,6 +43,7 @@ from clfew.finetuning.probes import folds
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import Classifier
+from clfew.report.card import write_card
 from clfew.runs.files import digest_of, write_bytes, write_json
 from clfew.runs.folders import (
     ARTIFACTS,
@@ -256,9 +257,9 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
         classifier, verdict, plans, held_out = teach(
             settings, setup, teacher, images, prepared.can_compare, run, trainings
         )
-        result = result_of(
-            setup, teacher, classifier, verdict, images.source, prepared.learned.test, settings.keep
-        )
+        test = prepared.learned.test
+        logits = predict_cached(classifier, setup.task, test) if len(test) else None
+        result = result_of(setup, teacher, logits, verdict, images.source, test, settings.keep)
         config = read_config(run.folder) | {
             "source": images.source.spec,
             "parts": [asdict(part) for part in prepared.parts],
@@ -278,20 +279,19 @@ def train_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]
         run.write_bad_images(bad_in_merged(prepared.learned.cache.bad, prepared.parts[-1].spec))
         if result["kept"]:
             write_bytes(run.folder / LABELS, labels)
-            evidence = evidence_of(prepared, classifier, held_out)
-            _save(prepared, run, classifier, verdict, plans[0], evidence)
+            evidence = evidence_of(prepared, logits, held_out)
+            _save(prepared, run, classifier, verdict, plans[0], evidence, result)
         write_json(run.folder / "result.json", result)
     return result
 
 
 def evidence_of(
-    prepared: Prepared, student: Classifier, held_out: np.ndarray | None
+    prepared: Prepared, logits: np.ndarray | None, held_out: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Returns what the student's thresholds are chosen by (see `read_evidence`). held_out: see
-    `teach`."""
+    """Returns what the student's thresholds are chosen by (see `read_evidence`). logits: of the test
+    images. held_out: see `teach`."""
     task, test = prepared.setup.task, prepared.learned.test
     origins = set(prepared.teacher.metadata.data["finetune"].get("test_origins", {}))
-    logits = predict_cached(student, task, test) if len(test) else None
     found = evidence_of_test(task, logits, test, origins)
     return found | evidence_of_labels(task, prepared.images.labelled, held_out)
 
@@ -303,8 +303,9 @@ def _save(
     verdict: Verdict,
     plan: Plan,
     evidence: dict[str, np.ndarray],
+    result: dict[str, Any],
 ) -> None:
-    """Writes the student's artifact. plan: that was carried out."""
+    """Writes the student's card and its artifact. plan: that was carried out."""
     settings, teacher, cache = prepared.settings, prepared.teacher, prepared.learned.cache
     pool = prepared.setup.task.pool
     training = {
@@ -326,6 +327,7 @@ def _save(
     )
     seen = np.union1d(teacher.seen["pretraining"], cache.digests[pool])
     path = run.folder / ARTIFACTS["finetune"]
+    write_card(run.folder, metadata, result)
     save_classifier(path, classifier, metadata, seen, teacher.seen["finetuning"], evidence)
 
 

@@ -24,11 +24,12 @@ from clfew.finetuning.label_samples import Fitted, SampleFitting, fit_label_samp
 from clfew.finetuning.labelled_data import contradiction_rows
 from clfew.finetuning.other_sources import other_sources
 from clfew.finetuning.places import find_source, group_by_of_list
-from clfew.finetuning.tested import summary_of
+from clfew.finetuning.tested import report_of_test, summary_of
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import InitWeights
 from clfew.models.metadata import MODES, ArtifactMetadata, read_metadata
+from clfew.report.card import write_card
 from clfew.runs.files import digest_of, write_csv, write_json
 from clfew.runs.folders import (
     ARTIFACTS,
@@ -61,7 +62,8 @@ def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
     The classifier of the first label sample is kept, in classifier.safetensors. The result holds
     `test_images`, the `mean`, `std` and `ci95` of the accuracy on them, and `draws` with the accuracy
     and the decisions for each label sample; `baselines`, the means of what a user would think of first
-    (see `tested.baselines`); `expected_counts`, how many images each class has (see `expected_counts`);
+    (see `tested.baselines`); `test_report`, what `metrics.classification_report` says of the classifier
+    that is kept; `expected_counts`, how many images each class has (see `expected_counts`);
     where the test images are a random sample of a list, also `class_shares`, the share of each class
     among all images (see `class_shares`). Raises UserError; raises Stopped after a signal.
     """
@@ -199,6 +201,10 @@ def fit_and_save(prepared: Prepared, run: Run, is_new: bool) -> dict[str, Any]:
             learned.test,
             result.get("class_shares"),
         )
+        if fitted.test_logits is not None:
+            labels = learned.source.labels[learned.test]
+            report = report_of_test(fitted.test_logits, labels, learned.source.classes, groups)
+            result["test_report"] = report
         _save(prepared, run, fitted, result)
     decided = fitted.decided
     console.say(f"mode       {decided['mode']} ({decided.get('reason', 'as asked for')})")
@@ -260,6 +266,7 @@ def _save(prepared: Prepared, run: Run, fitted: Fitted, result: dict[str, Any]) 
         write_csv(run.folder / "contradictions.csv", ["path", "label", "file"], rows)
     run.write_bad_images([*cache.bad, *(learned.others.bad if learned.others else [])])
     write_json(run.folder / "result.json", result)
+    write_card(run.folder, metadata, result)
     seen = start.seen
     if fitted.decided["mode"] == "propagate":
         # Propagation uses these images even if the start was not trained on them.

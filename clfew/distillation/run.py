@@ -30,6 +30,7 @@ from clfew.finetuning.label_propagation import MAX_IMAGES
 from clfew.finetuning.labelled_data import LabelledData, bounded
 from clfew.finetuning.metric import metric_of
 from clfew.finetuning.start import Start
+from clfew.finetuning.tested import report_of_test
 from clfew.methods.adapter import LAYER, views_to_teach_with
 from clfew.models.classifier import Classifier
 from clfew.models.defaults import choose_batch, choose_recipe
@@ -216,18 +217,23 @@ def plan_of_students(
 def result_of(
     setup: DistillationSetup,
     teacher: Teacher,
-    student: Classifier,
+    student_logits: np.ndarray | None,
     verdict: Verdict,
     source: Source,
     test: np.ndarray,
     keep: bool,
 ) -> dict[str, Any]:
-    """Returns the verdict in words and numbers, and the test accuracies, which do not influence it."""
+    """Returns the verdict in words and numbers, and the test accuracies, which do not influence it.
+    student_logits: of the test images (T, C), None where there are none."""
     accuracies: dict[str, float | None] = {"teacher": None, "student": None}
-    if len(test):
-        for name, model in (("teacher", teacher.classifier), ("student", student)):
-            correct = predict_cached(model, setup.task, test).argmax(1) == source.labels[test]
-            accuracies[name] = float(correct.mean())
+    tested: dict[str, Any] = {}
+    if student_logits is not None:
+        labels = source.labels[test]
+        teacher_logits = predict_cached(teacher.classifier, setup.task, test)
+        for name, logits in (("teacher", teacher_logits), ("student", student_logits)):
+            accuracies[name] = float((logits.argmax(1) == labels).mean())
+        groups = None if setup.task.groups is None else setup.task.groups[test]
+        tested["test_report"] = report_of_test(student_logits, labels, source.classes, groups)
     if not verdict.held_out:
         reason = "no label could be held out to compare the student with its teacher"
     else:
@@ -244,6 +250,7 @@ def result_of(
         "reason": reason,
         "verdict": asdict(verdict),
         **accuracies,
+        **tested,
         "test_images": len(test),
         "read_as": source.summary(),
     }

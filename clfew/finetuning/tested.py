@@ -9,12 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from clfew.data.source import Source
 from clfew.finetuning.fit import Task, fit_probe, predict_cached
 from clfew.finetuning.metric import BY_ACCURACY, Metric, average_precision, macro_f1
-from clfew.finetuning.metrics import accuracy_interval, deviation, packed, unpacked
+from clfew.finetuning.metrics import (
+    accuracy_interval,
+    classification_report,
+    deviation,
+    packed,
+    unpacked,
+)
 from clfew.finetuning.start import Start
 from clfew.models.classifier import Classifier
 from clfew.models.features import features_of
@@ -44,6 +51,15 @@ def tested(
     rows[0]["class"] = source.classes[rows[0]["class"]]
     scores = scores_of(logits, labels_T, task.metric)
     return scores | {"correct": packed(logits.argmax(1) == labels_T), "baselines": rows}, logits
+
+
+def report_of_test(
+    logits_TxC: np.ndarray, labels_T: np.ndarray, classes: list[str], groups_T: np.ndarray | None
+) -> dict[str, Any]:
+    """Returns what `metrics.classification_report` says of the classifier that is kept, without the
+    matrix of all pairs of classes. logits: calibrated."""
+    report = classification_report(softmax(logits_TxC, axis=1), labels_T, classes, groups_T)
+    return {name: value for name, value in report.items() if name not in ("confusion", "classes")}
 
 
 def test_logits(
