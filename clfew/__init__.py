@@ -1,8 +1,8 @@
 """clfew: image classifiers from a folder of images and a few labels.
 
 The commands as functions: `pretrain`, `finetune`, `distill`, `evaluate`, `predict`, `embed`, `compare`,
-`check`, `select` and `label`, each with the options of its command as keywords. They are imported when
-they are first used, so that `import clfew` does not import torch.
+`check`, `select`, `label` and `export`, each with the options of its command as keywords. They are
+imported when they are first used, so that `import clfew` does not import torch.
 """
 
 from importlib import import_module
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clfew.commands.distill import distill
     from clfew.commands.embed import embed
     from clfew.commands.evaluate import evaluate
+    from clfew.commands.export import export
     from clfew.commands.finetune import finetune
     from clfew.commands.label import label
     from clfew.commands.predict import predict
@@ -31,6 +32,7 @@ __all__ = [
     "distill",
     "embed",
     "evaluate",
+    "export",
     "finetune",
     "label",
     "predict",

@@ -22,6 +22,7 @@ from clfew.output import (
     print_check,
     print_comparison,
     print_distillation,
+    print_export,
     print_finetuning,
     print_json,
     print_predictions,
@@ -38,11 +39,13 @@ from clfew.settings import (
     DistillSettings,
     EmbedSettings,
     EvaluateSettings,
+    ExportSettings,
     FinetuneSettings,
     LabelSettings,
     PredictSettings,
     PretrainSettings,
     SelectSettings,
+    check_onnx_out,
     labels_of,
     source_of,
 )
@@ -277,6 +280,30 @@ def label(
         print_json({"run": str(folder), **result})
     else:
         print_finetuning(result["finetune"])
+
+
+@command(epilog="Example:  clfew export --out classifier.onnx")
+@takes(ExportSettings)
+def export(
+    context: typer.Context, settings: ExportSettings, output: opt.Output = opt.Format.table
+) -> None:
+    """Write the newest classifier as one ONNX file that answers the same, without clfew.
+
+    It is tried on 200 images first: if one of its answers differs, there is no file.
+    """
+    # Before torch is imported.
+    find_artifact(settings.origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
+    check_onnx_out(settings)
+    from clfew.commands.thresholds import check_predicting
+
+    check_predicting(settings)
+    from clfew.commands.export import run
+
+    result = run(settings)
+    if output is opt.Format.json:
+        print_json(result)
+    else:
+        print_export(result)
 
 
 @command(epilog="Example:  clfew compare ./photos --minutes 5")

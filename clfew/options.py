@@ -384,6 +384,25 @@ MinRecall = Annotated[
     ),
 ]
 
+# For an export.
+Proven = Annotated[
+    str | None,
+    typer.Argument(
+        help="Images to try the file on: folder, CSV or hf:NAME (default: those of fine-tuning)."
+    ),
+]
+OnnxOut = Annotated[
+    Path | None,
+    _option("File to write (default: classifier.onnx in the run).", "--out", metavar="FILE.onnx"),
+]
+Int8 = Annotated[
+    bool,
+    _option(
+        "Write a file with numbers of 8 bits, too, if it is faster on this machine and as right.",
+        "--int8",
+    ),
+]
+
 # For comparison.
 Methods = Annotated[str, _option("Pretraining methods, separated by commas, or all.")]
 Budgets = Annotated[

@@ -202,6 +202,18 @@ def print_distillation(result: dict[str, Any]) -> None:
     console.write_out(f"{kept}: {result['reason']}\n")
 
 
+def print_export(result: dict[str, Any]) -> None:
+    """Prints how the exported file compares with its classifier, and the files that were written."""
+    console.write_out(f"{result['words']}\n")
+    if (small := result["int8"]) is not None:
+        kept = "8 bits: kept" if small["file"] else "8 bits: no file"
+        console.write_out(f"{kept}: {small['why']}\n")
+    rows = [(result["file"], f"{result['bytes'] / 2**20:,.1f} MiB")]
+    if small is not None and small["file"]:
+        rows.append((small["file"], f"{small['bytes'] / 2**20:,.1f} MiB"))
+    console.print_table(("file", "size"), rows)
+
+
 def print_report(report: dict[str, Any]) -> None:
     """Prints the report of `clfew eval` as tables and sentences."""
     (low, high), largest = report["ci95"], report["largest_class"]

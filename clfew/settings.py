@@ -261,6 +261,24 @@ class EmbedSettings(_OfLists):
 
 
 @dataclass(frozen=True)
+class ExportSettings(_OfLists):
+    """The settings of `export`. accept, min_precision, min_recall: what is decided by where the file is
+    run, as in `predict`."""
+
+    source: opt.Proven = None
+    _: KW_ONLY
+    path_column: opt.PathColumn = None
+    label_column: opt.LabelColumn = None
+    origin: opt.From = None
+    int8: opt.Int8 = False
+    accept: opt.Accept = None
+    min_precision: opt.MinPrecision = None
+    min_recall: opt.MinRecall = None
+    threads: opt.Threads = None
+    out: opt.OnnxOut = None
+
+
+@dataclass(frozen=True)
 class CompareSettings(_OfLists):
     """The settings of `compare`. epochs, minutes: the budget of each method, one of them or neither."""
 
@@ -327,6 +345,15 @@ def labels_of(settings: FinetuneSettings) -> str:
     if settings.labels is None:
         raise UsageError("The option --labels was not given.", "for example: clfew finetune --labels 1%")
     return settings.labels
+
+
+def check_onnx_out(settings: ExportSettings) -> None:
+    """Raises UsageError if the file to write is not named like an ONNX file."""
+    out = settings.out
+    if out is not None and (out.suffix.lower() != ".onnx" or out.is_dir()):
+        raise UsageError(
+            f"--out {out} does not name an ONNX file.", "for example: --out classifier.onnx"
+        )
 
 
 def arguments_of(settings: Any) -> dict[str, Any]:

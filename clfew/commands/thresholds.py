@@ -15,7 +15,9 @@ from clfew.finetuning.operating_point import OperatingPoint, operating_point
 from clfew.models.artifacts import read_evidence
 from clfew.models.metadata import ArtifactMetadata
 from clfew.report.text import accepted_words, percent
-from clfew.settings import PredictSettings
+from clfew.settings import ExportSettings, PredictSettings
+
+Deciding = PredictSettings | ExportSettings
 
 ACCEPT, REVIEW = "accept", "review"
 
@@ -54,7 +56,7 @@ class Thresholds:
         return np.concatenate([[first], order[order != first]])
 
 
-def check_predicting(settings: PredictSettings) -> None:
+def check_predicting(settings: Deciding) -> None:
     """Raises UsageError for what options of thresholds cannot mean."""
     goals = parse_goals("--min-precision", settings.min_precision)
     both = set(goals) & set(parse_goals("--min-recall", settings.min_recall))
@@ -73,14 +75,15 @@ def check_predicting(settings: PredictSettings) -> None:
         )
 
 
-def thresholds_of(settings: PredictSettings, artifact: Path, metadata: ArtifactMetadata) -> Thresholds:
+def thresholds_of(settings: Deciding, artifact: Path, metadata: ArtifactMetadata) -> Thresholds:
     """Returns what is decided by, and says what it is expected to cost. Raises UserError."""
     check_predicting(settings)
     if settings.accept is None and not settings.min_precision and not settings.min_recall:
         return Thresholds()
     evidence = read_evidence(artifact)
     if settings.accept is not None:
-        row = _accepted(settings, evidence, metadata)
+        accuracy = fraction_of(str(settings.accept), "--accept", "0.95")
+        row = accepted_row(evidence, metadata, accuracy)
         console.say(f"accept     {accepted_words(row)}")
         return Thresholds(True, None if row["fraction"] is None else row["threshold"])
     found = {}
@@ -102,10 +105,10 @@ def thresholds_of(settings: PredictSettings, artifact: Path, metadata: ArtifactM
     return Thresholds(of_classes=found)
 
 
-def _accepted(
-    settings: PredictSettings, evidence: dict[str, np.ndarray], metadata: ArtifactMetadata
+def accepted_row(
+    evidence: dict[str, np.ndarray], metadata: ArtifactMetadata, accuracy: float
 ) -> dict[str, Any]:
-    """Returns what may be accepted (see `acceptance_row`)."""
+    """Returns what may be accepted (see `acceptance_row`). evidence: see `read_evidence`."""
     why = ""
     if "test.right" not in evidence:
         learned_from = metadata.data["finetune"]
@@ -116,7 +119,6 @@ def _accepted(
             why = "the classifier is of a version of clfew that kept no test for it; fine-tune again"
     confidence = evidence.get("test.confidence", np.zeros(0))
     right = evidence.get("test.right", np.zeros(0))
-    accuracy = fraction_of(str(settings.accept), "--accept", "0.95")
     return acceptance_row(why, confidence, right, accuracy)
 
 
