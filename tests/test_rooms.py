@@ -57,7 +57,7 @@ ROOMS = {
         "selection",
         "settings",
     },
-    "export": {"data", "errors", "models"},
+    "exporting": {"data", "errors", "models"},
     "report": {
         "console",
         "data",
@@ -73,7 +73,7 @@ ROOMS = {
         "data",
         "distillation",
         "errors",
-        "export",
+        "exporting",
         "finetuning",
         "labelling",
         "methods",

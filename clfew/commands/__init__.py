@@ -5,7 +5,8 @@ one run of `pretrain.py` and of `compare.py`, `comparison.py` is what `compare.p
 `finetuning.py`, `selecting.py` and `labelling.py` open what `finetune.py`, `select.py` and `label.py`
 work on; `exporting.py` tries a smaller file for `export.py`; `demo_data/` holds the images of the demo.
 
-It imports `console`, `data`, `distillation`, `errors`, `export`, `finetuning`, `labelling`, `methods`,
-`models`, `quality`, `report`, `runs`, `selection`, `settings`, `signatures`, `training` and `version`.
+It imports `console`, `data`, `distillation`, `errors`, `exporting`, `finetuning`, `labelling`,
+`methods`, `models`, `quality`, `report`, `runs`, `selection`, `settings`, `signatures`, `training` and
+`version`.
 Open first: `pretraining.py`.
 """

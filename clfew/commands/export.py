@@ -13,9 +13,9 @@ from clfew.commands.thresholds import Thresholds, accepted_row, thresholds_of
 from clfew.data.decode import EXTENSIONS
 from clfew.data.sources import open_source
 from clfew.errors import UserError
-from clfew.export.parity import IMAGES, File, Parity, files_of, generated, parity_of
-from clfew.export.runtime import Session
-from clfew.export.to_onnx import onnx_model, require_onnx, require_small
+from clfew.exporting.parity import IMAGES, File, Parity, files_of, generated, parity_of
+from clfew.exporting.runtime import Session
+from clfew.exporting.to_onnx import onnx_model, require_onnx, require_small
 from clfew.models.artifacts import load_classifier, read_evidence
 from clfew.models.classifier import Classifier
 from clfew.models.kept_scale import kept_scale
@@ -53,7 +53,7 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     features. Beside it lies predict_onnx.py, which runs it without clfew.
 
     Returns what is kept in the run as export.json: `file`, `bytes`, `parity` (see
-    `clfew.export.parity.Parity`), `int8` (what became of --int8, None where it was not asked for) and
+    `clfew.exporting.parity.Parity`), `int8` (what became of --int8, None where it was not asked for) and
     `program` (predict_onnx.py, None where it cannot read the images). Raises UserError, also where the
     file does not answer as the classifier; then there is no file.
     """
@@ -121,7 +121,7 @@ def _files(settings: ExportSettings, metadata: ArtifactMetadata) -> tuple[list[F
     found: list[File] = []
     try:
         source = replace(open_source(named), scale=kept_scale(metadata))
-        found = files_of(source)
+        found = files_of(source, IMAGES)
     except UserError as error:
         if settings.source:
             raise
@@ -243,7 +243,7 @@ def _save_program(prepared: Prepared) -> str | None:
         )
         return None
     path = prepared.out.with_name(PROGRAM)
-    content = files("clfew.export").joinpath(PROGRAM).read_bytes()
+    content = files("clfew.exporting").joinpath(PROGRAM).read_bytes()
     first_line = content.split(b"\n")[0]
     if path.exists() and path.read_bytes().split(b"\n")[0] != first_line:
         console.say(f"note       {from_here(path)} is not clfew's: it stays as it is")

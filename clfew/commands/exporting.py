@@ -13,8 +13,8 @@ from clfew.commands.evaluate import Prepared, prepare
 from clfew.data.decode import BadImage, decode
 from clfew.data.splits import evenly_spaced
 from clfew.errors import UserError
-from clfew.export.int8 import quantized
-from clfew.export.runtime import Session
+from clfew.exporting.int8 import quantized
+from clfew.exporting.runtime import Session
 from clfew.finetuning.metrics import accuracy_interval
 from clfew.settings import EvaluateSettings, ExportSettings
 

@@ -27,10 +27,10 @@ from common import Results
 from clfew import finetune
 from clfew.data.decode import decode, to_square
 from clfew.data.sources import open_source
-from clfew.export.int8 import quantized
-from clfew.export.parity import MARGIN, files_of, parity_of
-from clfew.export.runtime import Session
-from clfew.export.to_onnx import onnx_model
+from clfew.exporting.int8 import quantized
+from clfew.exporting.parity import IMAGES, MARGIN, files_of, parity_of
+from clfew.exporting.runtime import Session
+from clfew.exporting.to_onnx import onnx_model
 from clfew.models.artifacts import load_classifier
 from clfew.models.features import apply
 
@@ -73,7 +73,7 @@ def measured(source: str, work: Path, encoder: str, size: int) -> dict[str, Any]
             source, labels="5/class", mode="linear", encoder=encoder, size=size, out=folder, **names
         )
     classifier, metadata, _ = load_classifier(folder / "classifier.safetensors")
-    files = files_of(open_source(source))
+    files = files_of(open_source(source), IMAGES)
     started = time.perf_counter()
     model = onnx_model(classifier, metadata.side, metadata.size)
     seconds = time.perf_counter() - started

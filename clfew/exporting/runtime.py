@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clfew.export.to_onnx import INPUT, OUTPUTS
+from clfew.exporting.to_onnx import INPUT, OUTPUTS
 
 
 class Session:

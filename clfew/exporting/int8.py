@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clfew.export.to_onnx import INPUT, NETWORK, quiet
+from clfew.exporting.to_onnx import INPUT, NETWORK, quiet
 
 QUANTIZED = ("Conv", "Gemm", "MatMul")
 """The operators whose inputs are quantized; the head, whose logits decide, is not."""
@@ -52,4 +52,8 @@ def quantized(model: Any, images: list[np.ndarray]) -> Any:
             reduce_range=True,
             nodes_to_quantize=of_network[:-1],
         )
-        return onnx.load(str(after))
+        result = onnx.load(str(after))
+    # Without what the quantization adds, which is no JSON.
+    del result.metadata_props[:]
+    result.metadata_props.extend(model.metadata_props)
+    return result

@@ -78,7 +78,7 @@ class Parity:
         return asdict(self)
 
 
-def files_of(source: Source, count: int = IMAGES) -> list[File]:
+def files_of(source: Source, count: int) -> list[File]:
     """Returns at most `count` files that can be read, spread evenly over a source."""
     found: list[File] = []
     for index in evenly_spaced(np.arange(len(source)), count):
@@ -89,13 +89,13 @@ def files_of(source: Source, count: int = IMAGES) -> list[File]:
     return found
 
 
-def generated(count: int = IMAGES, seed: int = 0) -> list[File]:
-    """Returns files of stripes and noise, in colours and grey, of sides from 8 to 2,000 pixels: every
+def generated(count: int, seed: int = 0) -> list[File]:
+    """Returns files of stripes and noise, in colours and grey, of sides from 8 to 1,000 pixels: every
     second one a JPEG file."""
     random = np.random.default_rng(seed)
     found: list[File] = []
     for number in range(count):
-        width, height = np.exp(random.uniform(np.log(8), np.log(2000), 2)).astype(int).tolist()
+        width, height = np.exp(random.uniform(np.log(8), np.log(1000), 2)).astype(int).tolist()
         y, x = np.mgrid[:height, :width].astype(np.float32)
         waves = random.normal(0, 1 / np.array([[30.0], [8.0], [2.0]]), (3, 2))
         stripes = sum(np.sin(a * x + b * y)[..., None] * random.uniform(-60, 60, 3) for a, b in waves)

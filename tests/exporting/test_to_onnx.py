@@ -17,8 +17,8 @@ SHAPES = [(8, 8), (5000, 10), (64, 48), (1600, 1200)]
 
 
 def exported(classifier, side, size):
-    from clfew.export.runtime import Session
-    from clfew.export.to_onnx import onnx_model
+    from clfew.exporting.runtime import Session
+    from clfew.exporting.to_onnx import onnx_model
 
     model = onnx_model(classifier, side, size)
     return model, Session(model.SerializeToString())
@@ -159,7 +159,7 @@ def test_a_network_that_no_graph_describes_is_refused(network):
 
 
 def test_a_network_above_two_gib_is_refused_before_it_is_loaded():
-    from clfew.export.to_onnx import LARGEST, require_small
+    from clfew.exporting.to_onnx import LARGEST, require_small
 
     fits = {"classifier.head.weight": (1, LARGEST // 4), "seen.pretraining": (2**40,)}
     require_small("resnet18", fits)

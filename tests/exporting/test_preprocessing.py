@@ -43,7 +43,7 @@ def session(side, size):
     import onnx.inliner
     import onnxruntime
 
-    from clfew.export.preprocessing import preprocessing
+    from clfew.exporting.preprocessing import preprocessing
 
     model = onnx.inliner.inline_local_functions(preprocessing(side, size))
     options = onnxruntime.SessionOptions()

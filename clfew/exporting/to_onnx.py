@@ -80,7 +80,7 @@ def onnx_model(classifier: Classifier, side: int, size: int) -> Any:
     import onnx.compose
     import onnx.inliner
 
-    from clfew.export.preprocessing import preprocessing
+    from clfew.exporting.preprocessing import preprocessing
 
     network = _network_model(_Network(classifier), size, classifier.encoder.name)
     # The names in the network's part tell its operators from those before it.
