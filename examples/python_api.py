@@ -24,6 +24,7 @@ from clfew import (
     distill,
     embed,
     evaluate,
+    export,
     finetune,
     label,
     predict,
@@ -166,6 +167,19 @@ def compare_methods(folder: str, minutes: float) -> None:
     print(f"compare    {comparison}/compare.html")
 
 
+def export_classifier(classifier: Path) -> None:
+    """Writes the classifier as one ONNX file, which answers the same without clfew. It needs the extra
+    clfew[onnx]."""
+    result = export(
+        None,  # str | None: images to try the file on, None for those of fine-tuning
+        origin=str(classifier),  # str | None: a run or artifact, None for the newest classifier
+        int8=False,  # bool: True tries a smaller file, too
+        accept=None,  # str | None: as in predict, what predict_onnx.py decides by
+        out=None,  # Path | None: the file, None for classifier.onnx in the run
+    )
+    print(f"export     {result['file']}, {result['bytes']:,} bytes")
+
+
 def main(folder: str, image: str, minutes: float = 1.0, with_page: bool = False) -> None:
     look_at_images(folder)
     encoder = pretrain_encoder(folder, minutes)
@@ -178,6 +192,7 @@ def main(folder: str, image: str, minutes: float = 1.0, with_page: bool = False)
     save_features(folder, encoder)
     distill_classifier(classifier, minutes)
     compare_methods(folder, minutes)
+    export_classifier(classifier)
 
 
 if __name__ == "__main__":

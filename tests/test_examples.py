@@ -74,6 +74,7 @@ def test_python_api(folder, capsys):
         "embed",
         "distill",
         "compare",
+        "export",
     ]
     assert Path(found["check"][-1].split()[-1]).is_file() and found["check"][-1].startswith("120 images")
     assert 0.3 < float(found["finetune"][0].split()[1]) <= 1
@@ -86,6 +87,7 @@ def test_python_api(folder, capsys):
     methods = {row.split(",")[0] for row in found["compare"][:-1]}
     assert methods == {"raw-pixels", "random", "scratch", "denoising"}
     assert Path(found["compare"][-1]).is_file()
+    assert Path(found["export"][0].split(",")[0]).is_file()
 
 
 def imports_from_clfew(name: str) -> set[str]:
