@@ -1,14 +1,13 @@
 """`clfew export`: writes a classifier as one ONNX file, once it is proven to answer the same."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from clfew import console
-from clfew.commands.exporting import Smaller, smaller
+from clfew.commands.exporting import smaller
 from clfew.commands.thresholds import Thresholds, accepted_row, thresholds_of
 from clfew.data.decode import EXTENSIONS
 from clfew.data.sources import open_source
@@ -20,7 +19,7 @@ from clfew.models.artifacts import load_classifier, read_evidence
 from clfew.models.classifier import Classifier
 from clfew.models.kept_scale import kept_scale
 from clfew.models.metadata import ArtifactMetadata, read_metadata
-from clfew.report.card import write_card
+from clfew.report.card import CARD, write_card
 from clfew.runs.files import digest_of, make_folder, write_bytes, write_json
 from clfew.runs.folders import find_artifact, from_here, read_config, with_name
 from clfew.settings import ExportSettings, check_onnx_out
@@ -59,11 +58,9 @@ def run(settings: ExportSettings) -> dict[str, Any]:
     """
     prepared = prepare(resolve(settings))
     model, result = proven(prepared)
-    result["int8"] = None
-    if settings.int8:
-        found = smaller(prepared.settings, prepared.artifact, model)
-        result["int8"] = _save_smaller(prepared, found)
     save(prepared, model, result)
+    result["int8"] = save_smaller(prepared, model) if settings.int8 else None
+    keep(prepared, result)
     return result
 
 
@@ -200,38 +197,47 @@ def _describe(model: Any, prepared: Prepared, parity: Parity) -> None:
         model.metadata_props.add(key=key, value=json.dumps(value))
 
 
-def _save_smaller(prepared: Prepared, found: Smaller) -> dict[str, Any]:
-    """Writes the model with numbers of 8 bits if it is to be kept; returns what is kept of it."""
-    row = {name: value for name, value in asdict(found).items() if name != "model"}
-    row["file"] = None
+def save(prepared: Prepared, model: Any, result: dict[str, Any]) -> None:
+    """Writes the file and the program that runs it, and adds to the result what they are."""
+    content = model.SerializeToString()
+    make_folder(prepared.out.parent)
+    write_bytes(prepared.out, content)
+    result |= {"file": str(prepared.out), "bytes": len(content), "artifact": str(prepared.artifact)}
+    result["program"] = _save_program(prepared)
+
+
+def save_smaller(prepared: Prepared, model: Any) -> dict[str, Any]:
+    """Writes the model with numbers of 8 bits if it is worth having; returns what is kept of it."""
+    found = smaller(prepared.settings, prepared.artifact, model)
+    path = prepared.out.with_suffix(INT8_FILE)
+    row = {name: value for name, value in asdict(found).items() if name != "model"} | {"file": None}
     if found.is_kept:
-        path = prepared.out.with_suffix(INT8_FILE)
-        make_folder(path.parent)
         write_bytes(path, found.model)
-        row |= {"file": str(path), "bytes": path.stat().st_size}
+        return row | {"file": str(path), "bytes": len(found.model)}
+    path.unlink(missing_ok=True)  # An earlier export of this classifier, which is not worth having now.
     return row
 
 
-def save(prepared: Prepared, model: Any, result: dict[str, Any]) -> None:
-    """Writes the file, the program that runs it, and in the run what is kept and the model card."""
-    out, artifact = prepared.out, prepared.artifact
-    make_folder(out.parent)
-    content = model.SerializeToString()
-    write_bytes(out, content)
-    result |= {"file": str(out), "bytes": len(content), "artifact": str(artifact)}
-    result["program"] = _save_program(prepared)
-    folder = with_name(artifact.parent)
-    if not read_config(folder) or not os.access(folder, os.W_OK):
-        return  # A file on its own: the figures are in the ONNX file, too.
-    write_json(folder / KEPT, result)
+def keep(prepared: Prepared, result: dict[str, Any]) -> None:
+    """Writes export.json and the model card into the run; of an artifact that lies in none, the figures
+    are in the ONNX file."""
+    folder, out = with_name(prepared.artifact.parent), prepared.out
+    if not read_config(folder):
+        return
     try:
         before = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         before = {}
     is_beside = out.resolve().parent == folder.resolve()
     exported = {"file": out.name, "words": result["words"]} if is_beside else None
-    if not write_card(folder, prepared.metadata, before, exported):
-        console.say(f"note       {from_here(folder / 'README.md')} is not clfew's: it stays as it is")
+    try:
+        write_json(folder / KEPT, result)
+        is_written = write_card(folder, prepared.metadata, before, exported)
+    except UserError as error:  # The file is there, and holds the figures.
+        console.say(f"note       {error.message}")
+        return
+    if not is_written:
+        console.say(f"note       {from_here(folder / CARD)} is not as clfew wrote it: it stays as it is")
 
 
 def _save_program(prepared: Prepared) -> str | None:

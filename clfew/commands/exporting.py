@@ -64,10 +64,10 @@ def smaller(settings: ExportSettings, artifact: Path, model: Any) -> Smaller:
     images = [image for _, image in _images(held_out, evenly_spaced(pool, CALIBRATION))]
     try:
         small = quantized(model, images).SerializeToString()
+        sessions = [Session(model.SerializeToString()), Session(small)]
     except Exception as error:  # ONNX Runtime's quantization fails in many ways.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return Smaller(False, f"ONNX Runtime cannot quantize it ({reason})")
-    sessions = [Session(model.SerializeToString()), Session(small)]
     test = evenly_spaced(data.test, MOST_TESTED)
     correct = np.zeros((2, len(test)), bool)
     with console.progress_bar("testing") as update:

@@ -24,12 +24,36 @@ def classifier_of(encoder, head=None, neck=0):
     head = nn.Linear(width, CLASSES) if head is None else head(width)
     classifier = Classifier(encoder, build_neck(encoder.dim, neck), head)
     classifier.temperature = 0.6
-    for module in classifier.modules():
-        # Statistics of an untrained network are 0 and 1, which would hide a layer left out.
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+    with_statistics(classifier)
     return classifier.eval()
+
+
+def with_statistics(classifier):
+    """Gives BatchNorm the statistics of some images. Those of an untrained network, 0 and 1, would hide
+    a layer left out, and let the features of a deep one vanish."""
+    size = classifier.encoder.size
+    views = torch.rand(16, 3, size, size) * torch.rand(16, 3, 1, 1)
+    for module in classifier.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # One pass sets them.
+    classifier.train()
+    with torch.no_grad():
+        classifier.neck(classifier.encoder(views))
+
+
+def shallow(network):
+    """Takes out repeated blocks, which are the same code once more: a block with a sibling before it of
+    the same kind, the same shapes and the same shift of windows."""
+    for parent in list(network.modules()):
+        if not isinstance(parent, nn.Sequential):
+            continue
+        before = set()
+        for number, child in enumerate(parent):
+            shapes = tuple((name, tuple(value.shape)) for name, value in child.named_parameters())
+            shifts = tuple(str(getattr(each, "shift_size", "")) for each in child.modules())
+            if shapes and (type(child), shapes, shifts) in before:
+                parent[number] = nn.Identity()
+            before.add((type(child), shapes, shifts))
 
 
 def neighbours(width):
