@@ -45,7 +45,7 @@ from clfew.settings import (
     PredictSettings,
     PretrainSettings,
     SelectSettings,
-    check_onnx_out,
+    check_exporting,
     labels_of,
     source_of,
 )
@@ -289,11 +289,11 @@ def export(
 ) -> None:
     """Write the newest classifier as one ONNX file that answers the same, without clfew.
 
-    It is tried on 200 images first: if one of its answers differs, there is no file.
+    It is tried on 200 images first: if it does not answer as clfew does, there is no file.
     """
     # Before torch is imported.
     find_artifact(settings.origin, "finetune", "make a classifier first: clfew finetune --labels 1%")
-    check_onnx_out(settings)
+    check_exporting(settings)
     from clfew.commands.thresholds import check_predicting
 
     check_predicting(settings)

@@ -204,10 +204,10 @@ def print_distillation(result: dict[str, Any]) -> None:
 
 def print_export(result: dict[str, Any]) -> None:
     """Prints how the exported file compares with its classifier, and the files that were written."""
-    console.write_out(f"{result['words']}\n")
+    console.write_out(f"{console.printable(result['words'])}\n")
     if (small := result["int8"]) is not None:
         kept = "8 bits: kept" if small["file"] else "8 bits: no file"
-        console.write_out(f"{kept}: {small['why']}\n")
+        console.write_out(f"{kept}: {console.printable(small['why'])}\n")
     rows = [(result["file"], f"{result['bytes'] / 2**20:,.1f} MiB")]
     if small is not None and small["file"]:
         rows.append((small["file"], f"{small['bytes'] / 2**20:,.1f} MiB"))

@@ -347,12 +347,16 @@ def labels_of(settings: FinetuneSettings) -> str:
     return settings.labels
 
 
-def check_onnx_out(settings: ExportSettings) -> None:
+def check_exporting(settings: ExportSettings) -> None:
     """Raises UsageError if the file to write is not named like an ONNX file."""
-    out = settings.out
-    if out is not None and (out.suffix.lower() != ".onnx" or out.is_dir()):
+    if settings.out is not None and settings.out.suffix.lower() != ".onnx":
         raise UsageError(
-            f"--out {out} does not name an ONNX file.", "for example: --out classifier.onnx"
+            f"--out {settings.out} does not name an ONNX file.", "for example: --out classifier.onnx"
+        )
+    if settings.int8 and (settings.accept or settings.min_precision or settings.min_recall):
+        raise UsageError(
+            "Thresholds come from the classifier's own probabilities, which 8 bits change.",
+            "leave out --int8, or --accept, --min-precision and --min-recall.",
         )
 
 

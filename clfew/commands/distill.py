@@ -311,6 +311,7 @@ def _save(
     training = {
         "command": read_config(run.folder).get("command_line", ""),
         "teacher": str(Path(settings.origin or "").resolve()),
+        "init": prepared.student.init,
         "plan": asdict(plan),
         "epochs": plan.last_step() / plan.steps_per_epoch(read_config(run.folder)["viewed"]),
         "temperature": settings.temperature,

@@ -9,10 +9,21 @@ from typing import Any
 from clfew import console
 from clfew.commands.exporting import smaller
 from clfew.commands.thresholds import Thresholds, accepted_row, thresholds_of
-from clfew.data.decode import EXTENSIONS
-from clfew.data.sources import open_source
+from clfew.data.decode import ENDINGS, EXTENSIONS
+from clfew.data.source import Source
+from clfew.data.sources import name_of, open_source
 from clfew.errors import UserError
-from clfew.exporting.parity import IMAGES, File, Parity, files_of, generated, parity_of
+from clfew.exporting.parity import (
+    IMAGES,
+    MOST_DIFFERENT,
+    MOST_FILES,
+    Parity,
+    Run,
+    files_of,
+    generated,
+    parity_of,
+    with_more_files,
+)
 from clfew.exporting.runtime import Session
 from clfew.exporting.to_onnx import onnx_model, require_onnx, require_small
 from clfew.models.artifacts import load_classifier, read_evidence
@@ -20,9 +31,9 @@ from clfew.models.classifier import Classifier
 from clfew.models.kept_scale import kept_scale
 from clfew.models.metadata import ArtifactMetadata, read_metadata
 from clfew.report.card import CARD, write_card
-from clfew.runs.files import digest_of, make_folder, write_bytes, write_json
-from clfew.runs.folders import find_artifact, from_here, read_config, with_name
-from clfew.settings import ExportSettings, check_onnx_out
+from clfew.runs.files import digest_of, make_folder, sweep_of, write_bytes, write_json
+from clfew.runs.folders import ARTIFACTS, find_artifact, from_here, read_config, with_name
+from clfew.settings import ExportSettings, check_exporting
 from clfew.signatures import function_of
 from clfew.training.device import set_threads, without_traces
 from clfew.version import __version__
@@ -34,8 +45,8 @@ PROMISED = (0.9, 0.95, 0.99)
 
 @dataclass(frozen=True)
 class Prepared:
-    """An export that is ready to run. out: the file to write. files: image files to try it on. of: where
-    they come from, in words."""
+    """An export that is ready to run. out: the file to write. images: to try it on, None for generated
+    ones."""
 
     settings: ExportSettings
     artifact: Path
@@ -43,8 +54,7 @@ class Prepared:
     classifier: Classifier
     metadata: ArtifactMetadata
     thresholds: Thresholds
-    files: list[File]
-    of: str
+    images: Source | None
 
 
 def run(settings: ExportSettings) -> dict[str, Any]:
@@ -53,14 +63,16 @@ def run(settings: ExportSettings) -> dict[str, Any]:
 
     Returns what is kept in the run as export.json: `file`, `bytes`, `parity` (see
     `clfew.exporting.parity.Parity`), `int8` (what became of --int8, None where it was not asked for) and
-    `program` (predict_onnx.py, None where it cannot read the images). Raises UserError, also where the
-    file does not answer as the classifier; then there is no file.
+    `program` (predict_onnx.py, None where it cannot read the images, or is somebody's own). Raises
+    UserError, also where the file does not answer as the classifier; then there is no file.
     """
     prepared = prepare(resolve(settings))
     model, result = proven(prepared)
     save(prepared, model, result)
-    result["int8"] = save_smaller(prepared, model) if settings.int8 else None
     keep(prepared, result)
+    if settings.int8:
+        result["int8"] = save_smaller(prepared, model)
+        keep(prepared, result)
     return result
 
 
@@ -69,19 +81,34 @@ export = function_of(ExportSettings, without_traces(run))
 
 def resolve(settings: ExportSettings) -> ExportSettings:
     """Finds the classifier and checks where the file is to be written. Raises UserError."""
-    check_onnx_out(settings)
+    check_exporting(settings)
     require_onnx()
     set_threads(settings.threads)
     hint = "make a classifier first: clfew finetune --labels 1%"
     artifact = find_artifact(settings.origin, "finetune", hint)
     out = settings.out or artifact.with_name(FILE)
-    for path in (out, out.with_suffix(INT8_FILE)) if settings.int8 else (out,):
-        if (path.exists() or path.is_symlink()) and not _is_of(path, artifact):
+    small = out.with_suffix(INT8_FILE)
+    for path in (out, small) if settings.int8 else (out,):
+        if not _is_free(path, artifact):
             raise UserError(
                 f"{path} exists already, and it is no export of this classifier.",
                 "name another file with --out, or remove this one first.",
             )
+    if not settings.int8 and small.is_file():
+        console.say(f"note       {small} is of an earlier export: it stays as it is")
     return replace(settings, origin=str(artifact), out=out)
+
+
+def _is_free(path: Path, artifact: Path) -> bool:
+    """Returns whether a file can be written: there is none, or an export of this classifier, which may
+    be written anew. Raises UserError if its folder cannot be read."""
+    try:
+        is_there = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror}.", "name another place with --out."
+        ) from None
+    return not is_there or _is_of(path, artifact)
 
 
 def _is_of(path: Path, artifact: Path) -> bool:
@@ -106,29 +133,21 @@ def prepare(settings: ExportSettings) -> Prepared:
     classifier, metadata, _ = load_classifier(artifact)
     thresholds = thresholds_of(settings, artifact, metadata)
     console.say(f"classifier {from_here(artifact)}: {metadata.mode}, {metadata.encoder}")
-    found, of = _files(settings, metadata)
-    return Prepared(settings, artifact, out, classifier, metadata, thresholds, found, of)
+    images = _source(settings, metadata)
+    return Prepared(settings, artifact, out, classifier, metadata, thresholds, images)
 
 
-def _files(settings: ExportSettings, metadata: ArtifactMetadata) -> tuple[list[File], str]:
-    """Returns image files to try an export on, and in words where they come from: those of the source,
-    and generated ones where there are fewer than are needed. Raises UserError if a source was named that
-    cannot be opened."""
+def _source(settings: ExportSettings, metadata: ArtifactMetadata) -> Source | None:
+    """Returns the images to try an export on, None where those of fine-tuning are gone. Raises UserError
+    if a source was named that cannot be opened."""
     named = settings.source or metadata.data["finetune"]["source"]
-    found: list[File] = []
     try:
-        source = replace(open_source(named), scale=kept_scale(metadata))
-        found = files_of(source, IMAGES)
+        return replace(open_source(named), scale=kept_scale(metadata))
     except UserError as error:
         if settings.source:
             raise
         console.say(f"note       {error.message.removesuffix('.')}: it is tried on generated images")
-    more = IMAGES - len(found)
-    if not more:
-        return found, f"of {named}"
-    return found + generated(
-        more
-    ), f"{len(found)} of {named}, {more} generated" if found else "generated"
+        return None
 
 
 def proven(prepared: Prepared) -> tuple[Any, dict[str, Any]]:
@@ -137,24 +156,35 @@ def proven(prepared: Prepared) -> tuple[Any, dict[str, Any]]:
     metadata = prepared.metadata
     console.say("exporting  the network and everything before it")
     model = onnx_model(prepared.classifier, metadata.side, metadata.size)
-    session = Session(model.SerializeToString())
-    with console.progress_bar("comparing") as update:
-        parity = parity_of(
-            session.probabilities,
-            prepared.classifier,
-            metadata,
-            prepared.files,
-            prepared.of,
-            update,
-        )
+    parity = _compared(prepared, Session(model.SerializeToString()).probabilities)
     if parity.problem:
         raise UserError(
             f"The ONNX model does not answer as the classifier: {parity.problem}. No file was written.",
-            "other versions of torch, onnxscript or onnxruntime may do: pip install --upgrade torch "
-            "onnxscript onnxruntime",
+            "label more images, so that it is surer of them: clfew label"
+            if parity.difference <= MOST_DIFFERENT
+            else "other versions may: pip install --upgrade torch onnxscript onnxruntime",
         )
     _describe(model, prepared, parity)
-    return model, {"parity": parity.as_row(), "words": words_of(parity)}
+    return model, {"parity": parity.as_row(), "words": words_of(parity), "int8": None}
+
+
+def _compared(prepared: Prepared, run: Run) -> Parity:
+    """Returns how an ONNX model compares with the classifier: on images of the source, and on generated
+    ones where there are fewer than are needed."""
+    source, of = prepared.images, "generated"
+    compared = prepared.classifier, prepared.metadata
+    found = files_of(source, IMAGES) if source else []
+    more = IMAGES - len(found)
+    if source and found:
+        name = name_of(source.spec)
+        of = f"of {name}" if not more else f"{len(found)} of {name}, {more} generated"
+    with console.progress_bar("comparing") as update:
+        parity = parity_of(run, *compared, found + generated(more), of, len(found), update)
+    if source and not more and parity.problem and parity.difference <= MOST_DIFFERENT:
+        console.say(f"comparing  more files, as {parity.different_files} of {parity.files} differ")
+        rest = files_of(source, MOST_FILES - IMAGES, skip=IMAGES)
+        parity = with_more_files(parity, run, *compared, rest) if rest else parity
+    return parity
 
 
 def words_of(parity: Parity) -> str:
@@ -162,7 +192,7 @@ def words_of(parity: Parity) -> str:
     return (
         f"Tried on {parity.images} images ({parity.of}) of {parity.sizes} sizes, at batches of "
         f"{', '.join(map(str, parity.batches))}: probabilities of the same pixels differ by at most "
-        f"{parity.difference:.1g}; of files as clfew predict reads them, "
+        f"{parity.difference:.1g}; of {parity.files:,} files as clfew predict reads them, "
         f"{100 * parity.from_files:.1f} % have the same class."
     )
 
@@ -184,7 +214,7 @@ def _describe(model: Any, prepared: Prepared, parity: Parity) -> None:
         "mode": metadata.mode,
         "size": metadata.size,
         "side": metadata.side,
-        "endings": sorted(EXTENSIONS),
+        "endings": sorted(EXTENSIONS - set(ENDINGS["HEIF"])),
         "pixels": None if scale is None else scale.as_data(),
         "shares": metadata.training.get("finetune", {}).get("shares"),
         "limits": limits,
@@ -201,6 +231,7 @@ def save(prepared: Prepared, model: Any, result: dict[str, Any]) -> None:
     """Writes the file and the program that runs it, and adds to the result what they are."""
     content = model.SerializeToString()
     make_folder(prepared.out.parent)
+    sweep_of(prepared.out)
     write_bytes(prepared.out, content)
     result |= {"file": str(prepared.out), "bytes": len(content), "artifact": str(prepared.artifact)}
     result["program"] = _save_program(prepared)
@@ -212,32 +243,61 @@ def save_smaller(prepared: Prepared, model: Any) -> dict[str, Any]:
     path = prepared.out.with_suffix(INT8_FILE)
     row = {name: value for name, value in asdict(found).items() if name != "model"} | {"file": None}
     if found.is_kept:
-        write_bytes(path, found.model)
-        return row | {"file": str(path), "bytes": len(found.model)}
+        sweep_of(path)
+        small = _described_as_smaller(found.model, model, row)
+        write_bytes(path, small)
+        return row | {"file": str(path), "bytes": len(small)}
     path.unlink(missing_ok=True)  # An earlier export of this classifier, which is not worth having now.
     return row
 
 
+def _described_as_smaller(small: bytes, model: Any, row: dict[str, Any]) -> bytes:
+    """Returns a model of 8 bits with what the other one says of itself, but the figures of its own."""
+    import onnx
+
+    result = onnx.load_from_string(small)
+    for each in model.metadata_props:
+        own = {"parity": json.dumps(row), "may_be_accepted": "[]"}
+        result.metadata_props.add(key=each.key, value=own.get(each.key, each.value))
+    result.producer_name = model.producer_name
+    content: bytes = result.SerializeToString()
+    return content
+
+
 def keep(prepared: Prepared, result: dict[str, Any]) -> None:
-    """Writes export.json and the model card into the run; of an artifact that lies in none, the figures
-    are in the ONNX file."""
+    """Writes export.json, a row for each file that was exported, and the model card into the run; of an
+    artifact that lies in none, the figures are in the ONNX file."""
     folder, out = with_name(prepared.artifact.parent), prepared.out
-    if not read_config(folder):
+    is_run = read_config(folder).get("command") in ("finetune", "distill")
+    if not is_run or prepared.artifact.name != ARTIFACTS["finetune"]:
         return
+    kept = _read(folder / KEPT) | {str(out.resolve()): result}
+    beside = [row for file, row in kept.items() if Path(file).resolve().parent == folder.resolve()]
+    exported = None
+    if beside and Path(beside[-1]["file"]).is_file():
+        last = beside[-1]
+        exported = {
+            "file": Path(last["file"]).name,
+            "words": last["words"],
+            "program": last["program"] is not None,
+        }
     try:
-        before = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    is_beside = out.resolve().parent == folder.resolve()
-    exported = {"file": out.name, "words": result["words"]} if is_beside else None
-    try:
-        write_json(folder / KEPT, result)
-        is_written = write_card(folder, prepared.metadata, before, exported)
+        write_json(folder / KEPT, kept)
+        is_written = write_card(folder, prepared.metadata, _read(folder / "result.json"), exported)
     except UserError as error:  # The file is there, and holds the figures.
         console.say(f"note       {error.message}")
         return
     if not is_written:
         console.say(f"note       {from_here(folder / CARD)} is not as clfew wrote it: it stays as it is")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns the object in a file of JSON, {} if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _save_program(prepared: Prepared) -> str | None:
@@ -250,9 +310,13 @@ def _save_program(prepared: Prepared) -> str | None:
         return None
     path = prepared.out.with_name(PROGRAM)
     content = files("clfew.exporting").joinpath(PROGRAM).read_bytes()
-    first_line = content.split(b"\n")[0]
-    if path.exists() and path.read_bytes().split(b"\n")[0] != first_line:
-        console.say(f"note       {from_here(path)} is not clfew's: it stays as it is")
-        return None
+    if path.exists() or path.is_symlink():
+        try:
+            is_ours = path.read_bytes() == content
+        except OSError:
+            is_ours = False
+        if not is_ours:
+            console.say(f"note       {from_here(path)} is not what clfew writes: it stays as it is")
+        return str(path) if is_ours else None
     write_bytes(path, content)
     return str(path)

@@ -22,6 +22,12 @@ def say_source(source: Source) -> None:
         console.say(f"read as    {summary}")
 
 
+def name_of(spec: str) -> str:
+    """Returns the name of a source without the folders of the machine that it lies on."""
+    is_of_hub = spec.startswith("hf:") and spec[3:4] not in ("", ".", "/", "~")
+    return spec.removeprefix("hf:") if is_of_hub else Path(spec).name
+
+
 def open_source(spec: str, rule: int = RULE) -> Source:
     """Opens the source that a user named: a folder, a list (see `lists.parse`), or hf:NAME. rule: see
     `source.RULE`.

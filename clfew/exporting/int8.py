@@ -53,7 +53,5 @@ def quantized(model: Any, images: list[np.ndarray]) -> Any:
             nodes_to_quantize=of_network[:-1],
         )
         result = onnx.load(str(after))
-    # Without what the quantization adds, which is no JSON.
-    del result.metadata_props[:]
-    result.metadata_props.extend(model.metadata_props)
+    del result.metadata_props[:]  # What the quantization adds.
     return result

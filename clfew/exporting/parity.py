@@ -6,7 +6,7 @@ Shape suffixes: N images, H and W their sides, C classes.
 import contextlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from PIL import Image
 from clfew.data.decode import BadImage, decode, load_square, to_square
 from clfew.data.pixel_scale import PixelScale
 from clfew.data.source import Source
-from clfew.data.splits import evenly_spaced
 from clfew.models.classifier import Classifier
 from clfew.models.features import apply, batch_size
 from clfew.models.metadata import ArtifactMetadata
@@ -31,9 +30,15 @@ MOST_DIFFERENT = 1e-3
 MARGIN = 0.01
 """Where the two likeliest classes are farther apart than this, the same one must be first."""
 
-LEAST_FROM_FILES = 0.995
-"""The fraction of files for which the class must be the same, read as `predict` reads them: JPEG files
-may be decoded at a smaller scale there."""
+MOST_FROM_FILES = 0.005
+"""The fraction of files whose class may be another one, read as `predict` reads them: JPEG files may be
+decoded at a smaller scale there. Of few files one may be."""
+
+MOST_FILES = 1000
+"""So many files are tried where 200 show too many of these."""
+
+MOST_BYTES = 2**30
+"""The files that are tried take no more than this."""
 
 _SIDES = (8, 640)
 """Images of a batch must have the same sides: these are drawn between these two."""
@@ -51,8 +56,8 @@ class Parity:
 
     images: number of images tried. of: where they come from, in words. sizes: how many different sizes.
     difference: the largest one of two probabilities of the same pixels. same_class: fraction of the
-    images, among those with a margin, whose class is the same. from_files: fraction of the files whose
-    class is the same.
+    images, among those with a margin, whose class is the same. files: number of files that are read as
+    `predict` reads them, too. different_files: how many of them have another class.
     """
 
     images: int
@@ -61,7 +66,13 @@ class Parity:
     batches: tuple[int, ...]
     difference: float
     same_class: float
-    from_files: float
+    files: int
+    different_files: int
+
+    @property
+    def from_files(self) -> float:
+        """The fraction of the files whose class is the same."""
+        return 1 - self.different_files / self.files
 
     @property
     def problem(self) -> str:
@@ -70,22 +81,32 @@ class Parity:
             return f"probabilities of the same pixels differ by up to {self.difference:.2g}"
         if self.same_class < 1:
             return f"{100 * (1 - self.same_class):.1f} % of images are put in another class"
-        if self.from_files < LEAST_FROM_FILES:
-            return f"of files as predict reads them, {100 * self.from_files:.1f} % have the same class"
+        if self.different_files > max(1, MOST_FROM_FILES * self.files):
+            return (
+                f"of {self.files:,} files as clfew predict reads them, which decodes large JPEG files "
+                f"at a smaller scale, {self.different_files:,} are put in another class"
+            )
         return ""
 
     def as_row(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"from_files": self.from_files}
 
 
-def files_of(source: Source, count: int) -> list[File]:
-    """Returns at most `count` files that can be read, spread evenly over a source."""
+def files_of(source: Source, count: int, skip: int = 0) -> list[File]:
+    """Returns at most `count` files of a source that can be read, drawn at random without the first
+    `skip`, and no more than MOST_BYTES in all."""
     found: list[File] = []
-    for index in evenly_spaced(np.arange(len(source)), count):
+    size = passed = 0
+    for index in np.random.default_rng(0).permutation(len(source)).tolist():
+        if len(found) == count or size > MOST_BYTES:
+            break
         with contextlib.suppress(BadImage):
-            content = source.content(int(index))
+            content = source.content(index)
             load_square(content, 8, source.scale)
-            found.append((content, source.scale))
+            passed += 1
+            if passed > skip:
+                found.append((content, source.scale))
+                size += len(content)
     return found
 
 
@@ -114,11 +135,13 @@ def parity_of(
     metadata: ArtifactMetadata,
     files: list[File],
     of: str,
+    real: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Parity:
     """Compares an ONNX model, run by `run`, with its classifier, in single precision on the CPU.
 
-    files: that can be read. of: where they come from, in words.
+    files: that can be read. of: where they come from, in words. real: how many of them, the first ones,
+    are a user's; these alone are also read as `predict` reads them, or all where there are none.
     """
     side = metadata.side
     total = len(files) + sum(BATCHES.values())
@@ -131,8 +154,8 @@ def parity_of(
         ours.append(to_square(image, side))
         theirs.append(run(np.asarray(image)[None])[0])
     same_pixels = [(_probabilities(classifier, metadata, ours), np.stack(theirs))]
-    of_files = _probabilities(classifier, metadata, from_files)
-    is_same_file = (of_files.argmax(1) == same_pixels[0][1].argmax(1)).mean()
+    of_files = _probabilities(classifier, metadata, from_files[: real or None])
+    is_other = of_files.argmax(1) != same_pixels[0][1][: len(of_files)].argmax(1)
     done = len(files)
     for batch_NxHxWx3 in _batches(files):
         progress(done, total)
@@ -152,7 +175,24 @@ def parity_of(
         batches=(1, *BATCHES),
         difference=float(np.abs(ours_NxC - theirs_NxC).max()),
         same_class=float(is_same[is_clear].mean()) if is_clear.any() else 1.0,
-        from_files=float(is_same_file),
+        files=len(is_other),
+        different_files=int(is_other.sum()),
+    )
+
+
+def with_more_files(
+    parity: Parity, run: Run, classifier: Classifier, metadata: ArtifactMetadata, files: list[File]
+) -> Parity:
+    """Returns the comparison with more files of the user's, read as `predict` reads them."""
+    theirs = [
+        run(np.asarray(decode(content, None, scale))[None])[0].argmax() for content, scale in files
+    ]
+    squares = [load_square(content, metadata.side, scale) for content, scale in files]
+    is_other = _probabilities(classifier, metadata, squares).argmax(1) != np.array(theirs)
+    return replace(
+        parity,
+        files=parity.files + len(files),
+        different_files=parity.different_files + int(is_other.sum()),
     )
 
 

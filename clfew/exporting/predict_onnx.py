@@ -1,5 +1,4 @@
-"""Prints what `clfew predict --format csv` prints; it needs onnxruntime, numpy and pillow only:
-python predict_onnx.py classifier.onnx image.jpg folder/ > predictions.csv"""
+"""Prints clfew predict's CSV: python predict_onnx.py classifier.onnx image.jpg folder/ > table.csv"""
 
 import csv
 import json
@@ -14,21 +13,22 @@ from PIL import Image, ImageOps
 network = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 about = {k: json.loads(v) for k, v in network.get_modelmeta().custom_metadata_map.items()}
 given, above, table = sys.argv[2:], about["accept_above"], csv.writer(sys.stdout, lineterminator="\n")
-found = [p for a in given for p in (sorted(map(str, Path(a).rglob("*"))) if Path(a).is_dir() else [a])]
+sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # Of names in other encodings.
+paths = [p for a in given for p in sorted(map(str, Path(a).rglob("[!.]*"))) or [a]]
 formula = re.compile(r"(?<![^;\t])(?='*[=+\-@\t\r\n＝＋－＠﹦﹢﹣﹫−])")  # That a spreadsheet would run.
 table.writerow(["path", "label", "probability", "top", *["decision"][: above is not None], "error"])
-for path in [p for p in found if p in given or Path(p).suffix.lower() in about["endings"]]:
+for path in [p for p in paths if p in given or Path(p).suffix.lower() in about["endings"]]:
     top, problem = [], ""
     try:
-        image: Image.Image = Image.open(path)
+        image = Image.open(path)
         image.draft("RGB", (about["side"], about["side"]))  # Of a large JPEG file, what is needed.
         image = ImageOps.exif_transpose(image)
+        if image.mode in ("I", "F"):
+            raise ValueError("its numbers have no known range")
         if image.mode.startswith("I"):  # 16 bits of grey.
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-        pixels = np.asarray(image.convert("RGB"))[None]
-        p = network.run(["probabilities"], {"images": pixels})[0][0].astype(float)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        p = network.run(None, {"images": np.asarray(image.convert("RGB"))[None]})[0][0].astype(float)
         t = np.array(about["limits"])  # A class with a limit is first if it reaches it, else last.
         rank = np.where((t > 0) & (p >= t), 9 + p / t.clip(1e-12), p - 9 * (t > 0))
         order = sorted(range(len(p)), key=lambda c: (c != rank.argmax(), -p[c]))

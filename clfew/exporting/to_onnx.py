@@ -77,19 +77,29 @@ def onnx_model(classifier: Classifier, side: int, size: int) -> Any:
 
     side, size: see `ArtifactMetadata`. Raises UserError if the network cannot be exported.
     """
+    try:
+        with quiet():
+            return _joined(_Network(classifier), side, size)
+    # Exporters fail in many ways.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{classifier.encoder.name} cannot be exported: torch has no ONNX form of it ({reason}).",
+            "a newer torch may have one: pip install --upgrade torch onnxscript",
+        ) from None
+
+
+def _joined(network: _Network, side: int, size: int) -> Any:
+    """Returns the ONNX model of the preprocessing and the network."""
     import onnx.compose
     import onnx.inliner
 
     from clfew.exporting.preprocessing import preprocessing
 
-    network = _network_model(_Network(classifier), size, classifier.encoder.name)
+    before = onnx.inliner.inline_local_functions(preprocessing(side, size))
     # The names in the network's part tell its operators from those before it.
-    network = onnx.compose.add_prefix(network, NETWORK)
-    joined = onnx.compose.merge_models(
-        _simplified(onnx.inliner.inline_local_functions(preprocessing(side, size))),
-        network,
-        io_map=[(VIEWS, NETWORK + VIEWS)],
-    )
+    after = onnx.compose.add_prefix(_network_model(network, size), NETWORK)
+    joined = onnx.compose.merge_models(_simplified(before), after, io_map=[(VIEWS, NETWORK + VIEWS)])
     for output in joined.graph.output:
         _rename(joined.graph, output.name, output.name.removeprefix(NETWORK))
         output.type.tensor_type.shape.dim[0].dim_param = "N"
@@ -98,42 +108,32 @@ def onnx_model(classifier: Classifier, side: int, size: int) -> Any:
     return joined
 
 
-def _network_model(network: _Network, size: int, name: str) -> Any:
+def _network_model(network: _Network, size: int) -> Any:
     """Returns the ONNX model of the network alone."""
     views = torch.rand(2, 3, size, size)
-    with torch.no_grad(), quiet():
-        # Once as usual: what it keeps for later calls must not be traced tensors.
-        network(views)
-        try:
-            # A size that the code of a network fixes is an error here, not a batch of one size.
-            exported = torch.export.export(
-                network, (views,), dynamic_shapes={"views": {0: torch.export.Dim("N")}}, strict=False
-            )
-            program = torch.onnx.export(
-                exported,
-                dynamo=True,
-                input_names=[VIEWS],
-                output_names=list(OUTPUTS),
-                opset_version=OPSET,
-                verbose=False,
-            )
-            assert program is not None
-            return program.model_proto
-        # Exporters fail in many ways.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"{name} cannot be exported: torch has no ONNX form of it ({reason}).",
-                "a newer torch may have one: pip install --upgrade torch onnxscript",
-            ) from None
+    with torch.no_grad():
+        network(views)  # Once as usual: what it keeps for later calls must not be traced tensors.
+        # A size that the code of a network fixes is an error here, not a batch of one size.
+        exported = torch.export.export(
+            network, (views,), dynamic_shapes={"views": {0: torch.export.Dim("N")}}, strict=False
+        )
+        program = torch.onnx.export(
+            exported,
+            dynamo=True,
+            input_names=[VIEWS],
+            output_names=list(OUTPUTS),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto
 
 
 def _simplified(model: Any) -> Any:
     """Returns a model without operators on constants, some of which runtimes warn about."""
     from onnxscript import optimizer
 
-    with quiet():
-        return optimizer.optimize(model)
+    return optimizer.optimize(model)
 
 
 def _rename(graph: Any, old: str, new: str) -> None:

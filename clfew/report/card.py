@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clfew.console import plural, printable
+from clfew.data.sources import name_of
 from clfew.finetuning.metrics import wilson_interval
 from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.report.render import render_page
@@ -29,7 +30,7 @@ def write_card(
     """Writes the card of a run's classifier, unless somebody has written or changed one there. Returns
     whether it did. exported: see `model_card`."""
     path = folder / CARD
-    if path.exists() and not _is_ours(path):
+    if (path.exists() or path.is_symlink()) and not _is_ours(path):
         return False
     text = model_card(folder, metadata, result, exported)
     write_text(path, text + _END.format(digest=_digest(text)))
@@ -38,7 +39,10 @@ def write_card(
 
 def _is_ours(path: Path) -> bool:
     """Returns whether a card is as `write_card` wrote it."""
-    text = path.read_bytes().decode("utf-8", "replace")
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return False
     found = re.search(_END.format(digest="([0-9a-f]{32})") + r"\Z", text)
     return found is not None and found[1] == _digest(text[: found.start()])
 
@@ -56,7 +60,8 @@ def model_card(
     """Returns the card of a classifier as Markdown with a header in YAML.
 
     folder: its run. result: of this run (see `clfew finetune --format json`); {} where it is not known.
-    exported: what `clfew export` keeps of the file that it wrote, None where there is none.
+    exported: of the file that `clfew export` wrote beside the card, `file`, its name, `words`, how it
+    compares, and `program`, whether predict_onnx.py runs it; None where there is none.
     """
     report = result.get("test_report") or {}
     worst = [row for row in report.get("per_class", []) if row["recall"] is not None]
@@ -65,7 +70,7 @@ def model_card(
     classes = metadata.classes[:MOST_CLASSES]
     more = len(metadata.classes) - len(classes)
     first = ", ".join(map(markdown, classes)) + (f" and {more:,} more" if more else "")
-    title = f"{folder.resolve().name}: images of {_source_name(metadata)}"
+    title = f"{folder.resolve().name}: images of {name_of(metadata.data['finetune']['source'])}"
     has_timm = "timm:" in metadata.encoder
     return render_page(
         "card.md",
@@ -76,26 +81,20 @@ def model_card(
         first_classes=first,
         facts=_facts(metadata),
         labels=_labels(metadata, result),
-        test=_test(result, report),
+        test=_test(metadata, result, report),
         beside=_beside(result),
         worst=worst,
         fails=_fails(report, worst),
         confused=report.get("most_confused", [])[:MOST_WORST],
         extra="'clfew[timm]'" if has_timm else "clfew",
-        onnx=None if exported is None else {"file": exported["file"], "words": exported["words"]},
+        onnx=exported,
     )
 
 
 def markdown(text: Any) -> str:
     """Returns text in which no character is taken for a mark of Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", printable(str(text)))
-
-
-def _source_name(metadata: ArtifactMetadata) -> str:
-    """Returns the name of the images, without the folders of the machine that they lie on."""
-    source = str(metadata.data["finetune"]["source"])
-    is_of_hub = source.startswith("hf:") and source[3:4] not in ("", ".", "/", "~")
-    return source.removeprefix("hf:") if is_of_hub else Path(source).name
+    plain = printable(str(text)).replace("&", "&amp;")
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", plain)
 
 
 def _header(metadata: ArtifactMetadata, report: dict[str, Any], title: str) -> str:
@@ -104,12 +103,13 @@ def _header(metadata: ArtifactMetadata, report: dict[str, Any], title: str) -> s
 
     results = None
     if report:
+        source = name_of(metadata.data["finetune"]["source"])
         results = [
             EvalResult(
                 task_type="image-classification",
                 task_name="Image classification",
-                dataset_type=_source_name(metadata),
-                dataset_name=_source_name(metadata),
+                dataset_type=source,
+                dataset_name=source,
                 dataset_split="test",
                 metric_type="f1" if name == "macro_f1" else "accuracy",
                 metric_name=words,
@@ -130,24 +130,41 @@ def _header(metadata: ArtifactMetadata, report: dict[str, Any], title: str) -> s
 
 def _facts(metadata: ArtifactMetadata) -> list[tuple[str, str]]:
     """Returns what it is, as rows of a table."""
-    pretraining = metadata.training.get("pretrain", {})
-    started = pretraining.get("init") or metadata.training.get("init", {}).get("source", "")
-    learned = f"{metadata.method}, without labels" if metadata.method else "none"
-    if images := metadata.data.get("pretrain", {}).get("images") or pretraining.get("images"):
-        learned += f", on {images:,} images"
+    distilled = metadata.training.get("distill", {})
     rows = [
         ("network", f"{metadata.encoder}, {metadata.size} × {metadata.size} pixels"),
-        ("head", "student of another classifier" if metadata.mode == DISTILLED else metadata.mode),
-        ("initial weights", Path(started).name),  # Of a file, not where it lies.
-        ("pretraining", learned),
+        ("head", metadata.mode),
         ("made by", f"clfew {metadata.clfew_version}"),
     ]
+    if metadata.mode == DISTILLED:
+        rows[1] = ("learned from", "the answers of another classifier, its teacher")
+        rows.append(("initial weights", _init_words(distilled.get("init"))))
+    elif metadata.parts:
+        for part in metadata.parts:
+            rows.append(("one of its networks", _origin_words(ArtifactMetadata(**part))))
+    else:
+        rows.append(("came from", _origin_words(metadata)))
     shares = metadata.training.get("finetune", {}).get("shares")
     if shares:
         by_share = sorted(zip(shares["share"], shares["classes"], strict=True), reverse=True)
         some = [f"{name} {100 * share:.0f} %" for share, name in by_share[:MOST_WORST]]
         rows.append(("expected class shares", f"{', '.join(some)} ({shares['origin']})"))
     return [(name, value) for name, value in rows if value]
+
+
+def _origin_words(metadata: ArtifactMetadata) -> str:
+    """Returns the weights that a network started from and its pretraining, in words."""
+    pretraining = metadata.training.get("pretrain", {})
+    init = pretraining.get("init") or metadata.training.get("init", {}).get("source")
+    images = metadata.data.get("pretrain", {}).get("images")
+    count = f" on {images:,} images" if isinstance(images, int) else ""
+    learned = f"{metadata.method} without labels{count}" if metadata.method else "no pretraining"
+    return ", ".join(filter(None, (_init_words(init), learned)))
+
+
+def _init_words(init: Any) -> str:
+    """Returns the weights that a network started from, of a file its name and not where it lies."""
+    return Path(init).name if isinstance(init, str) else ""
 
 
 def _labels(metadata: ArtifactMetadata, result: dict[str, Any]) -> str:
@@ -165,12 +182,18 @@ def _origins(origins: dict[str, int]) -> str:
     return "".join(f"{', ' if n else ': '}{c:,} {o}" for n, (o, c) in enumerate(origins.items()))
 
 
-def _test(result: dict[str, Any], report: dict[str, Any]) -> str:
+def _test(metadata: ArtifactMetadata, result: dict[str, Any], report: dict[str, Any]) -> str:
     """Returns how it was tested and with what result, in words."""
+    if not report and "mean" in result:  # Of a version before there was a card.
+        low, high = result["ci95"]
+        return (
+            f"It was right on {percent(result['mean'])} of {result['test_images']:,} test images (95 % "
+            f"interval {percent(low)} to {percent(high)}). `clfew eval` tells more."
+        )
     if not report:
         return "No test is kept with it: `clfew eval` tests it on labelled images."
     low, high = report["ci95"]
-    how = _origins(result.get("test_origins") or {}).lstrip(",: ")
+    how = _origins(metadata.data["finetune"].get("test_origins") or {}).lstrip(",: ")
     words = (
         f"It was right on {percent(report['accuracy'])} of {report['n']:,} test images, of which it had "
         f"seen no label (95 % interval {percent(low)} to {percent(high)}). "
@@ -196,9 +219,12 @@ def _beside(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _fails(report: dict[str, Any], worst: list[dict[str, Any]]) -> str:
     if not report:
-        return "That is not known without a test."
-    if not worst:
-        return f"It made no mistake on the {report['n']:,} test images; more images would show some."
+        return "That is not known."
+    untested = [row["class"] for row in report["per_class"] if not row["n"]]
+    names = ", ".join(untested[:MOST_WORST]) + (", …" if len(untested) > MOST_WORST else "")
+    none = f" Of {names} there is no test image." if untested else ""
+    if report["accuracy"] == 1:
+        return f"It made no mistake on the {report['n']:,} test images; more would show some.{none}"
     few = [row for row in worst if row["n"] < FEW]
     words = "The classes of which the smallest part was found, and what was taken for what most often."
     if few:
@@ -207,7 +233,7 @@ def _fails(report: dict[str, Any], worst: list[dict[str, Any]]) -> str:
             f" Some have few test images: of {few[0]['class']} {plural(few[0]['n'], 'image')}, so that "
             f"between {percent(low, 0)} and {percent(high, 0)} may be found."
         )
-    return words
+    return words + none
 
 
 HELD_OUT = "They are the test split of the images, or were drawn at random for each class."

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import glob
 import hashlib
 import io
 import json
@@ -46,6 +47,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 def sweep(folder: Path) -> None:
     """Removes unfinished files of a killed process from a folder in which no other process writes."""
     for leftover in folder.glob(f".*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def sweep_of(path: Path) -> None:
+    """Removes unfinished files of a killed process that was writing `path`."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"):
         with contextlib.suppress(OSError):
             leftover.unlink()
 

@@ -15,7 +15,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def measured(source: str, work: Path, encoder: str, size: int) -> dict[str, Any]
     model = onnx_model(classifier, metadata.side, metadata.size)
     seconds = time.perf_counter() - started
     session = Session(model.SerializeToString())
-    parity = parity_of(session.probabilities, classifier, metadata, files, f"of {source}")
+    parity = parity_of(session.probabilities, classifier, metadata, files, "", len(files))
     images = [np.asarray(decode(content, None, scale)) for content, scale in files]
     small = quantized(model, images[::2])
     small_session = Session(small.SerializeToString())
@@ -100,7 +99,7 @@ def measured(source: str, work: Path, encoder: str, size: int) -> dict[str, Any]
     return {
         "export_seconds": seconds,
         "images_per_second": {str(batch): speeds(sides, images[0], batch) for batch in BATCHES},
-        "parity": replace(parity, of="").as_row(),
+        "parity": parity.as_row(),
         "int8_agreement": agreement,
         "bytes": {
             "pytorch": (folder / "classifier.safetensors").stat().st_size,
