@@ -110,3 +110,23 @@ def outputs(network, pixels_NxHxWx3, side):
 def probabilities(classifier, pixels_NxHxWx3, side):
     """What clfew says of such images."""
     return torch.softmax(torch.from_numpy(outputs(classifier, pixels_NxHxWx3, side)), dim=1).numpy()
+
+
+def exported(classifier, side, size):
+    from clfew.exporting.runtime import Session
+    from clfew.exporting.to_onnx import onnx_model
+
+    model = onnx_model(classifier, side, size)
+    return model, Session(model.SerializeToString())
+
+
+SHAPES = [(8, 8), (5000, 10), (64, 48), (1600, 1200)]
+
+
+def compare(classifier, side, session, shapes=SHAPES, batches=(1, 2), within=2e-5):
+    for number, pixels in enumerate(images(shapes)):
+        ours = probabilities(classifier, pixels, side)
+        assert np.ptp(ours) > 0.001  # Else any answer would be right.
+        for batch in batches:
+            found = session.probabilities(pixels[:batch])
+            np.testing.assert_allclose(found, ours[:batch], rtol=0, atol=within, err_msg=shapes[number])

@@ -1,28 +1,26 @@
 """An exported network answers as the classifier that it was made from, whatever the classifier is."""
 
 import functools
-import os
 
 import numpy as np
 import pytest
-import torch
-from exported import CLASSES, KINDS, classifier_of, images, outputs, probabilities, shallow, small
+from exported import (
+    CLASSES,
+    KINDS,
+    classifier_of,
+    compare,
+    exported,
+    images,
+    outputs,
+    probabilities,
+    small,
+)
 from marks import rest_is_slow
 from torch import nn
 
 from clfew.errors import UserError
 
 pytest.importorskip("onnxruntime", reason="needs the extra clfew[onnx]")
-
-SHAPES = [(8, 8), (5000, 10), (64, 48), (1600, 1200)]
-
-
-def exported(classifier, side, size):
-    from clfew.exporting.runtime import Session
-    from clfew.exporting.to_onnx import onnx_model
-
-    model = onnx_model(classifier, side, size)
-    return model, Session(model.SerializeToString())
 
 
 @functools.cache
@@ -31,15 +29,6 @@ def exported_kind(kind):
     classifier = KINDS[kind]()
     size = classifier.encoder.size
     return (classifier, size + 4, *exported(classifier, size + 4, size))
-
-
-def compare(classifier, side, session, shapes=SHAPES, batches=(1, 2), within=2e-5):
-    for number, pixels in enumerate(images(shapes)):
-        ours = probabilities(classifier, pixels, side)
-        assert np.ptp(ours) > 0.001  # Else any answer would be right.
-        for batch in batches:
-            found = session.probabilities(pixels[:batch])
-            np.testing.assert_allclose(found, ours[:batch], rtol=0, atol=within, err_msg=shapes[number])
 
 
 @pytest.mark.parametrize("kind", rest_is_slow(KINDS, 2))
@@ -79,65 +68,6 @@ def test_weights_are_inside_and_onnx_finds_the_model_valid():
     onnx.checker.check_model(model, full_check=True)
     assert not any(each.external_data for each in model.graph.initializer)
     assert [each.domain for each in model.opset_import] == [""] and model.opset_import[0].version == 18
-
-
-# The smallest network of each of torchvision's families.
-TORCHVISION = [
-    ("resnet18", 32),
-    ("alexnet", 64),
-    ("convnext_tiny", 32),
-    ("densenet121", 32),
-    ("efficientnet_b0", 32),
-    ("googlenet", 32),
-    ("inception_v3", 96),
-    ("maxvit_t", 224),
-    ("mnasnet0_5", 32),
-    ("mobilenet_v2", 32),
-    ("mobilenet_v3_small", 32),
-    ("regnet_y_400mf", 32),
-    ("shufflenet_v2_x0_5", 32),
-    ("squeezenet1_1", 32),
-    ("swin_t", 32),
-    ("vgg11", 32),
-    ("vit_b_32", 64),
-]
-TIMM = [
-    ("resnet10t", 64),
-    ("test_vit", 160),
-    ("tf_efficientnet_lite0", 64),
-    ("mobilenetv4_conv_small", 64),
-    ("convnext_atto", 64),
-    ("vit_tiny_patch16_224", 64),
-    ("deit_tiny_patch16_224", 64),
-    ("poolformer_s12", 64),
-    ("mixer_s32_224", 64),
-    ("ghostnet_050", 64),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.long
-@pytest.mark.parametrize("name, size", TORCHVISION + [(f"timm:{name}", size) for name, size in TIMM])
-def test_networks_of_torchvision_and_timm(name, size):
-    """Without their repeated blocks, which take most of the time; with CLFEW_THOROUGH=1 as they are."""
-    if name.startswith("timm:"):
-        pytest.importorskip("timm", reason="needs the extra clfew[timm]")
-    encoder = small(size, name)
-    if os.environ.get("CLFEW_THOROUGH") != "1":
-        shallow(encoder.backbone)
-    classifier = with_spread(classifier_of(encoder), size)
-    _, session = exported(classifier, size, size)
-    compare(classifier, size, session, [(8, 8), (5000, 10), (640, 480)], within=1e-4)
-
-
-def with_spread(classifier, size):
-    """The classifier with a head that tells images apart: features of random weights differ little."""
-    with torch.no_grad():
-        features = classifier.encoder(torch.rand(16, 3, size, size) * torch.rand(16, 3, 1, 1))
-        weight = classifier.head.weight
-        weight.div_((features @ weight.T).std(0).mean())
-        classifier.head.bias.copy_(-(features.mean(0) @ weight.T))
-    return classifier
 
 
 class FixedBatch(nn.Module):
