@@ -1,6 +1,8 @@
 """`clfew export`: writes a classifier as one ONNX file, once it is proven to answer the same."""
 
+import errno
 import json
+import os
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -101,13 +103,20 @@ def resolve(settings: ExportSettings) -> ExportSettings:
 
 def _is_free(path: Path, artifact: Path) -> bool:
     """Returns whether a file can be written: there is none, or an export of this classifier, which may
-    be written anew. Raises UserError if its folder cannot be read."""
+    be written anew. Raises UserError if its folder cannot be."""
+    folder = path.parent
     try:
         is_there = path.exists() or path.is_symlink()
+        # A folder that is not there yet is made when the file is written.
+        problem = (
+            "" if (folder if folder.exists() else folder.parent).is_dir() else "there is no such folder"
+        )
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            problem = os.strerror(errno.EACCES)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror}.", "name another place with --out."
-        ) from None
+        problem = str(error.strerror)
+    if problem:
+        raise UserError(f"{path} cannot be written: {problem}.", "name another place with --out.")
     return not is_there or _is_of(path, artifact)
 
 

@@ -247,6 +247,8 @@ def read_metadata(path: Path) -> tuple[ArtifactMetadata, dict[str, tuple[int, ..
     Raises UserError if the file is not a complete clfew artifact.
     """
     hint = "clfew writes encoder.safetensors and classifier.safetensors to its run folders."
+    if path.suffix == ".onnx":
+        hint = "name the run that it was exported from, or run it as it is: python predict_onnx.py"
     if not path.is_file():
         raise UserError(f"There is no file {path}.", hint)
     try:

@@ -50,6 +50,7 @@ def folder(clfew, tmp_path_factory):
     finetune(clfew, folder, "linear", "fp32", "runs/finetune-1")
     clfew.ok("export", "--out", "network.onnx", cwd=folder, faults=FEW)
     (folder / "folder.onnx").mkdir()
+    (folder / "labels.csv").write_text("path,label\n")
     return folder
 
 
@@ -216,6 +217,9 @@ runtime.Session.probabilities = lambda self, pixels: real(self, pixels) + .01 * 
         (("--out", "model"), "--out model does not name an ONNX file"),
         (("--out", "images"), "--out images does not name an ONNX file"),
         (("--out", "folder.onnx"), "folder.onnx exists already"),
+        (("--out", "no/such/made.onnx"), "made.onnx cannot be written: there is no such folder."),
+        (("--out", "labels.csv/made.onnx"), "made.onnx cannot be written: "),
+        (("--from", "network.onnx"), "network.onnx is not a whole safetensors file"),
         (("--from", "encoder-fp32"), "is an encoder, not a classifier"),
         (("--from", "runs/finetune-9"), "runs/finetune-9"),
         (("nowhere",), "There is no folder or file nowhere"),
