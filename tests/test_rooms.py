@@ -57,7 +57,7 @@ ROOMS = {
         "selection",
         "settings",
     },
-    "exporting": {"data", "errors", "models"},
+    "exporting": {"console", "data", "errors", "models"},
     "report": {
         "console",
         "data",

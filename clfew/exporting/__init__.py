@@ -4,5 +4,5 @@
 `parity.py` compares the result with the classifier, `int8.py` makes it smaller, `runtime.py` runs it.
 `predict_onnx.py` is the program that is written beside an exported file; it imports nothing of clfew.
 
-It imports `data`, `errors` and `models`. Open first: `to_onnx.py`.
+It imports `console`, `data`, `errors` and `models`. Open first: `to_onnx.py`.
 """

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clfew import console
 from clfew.errors import UserError
 from clfew.models.classifier import Classifier, NeighbourHead
 
@@ -28,10 +29,12 @@ NETWORK = "network/"
 """What the names of the network's part of the graph begin with."""
 
 EXTRA = "pip install 'clfew[onnx]'"
+LEAST_TORCH = "2.9"
+"""Exporters before do not go with a current onnxscript."""
 
 
 def require_onnx() -> None:
-    """Raises UserError if one of the packages of the extra is not installed."""
+    """Raises UserError if a package of the extra is not installed, or torch's exporter is too old."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         try:
             __import__(name)
@@ -39,6 +42,16 @@ def require_onnx() -> None:
             raise UserError(
                 f"An export needs the package {name}, which is not installed.", f"install it: {EXTRA}"
             ) from None
+    if not can_export():
+        raise UserError(
+            f"An export needs torch {LEAST_TORCH} or later, and this is {torch.__version__}.",
+            "update it: pip install --upgrade torch torchvision",
+        )
+
+
+def can_export() -> bool:
+    """Returns whether the exporter of this torch goes with the other packages."""
+    return bool(torch.__version__ >= LEAST_TORCH)  # It compares as versions do.
 
 
 def require_small(name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -82,7 +95,8 @@ def onnx_model(classifier: Classifier, side: int, size: int) -> Any:
             return _joined(_Network(classifier), side, size)
     # Exporters fail in many ways.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        first = error.__cause__ or error  # The outer one repeats how exporting works.
+        reason = console.printable(" ".join(str(first).split()))[:200] or type(first).__name__
         raise UserError(
             f"{classifier.encoder.name} cannot be exported: torch has no ONNX form of it ({reason}).",
             "a newer torch may have one: pip install --upgrade torch onnxscript",

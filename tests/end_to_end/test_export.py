@@ -16,8 +16,10 @@ from PIL import Image
 
 import clfew as api
 from clfew.exporting import parity
+from clfew.exporting.to_onnx import can_export
 
 pytest.importorskip("onnxruntime", reason="needs the extra clfew[onnx]")
+pytestmark = pytest.mark.skipif(not can_export(), reason="needs torch 2.9 or later")
 
 FEW = "from clfew.exporting import parity; parity.IMAGES, parity.BATCHES = 16, {3: 3, 8: 8}\n"
 KNOWN = (

@@ -6,9 +6,11 @@ from exported import KINDS, images
 
 from clfew.commands import exporting
 from clfew.commands.exporting import smaller
+from clfew.exporting.to_onnx import can_export
 from clfew.settings import ExportSettings
 
 pytest.importorskip("onnxruntime", reason="needs the extra clfew[onnx]")
+pytestmark = pytest.mark.skipif(not can_export(), reason="needs torch 2.9 or later")
 
 
 @pytest.fixture(scope="module")

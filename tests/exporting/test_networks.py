@@ -6,15 +6,19 @@ CLFEW_THOROUGH=1 only, which tries all as they are.
 """
 
 import os
+from unittest.mock import patch
 
 import pytest
 import torch
 import torchvision
 from exported import classifier_of, compare, exported, shallow, small
 
+from clfew.exporting.to_onnx import can_export
+from clfew.models import backbones
 from clfew.models.backbones import _remove_classifier, register_encoder
 
 pytest.importorskip("onnxruntime", reason="needs the extra clfew[onnx]")
+pytestmark = pytest.mark.skipif(not can_export(), reason="needs torch 2.9 or later")
 
 THOROUGH = os.environ.get("CLFEW_THOROUGH") == "1"
 
@@ -83,6 +87,13 @@ def few_layers(name):
 
     register_encoder(f"small-{name}", build)
     return f"small-{name}"
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Removes what a test has registered."""
+    with patch.dict(backbones._REGISTERED):
+        yield
 
 
 @pytest.mark.slow

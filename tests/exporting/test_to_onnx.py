@@ -19,8 +19,10 @@ from marks import rest_is_slow
 from torch import nn
 
 from clfew.errors import UserError
+from clfew.exporting.to_onnx import can_export
 
 pytest.importorskip("onnxruntime", reason="needs the extra clfew[onnx]")
+pytestmark = pytest.mark.skipif(not can_export(), reason="needs torch 2.9 or later")
 
 
 @functools.cache
@@ -100,3 +102,11 @@ def test_a_network_above_two_gib_is_refused_before_it_is_loaded():
     require_small("resnet18", fits)
     with pytest.raises(UserError, match=r"The weights of vit_h_14 take 2\.0 GiB"):
         require_small("vit_h_14", fits | {"classifier.head.bias": (1,)})
+
+
+def test_a_torch_whose_exporter_does_not_go_with_the_rest_is_said(monkeypatch):
+    from clfew.exporting import to_onnx
+
+    monkeypatch.setattr(to_onnx, "LEAST_TORCH", "99.1")
+    with pytest.raises(UserError, match=r"An export needs torch 99\.1 or later, and this is 2\."):
+        to_onnx.require_onnx()
