@@ -3,7 +3,8 @@
 It does what `clfew.data.decode.to_square` and `clfew.data.augment.evaluation_view` do: Pillow's
 antialiased bicubic reduction, with its integer arithmetic and its rounding, and the crop and resize of
 the view. No operator does the first: ONNX's Resize neither shrinks in two steps, as Pillow does with a
-`reducing_gap`, nor rounds between columns and rows. Whole numbers below 2**53 are exact in DOUBLE.
+`reducing_gap`, nor rounds between columns and rows. Versions of Pillow differ in which of these comes
+first: the graph does as the one that is installed. Whole numbers below 2**53 are exact in DOUBLE.
 
 Shape suffixes: N images, H and W their sides, S side of the cached image, R of the view.
 """
@@ -27,6 +28,7 @@ _SCOPE = onnxscript.values.Opset("clfew", 1)
 _WIDEST, _NARROWEST = CROP_RATIO[1], CROP_RATIO[0]
 _STEP = 1 / 255
 _FIRST_THAT_TURNS = 13
+"""The first version of Pillow that may resize the columns of an image before the rows."""
 _TWO_TO_24, _TWO_TO_32 = float(2**24), float(2**32)
 
 
@@ -97,7 +99,8 @@ def bicubic_matrix(length: INT64, block: INT64, side: INT64) -> FLOAT:
 
     They are two matrices, (2·S, ceil(length / block)): the upper one holds how often 2048 is in a
     weight, the lower one what remains. So every sum of pixels with one of them is a whole number below
-    2**24, which is exact in single precision: at most 25 weights are not 0.
+    2**24, which is exact in single precision: at most 25 weights are not 0, as blocks leave a line at
+    most six times as long as it is to be.
     """
     count = (length + block - 1) / block
     # Pillow has the length in single precision.
