@@ -187,7 +187,7 @@ def test_the_program_is_short_and_needs_three_packages():
     import ast
     from importlib.resources import files
 
-    text = files("clfew.exporting").joinpath("predict_onnx.py").read_text()
+    text = files("clfew.exporting").joinpath("program/predict_onnx.py").read_text()
     assert len(text.splitlines()) <= 40
     imported = {
         name.split(".")[0]
