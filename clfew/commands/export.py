@@ -318,7 +318,7 @@ def _save_program(prepared: Prepared) -> str | None:
         )
         return None
     path = prepared.out.with_name(PROGRAM)
-    content = files("clfew.exporting").joinpath("program", PROGRAM).read_bytes()
+    content = (files("clfew.exporting") / "program" / PROGRAM).read_bytes()
     if path.exists() or path.is_symlink():
         try:
             is_ours = path.read_bytes() == content
