@@ -57,7 +57,10 @@ def report_of_test(
     logits_TxC: np.ndarray, labels_T: np.ndarray, classes: list[str], groups_T: np.ndarray | None
 ) -> dict[str, Any]:
     """Returns what `metrics.classification_report` says of the classifier that is kept, without the
-    matrix of all pairs of classes. logits: calibrated."""
+    matrix of all pairs of classes; {} of one whose training went wrong, so that its logits are no
+    numbers. logits: calibrated."""
+    if not np.isfinite(logits_TxC).all():
+        return {}
     report = classification_report(softmax(logits_TxC, axis=1), labels_T, classes, groups_T)
     return {name: value for name, value in report.items() if name not in ("confusion", "classes")}
 

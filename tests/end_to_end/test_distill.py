@@ -34,6 +34,7 @@ def test_a_student_is_compared_with_its_teacher_and_kept_on_request(taught):
         "labels.csv",
         "metrics.jsonl",
         "result.json",
+        "README.md",
     }
     assert json.loads((run / "result.json").read_text())["verdict"] == found["verdict"]
     assert (run / "labels.csv").read_text() == (folder / "runs/finetune-1/labels.csv").read_text()

@@ -14,7 +14,7 @@ from fuzzing import THOROUGH
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--encoder", "resnet8-w8", "--init", "scratch", "--epochs", "2", "--batch", "16")
-WRITTEN = {".safetensors", ".json", ".jsonl", ".csv", ".png", ".html"}
+WRITTEN = {".safetensors", ".json", ".jsonl", ".csv", ".png", ".html", ".md"}
 # torch reads its weights files without the functions of the pickle module.
 WATCH_TORCH = """
 import sys, torch
