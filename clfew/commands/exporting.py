@@ -68,13 +68,7 @@ def smaller(settings: ExportSettings, artifact: Path, model: Any) -> Smaller:
     except Exception as error:  # ONNX Runtime's quantization fails in many ways.
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return Smaller(False, f"ONNX Runtime cannot quantize it ({reason})")
-    test = evenly_spaced(data.test, MOST_TESTED)
-    correct = np.zeros((2, len(test)), bool)
-    with console.progress_bar("testing") as update:
-        for number, (index, image) in enumerate(_images(held_out, test)):
-            update(number, len(test))
-            predicted = [each.probabilities(image[None])[0].argmax() for each in sessions]
-            correct[:, number] = np.array(predicted) == data.source.labels[index]
+    test, correct = _correct(sessions, held_out)
     groups = None if data.groups is None else data.groups[test]
     low, high = accuracy_interval(correct[0], 0.0, groups)
     accuracy, accuracy_int8 = correct.mean(1).tolist()
@@ -99,6 +93,21 @@ def smaller(settings: ExportSettings, artifact: Path, model: Any) -> Smaller:
         seconds=seconds,
         seconds_int8=seconds_int8,
     )
+
+
+def _correct(sessions: list[Session], held_out: Prepared) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the held-out images that can be read, T of them, and on which of them each of two models
+    is right, bool (2, T)."""
+    test: list[int] = []
+    columns: list[list[bool]] = []
+    chosen = evenly_spaced(held_out.data.test, MOST_TESTED)
+    with console.progress_bar("testing") as update:
+        for index, image in _images(held_out, chosen):
+            update(len(test), len(chosen))
+            label = held_out.data.source.labels[index]
+            columns.append([each.probabilities(image[None])[0].argmax() == label for each in sessions])
+            test.append(index)
+    return np.array(test), np.array(columns).T
 
 
 def _images(held_out: Prepared, indices: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:

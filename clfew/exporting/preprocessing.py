@@ -22,8 +22,6 @@ from PIL import Image
 from clfew.data.augment import CROP_RATIO
 from clfew.data.decode import REDUCING_GAP
 
-INPUT, VIEWS = "images", "views"
-
 _SCOPE = onnxscript.values.Opset("clfew", 1)
 _WIDEST, _NARROWEST = CROP_RATIO[1], CROP_RATIO[0]
 _STEP = 1 / 255

@@ -3,7 +3,6 @@
 Every number in it comes from the artifact's metadata or from the run's result.
 """
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from clfew.finetuning.metrics import wilson_interval
 from clfew.models.metadata import DISTILLED, ArtifactMetadata
 from clfew.report.render import render_page
 from clfew.report.text import SCORES_IN_WORDS, beside, percent
-from clfew.runs.files import write_text
+from clfew.runs.files import digest_of_text, write_text
 
 CARD = "README.md"
 MOST_CLASSES, MOST_WORST = 50, 5
@@ -33,7 +32,7 @@ def write_card(
     if (path.exists() or path.is_symlink()) and not _is_ours(path):
         return False
     text = model_card(folder, metadata, result, exported)
-    write_text(path, text + _END.format(digest=_digest(text)))
+    write_text(path, text + _END.format(digest=digest_of_text(text)))
     return True
 
 
@@ -44,11 +43,7 @@ def _is_ours(path: Path) -> bool:
     except OSError:
         return False
     found = re.search(_END.format(digest="([0-9a-f]{32})") + r"\Z", text)
-    return found is not None and found[1] == _digest(text[: found.start()])
-
-
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+    return found is not None and found[1] == digest_of_text(text[: found.start()])
 
 
 def model_card(

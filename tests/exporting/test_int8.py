@@ -6,6 +6,7 @@ from exported import KINDS, images
 
 from clfew.commands import exporting
 from clfew.commands.exporting import smaller
+from clfew.data.decode import BadImage
 from clfew.exporting.to_onnx import can_export
 from clfew.settings import ExportSettings
 
@@ -143,6 +144,22 @@ def test_it_is_not_kept_if_it_is_slower_or_less_right(tried):
 def test_it_is_not_kept_without_images_to_test_it_on(tried, tmp_path):
     found = tried(source=str(tmp_path / "none"))
     assert not found.is_kept and found.why.startswith("no held-out images to test it on: There is no")
+
+
+@pytest.mark.slow
+def test_an_image_that_is_gone_meanwhile_is_not_counted_as_wrong(tried, monkeypatch):
+    real, calls = exporting.decode, []
+
+    def once_gone(*arguments):
+        calls.append(arguments)
+        if len(calls) == 45:  # After those that the ranges come from.
+            raise BadImage("gone")
+        return real(*arguments)
+
+    monkeypatch.setattr(exporting, "decode", once_gone)
+    monkeypatch.setattr(exporting, "CALIBRATION", 40)
+    found = tried()
+    assert found.tested == 17 and found.accuracy * 17 == pytest.approx(round(found.accuracy * 17))
 
 
 @pytest.mark.slow
