@@ -158,8 +158,9 @@ def _origin_words(metadata: ArtifactMetadata) -> str:
 
 
 def _init_words(init: Any) -> str:
-    """Returns the weights that a network started from, of a file its name and not where it lies."""
-    return Path(init).name if isinstance(init, str) else ""
+    """Returns the weights that a network started from, of a file its name and not where it lies; "" if
+    they are not known by name, as those that a student's `auto` found."""
+    return Path(init).name if isinstance(init, str) and init != "auto" else ""
 
 
 def _labels(metadata: ArtifactMetadata, result: dict[str, Any]) -> str:

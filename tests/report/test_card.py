@@ -137,6 +137,9 @@ def test_a_student_has_its_own_weights_and_several_networks_theirs(tmp_path):
     training = METADATA.training | {"distill": {"init": "scratch"}}
     text = model_card(tmp_path, replace(METADATA, mode="distilled", training=training), result())
     assert "| initial weights | scratch |" in text and "1,234" not in text and "its teacher" in text
+    training["distill"]["init"] = "auto"
+    text = model_card(tmp_path, replace(METADATA, mode="distilled", training=training), result())
+    assert "initial weights" not in text and "auto" not in text
     parts = [
         asdict(replace(METADATA, kind="encoder", classes=[], mode="", method=name))
         for name in ("simclr", "byol")
