@@ -34,16 +34,19 @@ class ImageRandom:
     """The random numbers of the images `indices` in one epoch.
 
     `stream` separates purposes (the first and the second view, say): different streams of the
-    same image are independent.
+    same image are independent. first: the first image of the whole batch, where `indices` are a part of
+    it.
     """
 
     seed: int
     epoch: int
     indices: np.ndarray
+    first: int | None = None
 
     def once(self, stream: int, columns: int) -> np.ndarray:
         """Returns the first image's numbers, shape (columns,): for choices made once a batch."""
-        return ImageRandom(self.seed, self.epoch, self.indices[:1]).uniform(stream, columns)[0]
+        first = self.indices[:1] if self.first is None else np.array([self.first])
+        return ImageRandom(self.seed, self.epoch, first).uniform(stream, columns)[0]
 
     def uniform(self, stream: int, columns: int) -> np.ndarray:
         """Returns uniform float32 numbers in [0, 1), of shape (images, columns)."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
 from clfew.data.to_device import to_device
+from clfew.group.tensors import mean_of_rows
 from clfew.models.classifier import Classifier
 from clfew.models.encoder import freeze_statistics
 from clfew.training.batch import Batch
@@ -128,9 +129,9 @@ class Distillation(nn.Module):
         """Returns the confidence, pseudo-label and threshold of each image, from the student's logits
         for the weak view. Updates the running means."""
         raw = torch.softmax(weak_BxC, dim=1)
-        self.shares.lerp_(raw.mean(dim=0), 1 - MOMENTUM)
+        self.shares.lerp_(mean_of_rows(raw), 1 - MOMENTUM)
         probabilities = aligned(raw, self.shares, self.prior)
         confidence, guess = probabilities.max(dim=1)
         # The threshold is of what is compared with it, aligned probabilities, whose mean is the prior.
-        self.confidence.lerp_(confidence.mean(), 1 - MOMENTUM)
+        self.confidence.lerp_(mean_of_rows(confidence), 1 - MOMENTUM)
         return confidence, guess, class_thresholds(self.confidence, self.prior)[guess]

@@ -4,6 +4,8 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from clfew.group.tensors import whole
+
 LEAST_STD, LEAST_EFFECTIVE_RANK, LEAST_ALIVE = 0.1, 1.2, 0.01
 """Training has collapsed if one of these falls below its limit: the standard deviation of embeddings (1
 for random directions), their effective rank, or the fraction of counts that are ever above zero."""
@@ -33,7 +35,9 @@ def effective_rank(embeddings_NxP: Tensor) -> Tensor:
 
 
 def health(embeddings_NxP: Tensor) -> dict[str, Tensor]:
-    """Returns the values to log in each step that show a collapse of embeddings (see `collapse`)."""
+    """Returns the values to log in each step that show a collapse of embeddings, of two views of each
+    image (see `collapse`)."""
+    embeddings_NxP = whole(embeddings_NxP.detach(), views=2)
     values = {"spread": embedding_std(embeddings_NxP)}
     if len(embeddings_NxP) >= FEWEST_EMBEDDINGS:
         values["directions"] = effective_rank(embeddings_NxP)

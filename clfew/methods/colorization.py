@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, evaluation_view
 from clfew.data.colour import lab_to_rgb, rgb_to_lab
+from clfew.group.tensors import mean_where
 from clfew.methods.base import Method, Pictures, crops_and_flips, decoder
 from clfew.models.encoder import LIGHTNESS, Encoder
 from clfew.training.batch import Batch
@@ -75,7 +76,7 @@ def colour_loss(
     # The nearest bin, which decides the weight of a pixel, comes first.
     weighted = (weights_Q[index[:, 0]] * error).view(len(ab_Bx2xHxW), -1)
     has_colour = (ab_Bx2xHxW.abs() > GREY_BELOW).flatten(1).any(1)
-    return (weighted.mean(1) * has_colour).sum() / has_colour.sum().clamp(min=1)
+    return mean_where(weighted.mean(1), has_colour)
 
 
 def reduced_side(encoder: Encoder) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clfew.data.augment import Recipe
+from clfew.group.tensors import largest, row_before
 from clfew.methods.base import Method, Pictures, crops_and_flips, without_colour
 from clfew.methods.patches import require_side
 from clfew.models.encoder import Encoder
@@ -34,7 +35,7 @@ def counting_loss(whole_BxK: Tensor, tiles_TxBxK: Tensor, margin: float = MARGIN
     """
     total_BxK = tiles_TxBxK.sum(0)
     same = (whole_BxK - total_BxK).square().sum(1)
-    other = (whole_BxK.roll(1, dims=0) - total_BxK).square().sum(1)
+    other = (row_before(whole_BxK) - total_BxK).square().sum(1)
     return (same + F.relu(margin - other)).mean()
 
 
@@ -85,7 +86,7 @@ class Counting(Method):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         counts = self.count(self.pieces(batch))
-        alive = (counts.detach()[0] > 0).any(0).float().mean()
+        alive = largest((counts.detach()[0] > 0).any(0).float()).mean()
         return counting_loss(counts[0], counts[1:]), {"alive": alive}
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clfew.data.augment import Recipe
 from clfew.data.to_device import to_device
 from clfew.errors import UsageError
+from clfew.group.tensors import largest, smallest, std, variance
 from clfew.methods.base import Method, Pictures, crops_and_flips, decoder
 from clfew.models.encoder import Encoder
 from clfew.models.feature_maps import replaced
@@ -107,15 +108,15 @@ class Denoising(Method):
         about the amount of their noise)."""
         if self.corruption == "masking":
             return self.damage(clean, batch)
-        dims = (0, 2, 3)
+        dims = [0, 2, 3]
         if self.corruption == "gaussian":
             low, span = (
                 torch.zeros_like(clean[:1, :, :1, :1]),
-                clean.std(dims, keepdim=True) / self.amount,
+                std(clean, dims) / self.amount,
             )
         else:
-            low = clean.amin(dims, keepdim=True)
-            span = clean.amax(dims, keepdim=True) - low
+            low = smallest(clean.amin(dims, keepdim=True))
+            span = largest(clean.amax(dims, keepdim=True)) - low
         span = span.clamp(min=1e-6)
         damaged, where = self.damage((clean - low) / span, batch)
         return damaged * span + low, where
@@ -149,7 +150,8 @@ class Denoising(Method):
         with replaced(self.encoder.stage_module(stage - 1), damage):
             above = self.encoder.maps(self.encoder.prepare(clean))[stage]
         target = kept["clean"].float()
-        error = (self.decoders[stage](above).float() - target).square() / target.var().clamp(min=1e-6)
+        spread = variance(target, [0, 1, 2, 3]).clamp(min=1e-6)
+        error = (self.decoders[stage](above).float() - target).square() / spread
         loss = emphasised(error, kept["where"])
         return loss, {"squared_error": error.detach().mean()}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from clfew.data.augment import Recipe, random_views
 from clfew.errors import UsageError
+from clfew.group.tensors import own_rows, whole
 from clfew.methods.base import Method, Pictures
 from clfew.methods.collapse import health
 from clfew.models.encoder import Encoder
@@ -32,6 +33,9 @@ def is_decoupled(loss: str) -> bool:
 def nt_xent(z_2BxP: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
     """Returns NT-Xent (SimCLR, equation 1), the mean over the 2B ordered positive pairs (i, i + B).
 
+    Where several processes hold parts of the batch, the mean is over this one's pairs, among the
+    negatives of all, N images in place of its B.
+
     Similarities and their log-sum-exp are computed in float32 whatever the autocast: bfloat16
     keeps 8 bits, too few for a softmax at low temperature. `decoupled` leaves the positive out of
     the denominator (Yeh et al., Decoupled Contrastive Learning, ECCV 2022, equation 6), which
@@ -39,14 +43,19 @@ def nt_xent(z_2BxP: Tensor, temperature: float, decoupled: bool = False) -> Tens
     """
     with torch.autocast(z_2BxP.device.type, enabled=False):
         z_2BxP = F.normalize(z_2BxP.float(), dim=1)
-        similarity_2Bx2B = z_2BxP @ z_2BxP.T / temperature
-        rows = torch.arange(len(z_2BxP), device=z_2BxP.device)
-        partner = rows.roll(len(rows) // 2)
-        positive = similarity_2Bx2B[rows, partner]
-        excluded = torch.eye(len(rows), dtype=torch.bool, device=z_2BxP.device)
+        z_2NxP = whole(z_2BxP, views=2)
+        similarity_2Bx2N = z_2BxP @ z_2NxP.T / temperature
+        images, device = own_rows(len(z_2BxP) // 2), z_2BxP.device
+        first_B = torch.arange(images.start, images.start + images.count, device=device)
+        own_2B = torch.cat([first_B, first_B + images.total])
+        partner_2B = own_2B.roll(images.count)
+        rows_2B = torch.arange(len(z_2BxP), device=device)
+        positive = similarity_2Bx2N[rows_2B, partner_2B]
+        excluded = torch.zeros_like(similarity_2Bx2N, dtype=torch.bool)
+        excluded[rows_2B, own_2B] = True
         if decoupled:
-            excluded[rows, partner] = True
-        return (similarity_2Bx2B.masked_fill(excluded, -torch.inf).logsumexp(dim=1) - positive).mean()
+            excluded[rows_2B, partner_2B] = True
+        return (similarity_2Bx2N.masked_fill(excluded, -torch.inf).logsumexp(dim=1) - positive).mean()
 
 
 def projector(dim: int, hidden: int, output: int) -> nn.Sequential:

@@ -15,6 +15,7 @@ from torch import Tensor
 from clfew.data.cache_arrays import RowReader
 from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
+from clfew.group.tensors import rows_of
 from clfew.training.plan import Plan
 
 _REPEAT_BITS = 40
@@ -26,13 +27,15 @@ _ROWS_PER_COPY = 4096
 
 @dataclass(frozen=True)
 class Batch:
-    """B images from the image cache, with what is needed to make random views of them.
+    """B images from the image cache, with what is needed to make random views of them. Of several
+    processes each has a part of the batch.
 
     images: uint8, (B, S, S, 3), or whatever the data holds in their place (for an adapter, the features
     of views). aspects: float32, (B,), width / height of the original images.
     random: the random numbers of these images in this epoch. labels: int64, (B,), if the objective
     learns from labels. progress: the fraction of the training that is done, in [0, 1], which the loop
-    sets: a new plan changes it while batches are loaded ahead.
+    sets: a new plan changes it while batches are loaded ahead. in_all: how many images the batch has in
+    all processes.
     """
 
     images: Tensor
@@ -40,6 +43,7 @@ class Batch:
     random: ImageRandom
     labels: Tensor | None = None
     progress: float = 0.0
+    in_all: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,9 @@ class Batches:
         epoch, position = divmod(step, per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(plan.seed, epoch, len(data)))
-        chosen = self._order[1][position * plan.batch : (position + 1) * plan.batch]
+        whole = self._order[1][position * plan.batch : (position + 1) * plan.batch]
+        part = rows_of(len(whole))
+        chosen = whole[part.start : part.start + part.count]
         rows = data.indices[chosen]
         if self._resident is not None:
             images = self._resident[to_device(chosen, self._device)]
@@ -137,5 +143,6 @@ class Batches:
             images = to_device(self._read(rows), self._device)
         labels = None if data.labels is None else to_device(data.labels[chosen], self._device)
         aspects = to_device(data.aspects[rows], self._device)
-        random = ImageRandom(plan.seed, epoch, data.keys[chosen])
-        return Batch(images, aspects, random, labels)
+        first = int(data.keys[whole[0]]) if part.count < part.total else None
+        random = ImageRandom(plan.seed, epoch, data.keys[chosen], first)
+        return Batch(images, aspects, random, labels, in_all=len(whole))

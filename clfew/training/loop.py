@@ -9,25 +9,24 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clfew.errors import Stopped, UserError, is_out_of_memory
+from clfew.group.group import everywhere, is_together, on_its_own, size
 from clfew.training.batch import Batch, Batches, TrainingData
-from clfew.training.compilation import NothingCompiled, compiled
-from clfew.training.convolution import TrainingConvolutions
-from clfew.training.device import keep_freed_memory
-from clfew.training.guard import Guard, NotFinite, diverged, require_finite
+from clfew.training.compilation import NothingCompiled
+from clfew.training.guard import NotFinite, diverged
 from clfew.training.meter import Meter
-from clfew.training.optim import build_optimizer, parameter_groups
 from clfew.training.plan import Plan
 from clfew.training.saving import DIVERGED, Saving
 from clfew.training.schedule import Schedule
 from clfew.training.signals import StopRequest
 from clfew.training.state import load_state, save_state
+from clfew.training.steps import STEP, Order, Stepper, in_all_processes
 
 SAVE_SECONDS = 120
 LOG_SECONDS = 1.0
@@ -64,8 +63,10 @@ def train(
     the batch does not fit into memory. Returns the plan by which the same steps can be taken again.
     """
     schedule = Schedule(plan, len(data))
+    is_split = plan.batch >= size()
     try:
-        _train(objective, data, schedule, device, log, saving, lr_scale, stop)
+        with contextlib.nullcontext() if is_split else on_its_own():
+            _train(objective, data, schedule, device, log, saving, lr_scale, stop)
         return replace(plan, seconds=None, most_steps=None, replanned=schedule.replanned)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -84,33 +85,24 @@ def _train(
     lr_scale: Callable[[str], float],
     outer_stop: StopRequest | None,
 ) -> None:
-    _prepare(objective, device)
     plan = schedule.plan
-    groups = parameter_groups(objective, plan.weight_decay, lr_scale)
-    optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
-    done, seconds = 0, 0.0
+    state, done, seconds = None, 0, 0.0
     if saving is not None and saving.file.exists():
-        position = load_state(saving.file, objective, optimizer, plan, data.digest())
+        position, state = load_state(saving.file, objective, plan, data.digest())
         done, seconds = int(position["step"]), position["seconds"]
         schedule.restore(position.get("replanned", plan.replanned))
-    course = Course(schedule, Guard(objective, optimizer, device))
-    training = _Training(objective, optimizer, data, course, log, saving, done, seconds)
-    with (
-        contextlib.nullcontext(outer_stop) if outer_stop else StopRequest() as stop,
-        compiled(objective, plan.compile),
-    ):
-        course.guard.keep(done)
-        while training.step < schedule.last:  # Once, but again after a step that was not finite.
-            with Batches(data, plan, device, training.step) as batches:
-                training.take_steps(batches, stop)
-            del batches  # Its images, which may be on the GPU, before those of the next ones.
+    scales = {name: lr_scale(name) for name, _ in objective.named_parameters()}
 
+    def lead(stepper: Stepper, is_called: Callable[[], bool]) -> None:
+        training = _Training(stepper, data, schedule, log, saving, done, seconds)
+        with contextlib.nullcontext(outer_stop) if outer_stop else StopRequest() as stop:
+            stepper.keep(done)
+            while training.step < schedule.last:  # Once, but again after a step that was not finite.
+                with Batches(data, plan, device, training.step) as batches:
+                    training.take_steps(batches, stop)
+                del batches  # Its images, which may be on the GPU, before those of the next ones.
 
-class Course(NamedTuple):
-    """What the steps of a training share."""
-
-    schedule: Schedule
-    guard: Guard
+    everywhere(in_all_processes, objective, data, plan, device, scales, state, done, lead=lead)
 
 
 class _Training:
@@ -118,82 +110,97 @@ class _Training:
 
     def __init__(
         self,
-        objective: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        stepper: Stepper,
         data: TrainingData,
-        course: Course,
+        schedule: Schedule,
         log: Callable[[dict[str, float]], None],
         saving: Saving | None,
         step: int,
         seconds: float,
     ) -> None:
         self.step = step
-        self._objective, self._optimizer, self._data, self._course = objective, optimizer, data, course
+        self._stepper, self._data, self._schedule = stepper, data, schedule
         self._log, self._saving = log, saving
-        self._meter = Meter(course.schedule.plan, len(data), step)
+        self._meter = Meter(schedule.plan, len(data), step)
         self._saved = time.monotonic()
         self._started = self._saved - seconds
 
     def take_steps(self, batches: Iterator[Batch], stop: StopRequest) -> None:
         """Takes steps until the training ends, or goes back to the last step that was known to be
         finite."""
-        schedule, guard = self._course
+        schedule, guard = self._schedule, self._stepper.guard
         while self.step < schedule.last:
-            batch = replace(self._meter.next_batch(batches), progress=schedule.progress(self.step))
-            guard.before()
-            try:
-                loss, extras = _step(self._objective, self._optimizer, batch, self._course, self.step)
-            except NotFinite as wrong:
-                guard.undo()
-                raise self._diverged(wrong, batch) from None
-            self._meter.count(len(batch.images))
+            batch = self._meter.next_batch(batches)
+            loss, extras = self._take(batch)
+            self._meter.count(batch.in_all)
             self.step += 1
             has_new_plan = self._follow(loss)
             is_last, seconds = self.step >= schedule.last, time.monotonic() - self._started
             is_due = self._meter.is_due(LOG_SECONDS) or is_last or has_new_plan
             if is_due:
                 if not guard.look():
-                    self.step = guard.go_back(self.step)
+                    self.step = self._stepper.go_back(self.step)
                     return
                 self._log(self._row(loss, extras, seconds))
             signal = stop.signal  # It may come at any time.
             must_save = self._must_save(is_last, signal, seconds)
             if must_save:
                 if not guard.look():
-                    self.step = guard.go_back(self.step)
+                    self.step = self._stepper.go_back(self.step)
                     return
                 self._save(is_last, signal, seconds)
             elif signal and not is_last:
                 raise Stopped(signal, "")
             if is_due or must_save:
-                guard.keep(self.step)
+                self._stepper.keep(self.step)
+
+    def _take(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Takes the next step."""
+        schedule, guard, step = self._schedule, self._stepper.guard, self.step
+        order = Order(
+            step, schedule.learning_rate(step), schedule.progress(step), schedule.progress(step, taken=1)
+        )
+        guard.before()
+        self._stepper.tell(STEP, order)
+        try:
+            return self._stepper.take(batch, order)
+        except NotFinite as wrong:
+            guard.undo()
+            raise self._diverged(wrong, replace(batch, progress=order.progress)) from None
+        except RuntimeError:
+            if is_together() and not guard.is_deferred:
+                # Another process may have ended. Nothing of this step is kept, and the state is saved.
+                guard.undo()
+                self._save(False, 0, time.monotonic() - self._started)
+            raise
 
     def _must_save(self, is_last: bool, signal: int, seconds: float) -> bool:
         if self._saving is None:
             return False
         # A training that has a time would not take the same steps again.
-        has_time = self._course.schedule.plan.seconds is not None
+        has_time = self._schedule.plan.seconds is not None
         since_saved = time.monotonic() - self._saved
         return _must_save(is_last, signal, since_saved, seconds) or (is_last and has_time)
 
     def _follow(self, loss: Tensor) -> bool:
         """Makes a new plan if the training would miss its time; returns whether it did."""
-        schedule = self._course.schedule
+        schedule = self._schedule
         if not schedule.must_follow(self.step, time.monotonic() - self._started):
             return False
         loss.item()  # Waits until the device has done its work.
         return schedule.follow(self.step, time.monotonic() - self._started)
 
     def _row(self, loss: Tensor, extras: dict[str, Tensor], seconds: float) -> dict[str, float]:
-        row = self._meter.row(self.step, loss, extras, self._optimizer)
-        schedule = self._course.schedule
+        row = self._meter.row(self.step, loss, extras, self._stepper.optimizer)
+        schedule = self._schedule
         planned = {} if schedule.plan.seconds is None else {"steps": schedule.last}
         return row | planned | {"seconds": round(seconds, 2)}
 
     def _save(self, is_last: bool, signal: int, seconds: float) -> None:
         """Saves the state. After a signal raises Stopped."""
-        schedule, saving = self._course.schedule, self._saving
-        assert saving is not None
+        schedule, saving = self._schedule, self._saving
+        if saving is None:
+            return
         position = {
             "step": self.step,
             "seconds": seconds,
@@ -201,8 +208,8 @@ class _Training:
             "data": self._data.digest(),
         }
         # A training that has ended does not need its optimizer any more.
-        optimizer = None if is_last else self._optimizer
-        save_state(saving.file, self._objective, optimizer, schedule.plan, position)
+        optimizer = None if is_last else self._stepper.optimizer
+        save_state(saving.file, self._stepper.objective, optimizer, schedule.plan, position)
         self._saved = time.monotonic()
         if signal:
             raise Stopped(signal, saving.resume_command)
@@ -210,8 +217,8 @@ class _Training:
 
     def _diverged(self, wrong: NotFinite, batch: Batch) -> UserError:
         path = self._saving.folder / DIVERGED if self._saving else None
-        schedule = self._course.schedule
-        return diverged(wrong, path, self._objective, self._optimizer, schedule, batch, self.step)
+        own = self._stepper.objective, self._stepper.optimizer
+        return diverged(wrong, path, *own, self._schedule, batch, self.step)
 
 
 def _must_save(is_last: bool, signal: int, since_saved: float, seconds: float) -> bool:
@@ -285,58 +292,31 @@ def _trial(
     device: torch.device,
     is_enough: Callable[[list[float]], bool],
 ) -> list[float]:
-    _prepare(objective, device)
+    schedule = Schedule(plan, len(data))
+    order = Order(0, schedule.learning_rate(0), 0.0, schedule.progress(0, taken=1))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    groups = parameter_groups(objective, plan.weight_decay)
-    optimizer = build_optimizer(plan.optimizer, groups, plan.learning_rate)
-    course = Course(Schedule(plan, len(data)), Guard(objective, optimizer, device))
     times: list[float] = []
+
     # The first step is not counted: it allocates memory, selects kernels and compiles.
-    try:
-        with (
-            compiled(objective, plan.compile) as is_called,
-            Batches(data, plan, device, 0) as batches,
-        ):
+    def lead(stepper: Stepper, is_called: Callable[[], bool]) -> None:
+        with Batches(data, plan, device, 0) as batches:
             while not is_enough(times[1:]):
                 started = time.monotonic()
+                batch = next(batches)
+                stepper.tell(STEP, order)
                 with contextlib.suppress(NotFinite):  # Only the time matters here.
-                    loss, _ = _step(objective, optimizer, next(batches), course, 0)
+                    loss, _ = stepper.take(batch, order)
                     loss.item()  # Waits until the device has done its work.
                 times.append(time.monotonic() - started)
                 if plan.compile and not is_called():
                     raise NothingCompiled
+
+    is_split = plan.batch >= size()
+    try:
+        with contextlib.nullcontext() if is_split else on_its_own():
+            everywhere(in_all_processes, objective, data, plan, device, {}, None, 0, lead=lead)
     finally:
         objective.load_state_dict(before)
         for parameter in objective.parameters():
             parameter.grad = None
     return times[1:]
-
-
-def _prepare(objective: nn.Module, device: torch.device) -> None:
-    keep_freed_memory(device)
-    objective.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-
-
-def _step(
-    objective: Any, optimizer: torch.optim.Optimizer, batch: Batch, course: Course, step: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    schedule, plan = course.schedule, course.schedule.plan
-    rate = schedule.learning_rate(step)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["lr_scale"]
-    # So that dropout and stochastic depth, in encoders that have them, also resume exactly.
-    torch.manual_seed((plan.seed * 1_000_003 + step) % 2**63)
-    bf16 = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=plan.precision == "bf16")
-    # A compiled network computes its gradients itself.
-    with bf16, TrainingConvolutions(own_gradients=not plan.compile):
-        loss, extras = objective.loss(batch)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    if course.guard.is_deferred:
-        course.guard.note(loss)
-    else:
-        require_finite(loss, optimizer)
-    optimizer.step()
-    if hasattr(objective, "after_step"):
-        objective.after_step(schedule.progress(step, taken=1))
-    return loss.detach(), extras

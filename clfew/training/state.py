@@ -56,10 +56,10 @@ def saved_position(path: Path) -> dict[str, Any]:
 
 
 def load_state(
-    path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, data: str
-) -> dict[str, Any]:
-    """Restores module and optimizer in place and returns the position. Raises UserError if the file is
-    damaged or belongs to another training, with another plan or on other data."""
+    path: Path, module: nn.Module, plan: Plan, data: str
+) -> tuple[dict[str, Any], dict[int, dict[str, Tensor]]]:
+    """Restores the module in place; returns the position and the optimizer's state. Raises UserError if
+    the file is damaged or belongs to another training, with another plan or on other data."""
     try:
         header = read_header(path)
         if not has_checksum(header):
@@ -73,8 +73,7 @@ def load_state(
         check_data(path, header)
         tensors = safetensors.torch.load_file(path)
         module.load_state_dict(_below(tensors, "module."))
-        _load_optimizer(optimizer, _below(tensors, "optimizer."))
-        return position
+        return position, _optimizer_state(_below(tensors, "optimizer."))
     # Damaged files raise many types of error. A state of another network fails in load_state_dict.
     except (
         OSError,
@@ -105,10 +104,9 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _optimizer_state(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     restored: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
         restored.setdefault(int(index), {})[key] = tensor
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": restored, "param_groups": groups})
+    return restored
