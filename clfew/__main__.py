@@ -15,6 +15,7 @@ from typing import NoReturn
 from clfew import console
 from clfew.cli import app
 from clfew.errors import Stopped, UserError, is_out_of_memory
+from clfew.group.launch import is_helper, launch, silence
 
 
 def _share_the_cores() -> None:
@@ -43,6 +44,24 @@ def _give_a_home() -> None:
     os.environ["HOME"] = home
 
 
+def _join_the_others() -> None:
+    """Sets up a process that torchrun has started. Only the first one speaks. Signals after the first
+    have no effect, as torchrun passes on what other processes have passed on too."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if is_helper():
+        silence()
+
+    def stop(number: int, frame: object) -> NoReturn:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, lambda *_: None)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+
+
 def run_and_exit(app: Callable[[], object]) -> NoReturn:
     """Runs a command and ends the process with its exit code.
 
@@ -51,6 +70,8 @@ def run_and_exit(app: Callable[[], object]) -> NoReturn:
     """
     console.is_command = True
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    if launch() is not None:
+        _join_the_others()
     _share_the_cores()
     _give_a_home()
     for stream in (sys.stdout, sys.stderr):

@@ -93,7 +93,7 @@ def _options(
 
 
 @command(epilog="Example:  clfew pretrain ./unlabeled --minutes 10")
-@takes(PretrainSettings)
+@takes(PretrainSettings, together=True)
 def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Resume = None) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
@@ -109,7 +109,7 @@ def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Res
 
 
 @command(epilog="Example:  clfew finetune ./labeled --labels 4/class --repeat 5")
-@takes(FinetuneSettings)
+@takes(FinetuneSettings, together=True)
 def finetune(
     context: typer.Context,
     settings: FinetuneSettings,
@@ -140,7 +140,7 @@ def finetune(
 
 
 @command(epilog="Example:  clfew distill --minutes 5")
-@takes(DistillSettings)
+@takes(DistillSettings, together=True)
 def distill(
     context: typer.Context,
     settings: DistillSettings,
@@ -168,7 +168,7 @@ def distill(
 
 
 @command("eval", epilog="Example:  clfew eval ./test_images --format json")
-@takes(EvaluateSettings)
+@takes(EvaluateSettings, together=True)
 def evaluate(
     context: typer.Context, settings: EvaluateSettings, output: opt.Output = opt.Format.table
 ) -> None:
@@ -183,7 +183,7 @@ def evaluate(
 
 
 @command(epilog="Example:  clfew predict photo.jpg folder/ 'more/*.png' --format csv > labels.csv")
-@takes(PredictSettings)
+@takes(PredictSettings, together=True)
 def predict(
     context: typer.Context,
     settings: PredictSettings,
@@ -206,7 +206,7 @@ def predict(
 
 
 @command(epilog="Example:  clfew embed ./photos --out features")
-@takes(EmbedSettings)
+@takes(EmbedSettings, together=True)
 def embed(context: typer.Context, settings: EmbedSettings) -> None:
     """Write the features and the path of every image."""
     from clfew.commands.embed import run
@@ -248,7 +248,7 @@ def check(
 
 
 @command(epilog="Example:  clfew select ./photos --budget 40 --test 50")
-@takes(SelectSettings)
+@takes(SelectSettings, together=True)
 def select(
     context: typer.Context, settings: SelectSettings, output: opt.Output = opt.Format.table
 ) -> None:
@@ -307,7 +307,7 @@ def export(
 
 
 @command(epilog="Example:  clfew compare ./photos --minutes 5")
-@takes(CompareSettings)
+@takes(CompareSettings, together=True)
 def compare(
     context: typer.Context,
     settings: CompareSettings,

@@ -14,6 +14,7 @@ import typer
 
 from clfew import options as opt
 from clfew.errors import UsageError
+from clfew.group.launch import is_helper
 from clfew.runs.folders import read_config
 
 S = TypeVar("S")
@@ -44,10 +45,16 @@ def function_of(settings: Callable[P, S], run: Callable[[S], R]) -> Callable[P, 
     return function
 
 
-def takes(settings: type[S]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(
+    settings: type[S], together: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Returns a decorator for a command of typer: the command's options are the fields of a settings
     class and the command's own further parameters. It is called with the context, the settings and
-    these."""
+    these.
+
+    together: whether processes that torchrun has started beside the first one help with the command;
+    otherwise they end.
+    """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = _hints(settings)
@@ -55,6 +62,8 @@ def takes(settings: type[S]) -> Callable[[Callable[..., None]], Callable[..., No
         @wraps(command)
         def typed(context: typer.Context, **values: Any) -> None:
             own = {name: values.pop(name) for name in list(values) if name not in hints}
+            if is_helper():
+                raise typer.Exit(_help_with(values) if together else 0)
             command(context, settings(**values), **own)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
@@ -71,6 +80,12 @@ def takes(settings: type[S]) -> Callable[[Callable[..., None]], Callable[..., No
         return typed
 
     return decorate
+
+
+def _help_with(values: dict[str, Any]) -> int:
+    from clfew.group.group import help_with
+
+    return help_with(values.get("source"))
 
 
 def _hints(settings: Callable[..., Any]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from clfew.finetuning.fit import predict_cached
 from clfew.finetuning.labelled_data import LabelledData
 from clfew.finetuning.other_sources import bad_in_merged
 from clfew.finetuning.probes import folds
+from clfew.group.group import together
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import Classifier
@@ -89,6 +90,7 @@ class Prepared:
     can_compare: bool
 
 
+@together
 def run(settings: DistillSettings) -> tuple[Path, dict[str, Any]]:
     """Distils a teacher into a student on unlabelled images; returns the run folder and the result.
 
@@ -109,6 +111,7 @@ def run(settings: DistillSettings) -> tuple[Path, dict[str, Any]]:
 distill = function_of(DistillSettings, without_traces(run))
 
 
+@together
 def resume(
     folder: Path, device: str = "auto", threads: int | None = None, source: str | None = None
 ) -> tuple[Path, dict[str, Any]]:

@@ -12,7 +12,8 @@ from clfew.data.sources import open_source, say_source
 from clfew.errors import UserError
 from clfew.finetuning.find_start import find_start, is_from_scratch
 from clfew.finetuning.start import Network, Start, open_start
-from clfew.models.features import apply_to_files
+from clfew.group.group import together
+from clfew.models.files import Applied, apply_to_source
 from clfew.models.kept_scale import scaled
 from clfew.models.metadata import read_metadata
 from clfew.runs.files import write_bytes, write_csv
@@ -22,6 +23,7 @@ from clfew.signatures import function_of
 from clfew.training.device import choose_device, choose_precision, set_threads, without_traces
 
 
+@together
 def run(settings: EmbedSettings) -> tuple[Path, int, int]:
     """Writes features.safetensors (tensor "features", float32, N×D) and paths.csv in the same order.
 
@@ -71,16 +73,8 @@ def _features_of(
     names: list[str] = []
     bad: list[tuple[str, str]] = []
     size, side = start.metadata.size, start.metadata.side
-    outputs = apply_to_files(
-        start.encoder,
-        size,
-        side,
-        range(len(source)),
-        source.content,
-        device,
-        precision,
-        source.scale,
-    )
+    applied = Applied(start.encoder, size, side, device, precision, source.scale)
+    outputs = apply_to_source(applied, source)
     with console.progress_bar("embed") as update:
         for indices, errors, rows in outputs:
             for index, error in zip(indices, errors, strict=True):

@@ -22,6 +22,7 @@ from clfew.finetuning.acceptance import acceptance_row
 from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
 from clfew.finetuning.places import label_list_now
+from clfew.group.group import together
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_cache
@@ -52,6 +53,7 @@ class Prepared:
     is_same: bool
 
 
+@together
 def run(settings: EvaluateSettings) -> tuple[Path, dict[str, Any]]:
     """Tests a classifier; returns the folder with report.html and report.json, and the report.
 

@@ -25,6 +25,7 @@ from clfew.finetuning.labelled_data import contradiction_rows
 from clfew.finetuning.other_sources import other_sources
 from clfew.finetuning.places import find_source, group_by_of_list
 from clfew.finetuning.tested import report_of_test, summary_of
+from clfew.group.group import together
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import InitWeights
@@ -56,6 +57,7 @@ from clfew.training.saving import resumable, stoppable
 from clfew.version import __version__
 
 
+@together
 def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
     """Fine-tunes on a few labels; returns the run folder and its result.
 
@@ -75,6 +77,7 @@ def run(settings: FinetuneSettings) -> tuple[Path, dict[str, Any]]:
 finetune = function_of(FinetuneSettings, without_traces(run))
 
 
+@together
 def resume(
     folder: Path, device: str = "auto", threads: int | None = None, source: str | None = None
 ) -> tuple[Path, dict[str, Any]]:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from clfew.commands.thresholds import Thresholds, thresholds_of
-from clfew.data.decode import read_bytes
+from clfew.group.group import together_each
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
-from clfew.models.features import apply_to_files
+from clfew.models.files import Applied, apply_to_paths
 from clfew.models.kept_scale import kept_scale
 from clfew.models.metadata import ArtifactMetadata
 from clfew.runs.folders import find_artifact
@@ -43,6 +43,7 @@ class Prediction:
         return row if self.error is None else row | {"error": self.error}
 
 
+@together_each
 def run(
     settings: PredictSettings, artifact: Path | None = None, images: Iterable[str] | None = None
 ) -> Iterator[Prediction]:
@@ -77,17 +78,9 @@ def _predictions(
     device: torch.device,
     precision: str,
 ) -> Iterator[Prediction]:
-    outputs = apply_to_files(
-        classifier,
-        metadata.size,
-        metadata.side,
-        images,
-        lambda path: read_bytes(Path(path)),
-        device,
-        precision,
-        kept_scale(metadata),
-    )
-    for paths, errors, logits in outputs:
+    scale = kept_scale(metadata)
+    applied = Applied(classifier, metadata.size, metadata.side, device, precision, scale)
+    for paths, errors, logits in apply_to_paths(applied, images):
         # Files that cannot be read have no row of logits.
         readable = iter(torch.softmax(torch.from_numpy(logits), dim=1).numpy())
         for path, error in zip(paths, errors, strict=True):

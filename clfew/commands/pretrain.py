@@ -12,6 +12,7 @@ from clfew.commands.pretraining import checked, pretrain_in, resume_in
 from clfew.data.layout import LABELLED_FOLDERS
 from clfew.data.source import Source
 from clfew.errors import UserError
+from clfew.group.group import together
 from clfew.methods.setup import DEFAULT_MINUTES, find_pretraining_start
 from clfew.models.init_weights import AUTO, BOTH, IMAGENET, SCRATCH, find_init_weights
 from clfew.runs.folders import (
@@ -30,6 +31,7 @@ from clfew.training.device import choose_device, set_threads, set_up_as_started,
 from clfew.training.saving import stoppable
 
 
+@together
 def run(settings: PretrainSettings) -> Path:
     """Pretrains on images without labels and returns the run folder.
 
@@ -54,6 +56,7 @@ def run(settings: PretrainSettings) -> Path:
 pretrain = function_of(PretrainSettings, without_traces(run))
 
 
+@together
 def resume(
     folder: Path, device: str = "auto", threads: int | None = None, source: str | None = None
 ) -> Path:

@@ -21,6 +21,7 @@ from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_groups_to_test
 from clfew.errors import UserError
+from clfew.group.group import words_of
 from clfew.methods.adapter import MOST_IMAGES, NETWORK, learned_from
 from clfew.methods.base import METHODS, Method
 from clfew.methods.collapse import collapse
@@ -346,7 +347,8 @@ def prepare(settings: PretrainSettings, resolved: Resolved) -> Prepared:
             "and as many as there is time for"
         )
     batch, why_batch = choose_batch(settings.batch, len(data), device, objective.large_batches)
-    console.say(f"batch      {batch} ({why_batch})")
+    each = words_of(batch)
+    console.say(f"batch      {batch} ({why_batch}{f'; {each}' if each else ''})")
     plan_options = PlanOptions(
         batch,
         optimizer_choice(objective, batch, settings.optimizer),

@@ -1,18 +1,13 @@
 """The image cache: every image of a source decoded once, in one memory-mapped uint8 array.
 
-It is a folder in the cache folder, named by a digest of what it was made from. It is built in a folder
-beside that and then renamed, so a half-built one is never found. Two processes that build it at once
-each make their own, and the second one's is thrown away.
+It is a folder in the cache folder, named by a digest of what it was made from (see `cache_building`).
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import shutil
-import socket
 import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from clfew import console
-from clfew.data.cache_arrays import cache_folder, create_arrays, map_arrays, reserve
-from clfew.data.cache_reuse import digest_of_image, reuse, temporary_prefix
+from clfew.data.cache_arrays import cache_folder, map_arrays
+from clfew.data.cache_building import build, require_usable
+from clfew.data.cache_reuse import reuse
 from clfew.data.decode import BadImage, image_size
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
-from clfew.data.workers import decode_ahead, decoders
 from clfew.errors import UserError
-from clfew.runs.files import write_json
+from clfew.group.launch import launch
 
 FORMAT = 3
-_CHUNK = 256
 MAX_BAD_FRACTION = 0.5
 """If a larger fraction of a source's images is bad, the run stops: something else is wrong."""
 
@@ -91,24 +85,30 @@ def open_image_cache(
     `progress(done, total)` is called while it is built. most_bad: the fraction of bad images beyond
     which a UserError is raised; as it is if the disk is full, or the cache is damaged.
     """
-    made_from = f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}\0{source.scale}"
-    key = hashlib.blake2b(made_from.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
-    folder = cache_folder() / key
-    if not (folder / "store.json").exists() and not reuse(source, side, folder, progress):
-        _build(source, side, folder, progress, most_bad)
-    cache = _read(folder, len(source), side)
-    _require_usable(source, cache.bad, most_bad)
+    if launch() is not None:
+        from clfew.data.shared_cache import open_together
+        from clfew.group.group import is_together
+
+        if is_together():
+            return open_together(source, side, progress, most_bad)
+    folder = folder_of(source, side)
+    if not is_there(source, side, folder, progress):
+        build(source, side, folder, progress, most_bad)
+    cache = read_cache(folder, len(source), side)
+    require_usable(source, cache.bad, most_bad)
     return cache
 
 
-def _require_usable(source: Source, bad: list[tuple[str, str]], most_bad: float) -> None:
-    if len(bad) > most_bad * len(source):
-        name, reason = bad[0]
-        raise UserError(
-            f"{len(bad)} of {len(source)} images in {source.spec} cannot be used "
-            f"(the first is {name}: {reason}).",
-            "open one in an image viewer: they may be damaged or of another format.",
-        )
+def folder_of(source: Source, side: int) -> Path:
+    """Returns the folder that the image cache of a source is in, or will be."""
+    made_from = f"{FORMAT}\0{source.spec}\0{source.fingerprint}\0{side}\0{source.scale}"
+    key = hashlib.blake2b(made_from.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+    return cache_folder() / key
+
+
+def is_there(source: Source, side: int, folder: Path, progress: Callable[[int, int], None]) -> bool:
+    """Returns whether an image cache is there, made from another one of the same images if need be."""
+    return (folder / "store.json").exists() or reuse(source, side, folder, progress)
 
 
 MOST_LOOKED_AT = 500
@@ -135,68 +135,6 @@ def cached_images(source: Source, side: int, most_bad: float = MAX_BAD_FRACTION)
     return cache
 
 
-def _build(
-    source: Source, side: int, folder: Path, progress: Callable[[int, int], None], most_bad: float
-) -> None:
-    count = len(source)
-    needed = count * side * side * 3
-    temporary: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        if needed > (free := shutil.disk_usage(folder.parent).free):
-            raise UserError(
-                f"The decoded images need {needed:,} bytes in {folder.parent}; {free:,} are free.",
-                "clear old ones with clfew cache --clear, or set CLFEW_CACHE to a larger disk.",
-            )
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=temporary_prefix()))
-        bad = _decode_all(source, side, temporary / "pixels.safetensors", progress)
-        _require_usable(source, [(source.identities[i], bad[i]) for i in sorted(bad)], most_bad)
-        listed = [[i, source.identities[i], reason] for i, reason in sorted(bad.items())]
-        metadata = {"source": source.spec, "images": count, "side": side, "bad": listed}
-        metadata["scale"] = str(source.scale)
-        metadata["bad_digests"] = [digest_of_image(source, index) for index in sorted(bad)]
-        write_json(temporary / "store.json", metadata)
-        if not (folder / "store.json").exists():
-            shutil.rmtree(folder, ignore_errors=True)  # Left by a removal that was killed.
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not (folder / "store.json").exists():  # If it does, another process was first.
-                raise
-    except OSError as error:
-        raise UserError(
-            f"The decoded images ({needed:,} bytes) cannot be saved in {folder.parent}: "
-            f"{error.strerror or error}.",
-            "set CLFEW_CACHE to a folder that can be written and has space.",
-        ) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _decode_all(
-    source: Source, side: int, path: Path, progress: Callable[[int, int], None]
-) -> dict[int, str]:
-    """Decodes all images into the array file. Returns the reason for each bad image by its index."""
-    count = len(source)
-    pixels, aspects, digests = create_arrays(path, count, side)
-    reserve(path)
-    bad: dict[int, str] = {}
-
-    for index, image in decode_ahead(range(count), source.content, side, decoders(), source.scale):
-        if index % _CHUNK == 0:
-            progress(index, count)
-        if isinstance(image, BadImage):
-            bad[index] = str(image)
-        else:
-            pixels[index], aspects[index], digests[index] = image.pixels, image.aspect, image.digest
-    progress(count, count)
-    for array in (pixels, aspects, digests):
-        array.flush()
-    return bad
-
-
 def is_flat(pixels: np.ndarray) -> bool:
     """Returns whether an image, uint8 (S, S, 3), is of one colour."""
     return bool(pixels.std(axis=(0, 1)).max() < FLAT)
@@ -213,7 +151,8 @@ def _say_flat(source: Source, cache: ImageCache) -> None:
         )
 
 
-def _read(folder: Path, count: int, side: int) -> ImageCache:
+def read_cache(folder: Path, count: int, side: int) -> ImageCache:
+    """Returns the image cache in a folder. Raises UserError if it is damaged."""
     try:
         metadata = json.loads((folder / "store.json").read_text())
         listed = [(int(index), str(name), str(reason)) for index, name, reason in metadata["bad"]]
@@ -228,22 +167,3 @@ def _read(folder: Path, count: int, side: int) -> ImageCache:
     good[[index for index, _, _ in listed]] = False
     bad = [(identity, reason) for _, identity, reason in listed]
     return ImageCache(np.flatnonzero(good), pixels, np.asarray(aspects), np.asarray(digests), bad)
-
-
-def _sweep(cache: Path) -> None:
-    """Removes what builds on this machine left behind when they were killed."""
-    for leftover in cache.glob(".*-*-*"):
-        # The whole name of the machine: on a shared disk, one called gpu is not one called gpu-2.
-        host, pid, _ = leftover.name.rsplit("-", 2)
-        if host == f".{socket.gethostname()}" and pid.isdigit() and not _is_running(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

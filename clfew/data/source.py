@@ -36,7 +36,8 @@ class Source:
     reading: how the source was understood, in words. rule: see RULE. scale: how wide pixels are read,
     None for whole 16 bits and the files' own colours. groups: int64 (N,), the group that the source or
     the user puts each image into, -1 for none; None where there are no groups.
-    path_of: returns the absolute path of image i, None where images are not files of their own.
+    path_of: returns the absolute path of image i, None where images are not files of their own. parts:
+    the sources whose images it has, one after the other, where it has those of several.
     """
 
     spec: str
@@ -52,6 +53,7 @@ class Source:
     scale: PixelScale | None = None
     groups: np.ndarray | None = None
     path_of: Callable[[int], Path] | None = None
+    parts: tuple["Source", ...] = ()
 
     def __len__(self) -> int:
         return len(self.identities)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from clfew.group.launch import processes_here
+
 LARGE = 4_000_000
 """Pixels. A decoder of a smaller image takes at most 80 MB."""
 DECODING_BYTES = 2 * 2**30
@@ -40,7 +42,8 @@ class Turns:
     def __init__(self, pipe: tuple[int, int] | None = None) -> None:
         if pipe is None:
             pipe = os.pipe()
-            count = max(1, min(MOST_TURNS, memory_available() // DECODING_BYTES))
+            own_bytes = memory_available() // processes_here()
+            count = max(1, min(MOST_TURNS, own_bytes // DECODING_BYTES))
             os.write(pipe[1], b"." * count)
         self.pipe = pipe
         os.set_blocking(pipe[0], False)

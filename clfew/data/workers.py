@@ -27,6 +27,7 @@ from clfew.data import decode
 from clfew.data.decode import BadImage, load_square
 from clfew.data.pixel_scale import PixelScale, scale_from
 from clfew.data.turns import Turns
+from clfew.group.launch import own_cores
 
 CHUNK = 32
 FEW = 128
@@ -71,8 +72,7 @@ def _decodes_as_elsewhere() -> bool:
 def decoders() -> int:
     """Returns how many images to decode at a time: one for each processor core that this process may
     use, and at most MOST_DECODERS, the most that one process can feed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_DECODERS)
+    return min(own_cores(), MOST_DECODERS)
 
 
 def decode_ahead(

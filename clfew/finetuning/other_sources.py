@@ -141,6 +141,7 @@ def merged(first: Source, second: Source) -> Source:
         rule=first.rule,
         scale=first.scale,
         groups=_merged_groups(first, second),
+        parts=(first, second),
     )
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clfew.errors import Stopped, UserError
+from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.group.launch import Launch, launch, say_aloud
 from clfew.group.watch import END, FAILED, HINT, Watch
 from clfew.version import __version__
@@ -67,11 +67,13 @@ class Group:
     def __init__(self, started: Launch) -> None:
         self.launch, self.rank, self.size = started, started.rank, started.size
         with_gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        if with_gpus and started.local_rank < torch.cuda.device_count():
+            torch.cuda.set_device(started.local_rank)
         dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo", timeout=_FOREVER)
         self._control: Any = dist.new_group(backend="gloo", timeout=_FOREVER)
         self.inner: Any = dist.new_group(timeout=_FOREVER)
         self._connections = [self._connection() for _ in range(2)]
-        self._number = 0
+        self._number = self._given = 0
         self.store: Any = None
         self.watch: Watch | None = None
         self.is_settled, self.rows = True, Rows(0, 1, 1)
@@ -172,6 +174,35 @@ class Group:
             arrays.append(received)
         return arrays
 
+    def give(self, value: Any) -> None:
+        """Sends a message from a helper to the leader, which must `take` it."""
+        content = self._packed(value)
+        dist.send(torch.tensor([len(content)]), 0, group=self._control)
+        dist.send(torch.frombuffer(bytearray(content), dtype=torch.uint8), 0, group=self._control)
+
+    def take(self, rank: int) -> Any:
+        """Returns the next message of a helper."""
+        size = torch.zeros(1, dtype=torch.int64)
+        dist.recv(size, rank, group=self._control)
+        content = torch.empty(int(size), dtype=torch.uint8)
+        dist.recv(content, rank, group=self._control)
+        return self._unpacked(content.numpy().tobytes())
+
+    def next_number(self) -> int:
+        """Returns another number each time."""
+        self._given += 1
+        return self._given
+
+    @contextlib.contextmanager
+    def unsettled(self) -> Iterator[None]:
+        """Inside this context the helpers are busy with what they were told, and hear nothing else."""
+        self.is_settled = False
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._as_lost(error) from error
+        self.is_settled = True
+
     def _send_bytes(self, array: np.ndarray) -> None:
         content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         for start in range(0, len(content), _PART_BYTES):
@@ -198,18 +229,23 @@ class Group:
 
     def everywhere(self, function: Callable[..., T], *args: Any, leader: dict[str, Any]) -> T:
         """Runs a function of a module in all processes; see the function `everywhere`."""
-        self.send((f"{function.__module__}:{function.__qualname__}", args))
+        # How sums are rounded depends on the number of threads.
+        threads = torch.get_num_threads()
+        self.send((f"{function.__module__}:{function.__qualname__}", (threads, args)))
         self.is_settled = False
         try:
             result = function(*args, **leader)
         except (UserError, Stopped):
             raise
         except RuntimeError as error:
-            if (why := self._why_lost(error)) is None:
-                raise
-            raise Lost(why, HINT) from error
+            raise self._as_lost(error) from error
         self.is_settled = True
         return result
+
+    def _as_lost(self, error: RuntimeError) -> Exception:
+        """Returns what the leader raises for an error in the midst of what all processes do."""
+        why = self._why_lost(error)
+        return error if why is None else Lost(why, HINT)
 
     @contextlib.contextmanager
     def leading(self) -> Iterator["Ending"]:
@@ -254,11 +290,11 @@ class Group:
         with self.command(), _unmoved_by_signals():
             while True:
                 try:
-                    name, args = self.receive()
+                    name, (first, second) = self.receive()
                     if name == "end":
-                        code, result = args
-                        return code, result
-                    _function(name)(*args)
+                        return first, second
+                    torch.set_num_threads(first)
+                    _function(name)(*second)
                 except (Agreed, Stopped):
                     continue  # The leader knows.
                 except BaseException as error:
@@ -275,6 +311,8 @@ class Group:
             os._exit(1)
         if isinstance(error, UserError):
             message, hint = error.message, error.hint
+        elif is_out_of_memory(error):
+            message, hint = "there is not enough memory", "use a smaller --batch, --size or --encoder."
         else:
             message, hint = f"{type(error).__name__}: {error}", HINT
             say_aloud(traceback.format_exc())
@@ -394,6 +432,24 @@ def size() -> int:
 def is_together() -> bool:
     """Returns whether several processes work on the running command."""
     return size() > 1
+
+
+def words_of(batch: int) -> str:
+    """Returns in words which part of a batch each process takes, "" if this process is alone."""
+    count = size()
+    if count == 1:
+        return ""
+    if batch < count:
+        return "fewer than there are processes, so the first one trains alone"
+    each, over = divmod(batch, count)
+    first = "the first" if over == 1 else f"the first {over}"
+    return f"{each} in each of {count} processes" + (f", {each + 1} in {first}" if over else "")
+
+
+def has(array: np.ndarray) -> bool:
+    """Returns whether several processes work on the running command and all have this array."""
+    group = current()
+    return group is not None and any(array is each for each in group.known_arrays.values())
 
 
 @contextlib.contextmanager

@@ -45,6 +45,20 @@ def is_helper() -> bool:
     return started is not None and started.rank > 0
 
 
+def processes_here() -> int:
+    """Returns how many processes torchrun has started on this machine, 1 if it has started none."""
+    started = launch()
+    return 1 if started is None else started.local_size
+
+
+def own_cores() -> int:
+    """Returns how many processor cores this process may use. Processes that may each use all of the
+    machine's share them out."""
+    every = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else every
+    return cores if cores < every else max(1, cores // processes_here())
+
+
 def _name_of_launch() -> str:
     """Returns a name of this torchrun command: its run id is "none", or the same each time, if the user
     gives no other, so its process and the time at which that began are added."""

@@ -19,8 +19,9 @@ from clfew.group.launch import say_aloud
 BEAT_SECONDS = 0.5
 DEAD_SECONDS = 40.0
 """A process that has not shown for so long that it lives has ended, or hangs."""
-GRACE_SECONDS = 15.0
-"""How long a process may take to end by itself when it has been told to."""
+GRACE_SECONDS, END_SECONDS = 15.0, 3.0
+"""How long a process may take to end by itself after another has failed, and a helper that waits for
+something when the leader has ended."""
 
 HINT = "what was saved is whole: the same command with --resume RUN goes on from there."
 
@@ -93,18 +94,23 @@ class Watch:
         if self._store.check([STOP]) and self.obeys and not self.signalled:
             self.signalled = int(self._store.get(STOP))
             os.kill(os.getpid(), self.signalled)
-        is_told = self._store.check([END]) or self._store.check([FAILED])
-        if is_told or self.silent_ranks(DEAD_SECONDS):
-            self._end_soon(0.0 if self.silent_ranks(DEAD_SECONDS) else GRACE_SECONDS)
+        if self.silent_ranks(DEAD_SECONDS):
+            self._end_soon(0.0)
+        elif self._store.check([END]):
+            # A helper that trains by itself saves its state first.
+            self._end_soon(GRACE_SECONDS if self.obeys else END_SECONDS)
+        elif self._store.check([FAILED]):
+            self._end_soon(GRACE_SECONDS)
 
     def _end_soon(self, grace: float) -> None:
         """Ends the process if its work has not ended by itself `grace` seconds after it was told to."""
         self._told_at = self._told_at or time.monotonic()
         if time.monotonic() - self._told_at < grace or self._is_over.is_set():
             return
+        code = int(self._store.get(END)) if self._store.check([END]) else 1
         if not self._store.check([END]):
             self.speak()
-        os._exit(1)
+        os._exit(code)
 
     def speak(self) -> None:
         """Says what has ended the work, unless a process before this one lives and says it."""

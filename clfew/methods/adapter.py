@@ -10,9 +10,11 @@ Shape suffixes: N images, V views of each, D features of the encoder, A adapted 
 batch.
 """
 
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,8 @@ from clfew.data.cache_arrays import RowReader
 from clfew.data.image_cache import ImageCache
 from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
+from clfew.group import group as groups
+from clfew.group.group import everywhere
 from clfew.methods.collapse import health
 from clfew.methods.simclr import nt_xent
 from clfew.models.encoder import Encoder, SideLayer
@@ -138,7 +142,6 @@ def learned_from(indices: np.ndarray, seed: int, count: int) -> np.ndarray:
     return indices[epoch_order(seed, 0, len(indices))[:count]]
 
 
-@torch.no_grad()
 def view_features(
     encoder: Encoder,
     data: TrainingData,
@@ -150,27 +153,78 @@ def view_features(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
     """Computes the features, without any adapter, of V random views of images: float16, (N, V, D).
+    Several processes share the images out.
 
     seconds: when to stop. The result then holds only the first images of the data, each with all of its
     views.
     """
-    keep_freed_memory(device)
-    backbone = encoder.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    step, read, parts = batch_size(encoder.size, device) // VIEWS, RowReader(data.pixels), []
-    indices, aspects = data.indices, data.aspects
-    started = time.monotonic()
-    for start in range(0, len(indices), max(1, step)):
-        progress(start, len(indices))
-        if seconds is not None and time.monotonic() - started > seconds and start:
-            break
-        rows = indices[start : start + max(1, step)]
-        images, shapes = to_device(read(rows), device), to_device(aspects[rows], device)
-        views = random_views(images, shapes, encoder.size, recipe, ImageRandom(seed, 0, rows), VIEWS)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            features = backbone.backbone_features(views).float()
-        parts.append(features.view(VIEWS, len(rows), -1).transpose(0, 1).half().cpu().numpy())
-    read.close()
+    count = max(1, batch_size(encoder.size, device) // VIEWS)
+    views = Views(encoder, data, recipe, seed, device, precision, count)
+    latest = None if seconds is None else time.monotonic() + seconds
+
+    def is_going_on(start: int) -> bool:
+        progress(start, len(data.indices))
+        return latest is None or time.monotonic() <= latest or not start
+
+    if groups.has(data.pixels) and len(data.indices) > count * groups.size():
+        parts = everywhere(_view_features_of_share, views, is_going_on=is_going_on)
+    else:
+        with groups.on_its_own():
+            parts = _view_features_of_share(views, is_going_on)
     return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Which views' features are computed. count: of how many images at a time."""
+
+    encoder: Encoder
+    data: TrainingData
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    precision: str
+    count: int
+
+    @torch.no_grad()
+    def features(self, backbone: Encoder, rows: np.ndarray, images: np.ndarray) -> np.ndarray:
+        """Returns the features of the views of some images: float16, (N, V, D)."""
+        device, random = self.device, ImageRandom(self.seed, 0, rows)
+        tensors = to_device(images, device), to_device(self.data.aspects[rows], device)
+        views = random_views(*tensors, backbone.size, self.recipe, random, VIEWS)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            features = backbone.backbone_features(views).float()
+        return features.view(VIEWS, len(rows), -1).transpose(0, 1).half().cpu().numpy()
+
+
+def _view_features_of_share(
+    views: Views, is_going_on: Callable[[int], bool] = lambda start: True
+) -> list[np.ndarray]:
+    """Computes the features of every so manieth batch in each process. Returns those of all, in order,
+    in the leader, which decides before each round of batches whether to go on."""
+    group = groups.current()
+    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    keep_freed_memory(views.device)
+    network: Any = views.encoder
+    backbone = network.to(views.device, memory_format=torch.channels_last).eval()
+    read, parts = RowReader(views.data.pixels), []
+    indices = views.data.indices
+    batches = [indices[start : start + views.count] for start in range(0, len(indices), views.count)]
+    for first in range(0, len(batches), size):
+        is_next = is_going_on(first * views.count)
+        if not (is_next if group is None else group.numbers([is_next])[0]):
+            break
+        for rows in batches[first + rank : first + rank + 1]:
+            parts.append(views.features(backbone, rows, read(rows)))
+    read.close()
+    if group is None:
+        return parts
+    own = np.concatenate([*parts, np.empty((0, *parts[0].shape[1:]), np.float16)])
+    of_ranks = [
+        np.split(each, range(views.count, len(each), views.count)) for each in group.collect(own)
+    ]
+    rounds = itertools.zip_longest(*of_ranks)
+    return [part for each in rounds for part in each if part is not None and len(part)]
 
 
 def views_to_teach_with(

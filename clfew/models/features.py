@@ -1,8 +1,7 @@
-"""Computes a network's features or outputs for cached images, or for files while they are read."""
+"""Computes a network's features or outputs for cached images."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -11,10 +10,9 @@ from torch import Tensor, nn
 
 from clfew.data.augment import evaluation_view
 from clfew.data.cache_arrays import RowReader
-from clfew.data.decode import BadImage
-from clfew.data.pixel_scale import PixelScale
 from clfew.data.to_device import to_device
-from clfew.data.workers import decode_ahead, decoders
+from clfew.group import group as groups
+from clfew.group.group import everywhere
 from clfew.models.encoder import Encoder
 from clfew.models.side_by_side import SideBySide, WithinLarger
 from clfew.training.device import keep_freed_memory
@@ -44,10 +42,57 @@ def apply_to_cache(
     precision: str = "fp32",
 ) -> np.ndarray:
     """Applies `network` to the evaluation view of the images `indices` of an image cache: float32,
-    (len(indices), D).
+    (len(indices), D). Several processes share the images out.
 
     The network is put into eval mode and left there.
     """
+    arguments = network, size, pixels, aspects, indices, device, precision
+    if groups.has(pixels) and len(indices) > batch_size(size, device):
+        return everywhere(_apply_to_share, *arguments)
+    return np.concatenate(_apply_to_batches(*arguments))
+
+
+@torch.no_grad()
+def _apply_to_share(
+    network: nn.Module,
+    size: int,
+    pixels: np.ndarray,
+    aspects: np.ndarray,
+    indices: np.ndarray,
+    device: torch.device,
+    precision: str,
+) -> np.ndarray:
+    """Applies `network` to every so manieth batch in each process: each batch is one that a single
+    process would have, so its numbers are too. Returns the whole in the leader."""
+    group = groups.current()
+    assert group is not None
+    step = batch_size(size, device)
+    batches = [indices[start : start + step] for start in range(0, len(indices), step)]
+    arrays = pixels, aspects, np.concatenate(batches[group.rank :: group.size] or [indices[:0]])
+    rows = _apply_to_batches(network, size, *arrays, device, precision)
+    width = max(group.exchange(rows[0].shape[1] if rows else 0))
+    parts = group.collect(np.concatenate([*rows, np.empty((0, width), np.float32)]))
+    if not parts:
+        return np.empty((0, width), np.float32)
+    whole = np.empty((len(indices), width), np.float32)
+    taken = [0] * group.size
+    for number, batch in enumerate(batches):
+        rank = number % group.size
+        start = taken[rank]
+        whole[number * step :][: len(batch)] = parts[rank][start : start + len(batch)]
+        taken[rank] += len(batch)
+    return whole
+
+
+def _apply_to_batches(
+    network: nn.Module,
+    size: int,
+    pixels: np.ndarray,
+    aspects: np.ndarray,
+    indices: np.ndarray,
+    device: torch.device,
+    precision: str,
+) -> list[np.ndarray]:
     keep_freed_memory(device)
     network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     results = []
@@ -56,7 +101,7 @@ def apply_to_cache(
         rows = indices[start : start + step]
         results.append(apply(network, size, read(rows), aspects[rows], device, precision))
     read.close()
-    return np.concatenate(results)
+    return results
 
 
 def remembered(
@@ -137,37 +182,6 @@ def _in_parts(
     with torch.no_grad():
         parts = torch.from_numpy(features).split(_ADAPTED_AT_ONCE)
         return torch.cat([function(part.to(device)).cpu() for part in parts]).numpy()
-
-
-def apply_to_files(
-    network: nn.Module,
-    size: int,
-    side: int,
-    references: Iterable[T],
-    read: Callable[[T], bytes],
-    device: torch.device,
-    precision: str = "fp32",
-    scale: PixelScale | None = None,
-) -> Iterator[tuple[list[T], list[BadImage | None], np.ndarray]]:
-    """Applies `network` to images while later ones are decoded on all cores, in order and in bounded
-    memory.
-
-    `read` returns the encoded bytes of a reference or raises BadImage. Yields batches: the references,
-    the error of each (None for a good image), and the network's float32 results for the good images.
-    """
-    keep_freed_memory(device)
-    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    decoded = decode_ahead(references, read, side, min(decoders(), torch.get_num_threads()), scale)
-    step = batch_size(size, device)
-    while batch := list(islice(decoded, step)):
-        errors = [image if isinstance(image, BadImage) else None for _, image in batch]
-        good = [image for _, image in batch if not isinstance(image, BadImage)]
-        results = np.empty((0, 1), np.float32)
-        if good:
-            pixels = np.stack([image.pixels for image in good])
-            aspects = np.array([image.aspect for image in good], np.float32)
-            results = apply(network, size, pixels, aspects, device, precision)
-        yield [reference for reference, _ in batch], errors, results
 
 
 @torch.no_grad()

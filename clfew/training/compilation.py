@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from clfew.errors import UsageError, UserError
+from clfew.group.group import is_together
 
 FEWEST_STEPS = 200
 SHORTEST_RUN = 20 * 60
@@ -84,6 +85,13 @@ def choose_compile(
     """
     if name == "off":
         return False, "as asked for"
+    if is_together():
+        if name == "on":
+            raise UserError(
+                "The network cannot be compiled where several processes train it.",
+                "train without compilation: --compile off",
+            )
+        return False, "several processes train together"
     if name == "on":
         try:
             step_times(True)

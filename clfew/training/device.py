@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from clfew.errors import UsageError, UserError
+from clfew.group.launch import own_cores, processes_here
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +58,10 @@ def _cpu_computes_bf16() -> bool:
 
 
 def set_threads(threads: int | None) -> None:
+    """Sets the number of threads. Without one, processes that torchrun has started on a machine share
+    its cores out: torchrun gives each a single thread unless the user has set OMP_NUM_THREADS."""
+    if threads is None and processes_here() > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
+        threads = own_cores()
     if threads is not None:
         torch.set_num_threads(threads)
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clfew import console
 from clfew.errors import Stopped, UserError, is_out_of_memory
-from clfew.group.group import everywhere, is_together, on_its_own, size
+from clfew.group.group import everywhere, is_together, on_its_own, size, words_of
 from clfew.training.batch import Batch, Batches, TrainingData
 from clfew.training.compilation import NothingCompiled
 from clfew.training.guard import NotFinite, diverged
@@ -64,6 +65,7 @@ def train(
     """
     schedule = Schedule(plan, len(data))
     is_split = plan.batch >= size()
+    _say_remainder(plan.batch)
     try:
         with contextlib.nullcontext() if is_split else on_its_own():
             _train(objective, data, schedule, device, log, saving, lr_scale, stop)
@@ -227,11 +229,26 @@ def _must_save(is_last: bool, signal: int, since_saved: float, seconds: float) -
     return bool(signal) or (seconds > WORTH_KEEPING_SECONDS if is_last else since_saved > SAVE_SECONDS)
 
 
+_said: set[int] = set()
+
+
+def _say_remainder(batch: int) -> None:
+    """Says once in a command which part of a batch each process takes, where they are not the same."""
+    if is_together() and batch % size() and batch not in _said:
+        _said.add(batch)
+        console.say(f"note       a batch of {batch}: {words_of(batch)}")
+
+
 def _does_not_fit(
     objective: nn.Module, data: TrainingData, plan: Plan, device: torch.device
 ) -> UserError:
     """Returns the error for a batch that does not fit into memory. Its hint names a batch that does fit,
     found by trying."""
+    if is_together():
+        return UserError(
+            f"A batch of {plan.batch} images ({words_of(plan.batch)}) does not fit into memory.",
+            f"try --batch {max(2, plan.batch // 2)}. What was saved before is untouched.",
+        )
     batch = plan.batch // 2
     while batch >= 2:
         if device.type == "cuda":

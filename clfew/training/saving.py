@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from clfew.errors import Stopped
+from clfew.errors import Stopped, UserError
+from clfew.group.group import Lost
 from clfew.runs.files import make_folder, write_json
 from clfew.runs.folders import Run, is_finished
 from clfew.training.state import FILE
@@ -91,9 +92,12 @@ class Trainings:
 @contextlib.contextmanager
 def stoppable(resume_command: str) -> Iterator[None]:
     """Inside this context, SIGINT or SIGTERM raises Stopped with the command that resumes, whatever is
-    running."""
+    running. Where another process of the command has ended, the hint is that command."""
     try:
         yield
+    except Lost as lost:
+        hint = f"what was saved is whole; to resume: {resume_command}"
+        raise UserError(lost.message, hint) from None
     except KeyboardInterrupt:
         raise Stopped(signal.SIGINT, resume_command) from None
     except SystemExit as error:

@@ -1,5 +1,6 @@
 """Stops on request: the first SIGINT or SIGTERM is recorded. The second ends a command at once; in a
-program that calls clfew it does what it would have done without clfew."""
+program that calls clfew it does what it would have done without clfew. Processes that torchrun has
+started get one signal several times, so only the first counts."""
 
 import os
 import signal
@@ -8,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from clfew import console
+from clfew.group.launch import launch
 
 
 class StopRequest:
@@ -39,6 +41,6 @@ class StopRequest:
         before = self._before.get(signal.Signals(number))
         if self.signal and not console.is_command and callable(before):
             before(number, frame)
-        elif self.signal:
+        elif self.signal and launch() is None:
             os._exit(128 + number)
-        self.signal = number
+        self.signal = self.signal or number
