@@ -5,6 +5,7 @@ result. torch is imported only when a command needs it.
 import shlex
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ from clfew.output import (
     print_selection,
     print_settings,
 )
-from clfew.runs.folders import find_artifact
+from clfew.runs.folders import find_artifact, is_finished, run_before_restart
 from clfew.selection.asked import check_asked
 from clfew.settings import (
     CheckSettings,
@@ -83,6 +84,16 @@ class Command(TyperCommand):
 command = partial(app.command, cls=Command)
 
 
+def run_to_go_on_with(command: str, out: Path | None) -> Path | None:
+    """Returns the run that torchrun's restart goes on with, if there is one. Ends the command if that has
+    finished."""
+    folder = run_before_restart(command, out)
+    if folder is not None and is_finished(folder):
+        console.say(f"finished   {folder}, before the restart")
+        raise typer.Exit
+    return folder
+
+
 @app.callback(invoke_without_command=True)
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -98,6 +109,7 @@ def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Res
     """Learn an encoder from images without labels."""
     if resume is not None:
         check_resumed(context, "pretrain", resume, {"source", "device", "threads"})
+    if resume is not None or (resume := run_to_go_on_with("pretrain", settings.out)):
         from clfew.commands.pretrain import resume as resume_run
 
         resume_run(resume, settings.device, settings.threads, settings.source)
@@ -123,6 +135,7 @@ def finetune(
     """
     if resume is not None:
         check_resumed(context, "finetune", resume, {"source", "device", "threads", "output"})
+    if resume is not None or (resume := run_to_go_on_with("finetune", settings.out)):
         from clfew.commands.finetune import resume as resume_run
 
         folder, result = resume_run(resume, settings.device, settings.threads, settings.source)
@@ -154,6 +167,7 @@ def distill(
     """
     if resume is not None:
         check_resumed(context, "distill", resume, {"source", "device", "threads", "output"})
+    if resume is not None or (resume := run_to_go_on_with("distill", settings.out)):
         from clfew.commands.distill import resume as resume_run
 
         folder, result = resume_run(resume, settings.device, settings.threads, settings.source)
@@ -320,6 +334,7 @@ def compare(
     """
     if resume is not None:
         check_resumed(context, "compare", resume, {"source", "output"})
+    if resume is not None or (resume := run_to_go_on_with("compare", settings.out)):
         from clfew.commands.compare import resume as resume_run
 
         folder, result = resume_run(resume, settings.source)

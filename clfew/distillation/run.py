@@ -31,6 +31,7 @@ from clfew.finetuning.labelled_data import LabelledData, bounded
 from clfew.finetuning.metric import metric_of
 from clfew.finetuning.start import Start
 from clfew.finetuning.tested import report_of_test
+from clfew.group.group import say_remainder
 from clfew.methods.adapter import LAYER, views_to_teach_with
 from clfew.models.classifier import Classifier
 from clfew.models.defaults import choose_batch, choose_recipe
@@ -201,6 +202,7 @@ def plan_of_students(
     """Returns the plan of one of the trainings, which share the budget."""
     task = setup.task
     batch, _ = choose_batch(settings.batch, len(task.pool), task.device, setup.views is not None)
+    say_remainder(batch)
     reason = "for a student that starts close to its teacher"
     options = PlanOptions(
         batch,

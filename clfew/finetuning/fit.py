@@ -18,6 +18,7 @@ from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
 from clfew.finetuning.metric import BY_ACCURACY, Metric
 from clfew.finetuning.probes import NEVER, knn_head, linear_head, smallest_class, voters, weighted_head
 from clfew.finetuning.start import Start
+from clfew.group.group import say_remainder
 from clfew.models.classifier import Classifier, build_neck, neck_width
 from clfew.models.encoder import freeze_statistics
 from clfew.models.features import apply_to_cache
@@ -245,6 +246,7 @@ def fit_full(
     freeze = start.is_pretrained and smallest < FROZEN_STATISTICS_BELOW
     objective = FineTuning(Classifier(encoder, neck, head), start.flip, freeze)
     plan = _plan(len(labelled), start.is_pretrained, seed, task.precision, settings)
+    say_remainder(plan.batch)
     data = TrainingData(task.pixels, task.aspects, labelled, task.labels[labelled])
     # Self-supervised weights need a smaller learning rate than a head that starts at zero (VICReg's
     # and OpenSelfSup's few-label recipes, which use factors of 3 to 100).

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clfew import console
 from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.group.launch import Launch, launch, say_aloud
 from clfew.group.watch import END, FAILED, HINT, Watch
@@ -79,6 +80,7 @@ class Group:
         self.is_settled, self.rows = True, Rows(0, 1, 1)
         self.known_arrays: dict[tuple[str, str], np.ndarray] = {}
         self.own_source: str | None = None
+        self.said: set[int] = set()
         about = self.exchange((started.node, socket.gethostname(), __version__, torch.__version__))
         self.nodes, self.hosts = [each[0] for each in about], [each[1] for each in about]
         self._versions = {each[2:] for each in about}
@@ -95,9 +97,12 @@ class Group:
         self.store = dist.PrefixStore(prefix, self._connections[0])
         self.is_settled = True
         self.watch = Watch(dist.PrefixStore(prefix, self._connections[1]), self.rank, self.size)
+        global _is_together
+        _is_together = True
         try:
             yield
         finally:
+            _is_together = False
             self.watch.end()
 
     # Messages ----------------------------------------------------------------------------------------
@@ -251,19 +256,30 @@ class Group:
     def leading(self) -> Iterator["Ending"]:
         """Inside this context the leader runs a command; after it the helpers go home with the result
         that it was given."""
-        global _is_together
         ending = Ending()
         with self.command():
-            _is_together = True
             try:
                 self._check_versions()
                 yield ending
             except BaseException as error:
+                why = self._why_stopped(error)
                 self._end(exit_code_of(error), None)
+                if why is not None:
+                    raise why from None
                 raise
-            finally:
-                _is_together = False
             self._end(0, ending.result)
+
+    def _why_stopped(self, error: BaseException) -> UserError | None:
+        """Returns the error to report where torchrun has stopped the leader because another process had
+        ended; None if that is not why."""
+        if isinstance(error, UserError) or not isinstance(error, (Stopped, SystemExit)):
+            return None
+        assert self.watch is not None
+        with contextlib.suppress(Exception):
+            if self.store.check([FAILED]) or self.watch.do_not_show():
+                hint = f"to resume: {error.resume}" if isinstance(error, Stopped) else ""
+                return UserError(self.watch.why_ended(), hint or self.watch.hint())
+        return None
 
     def _check_versions(self) -> None:
         if len(self._versions) > 1:
@@ -444,6 +460,14 @@ def words_of(batch: int) -> str:
     each, over = divmod(batch, count)
     first = "the first" if over == 1 else f"the first {over}"
     return f"{each} in each of {count} processes" + (f", {each + 1} in {first}" if over else "")
+
+
+def say_remainder(batch: int) -> None:
+    """Says, once in a command, where a batch leaves a remainder among the processes."""
+    group = current()
+    if group is not None and batch % group.size and batch not in group.said:
+        group.said.add(batch)
+        console.say(f"note       a batch of {batch} leaves a remainder: {words_of(batch)}")
 
 
 def has(array: np.ndarray) -> bool:

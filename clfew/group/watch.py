@@ -62,6 +62,16 @@ class Watch:
         now = time.monotonic()
         return [rank for rank, (_, at) in sorted(self._seen.items()) if now - at >= seconds]
 
+    def do_not_show(self, seconds: float = 2.5) -> list[int]:
+        """Returns the other processes that do not show within `seconds` from now that they live."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            late = [rank for rank, (_, at) in list(self._seen.items()) if at < began]
+            if not late:
+                break
+            time.sleep(0.1)
+        return late
+
     def _run(self) -> None:
         beat = 0
         while not self._is_over.is_set():
@@ -116,7 +126,13 @@ class Watch:
         """Says what has ended the work, unless a process before this one lives and says it."""
         if len(self.silent_ranks(2 * BEAT_SECONDS + 1)) >= self._rank:
             say_aloud(f"error: {self.why_ended()}")
-            say_aloud(f"hint: {HINT}")
+            say_aloud(f"hint: {self.hint()}")
+
+    def hint(self) -> str:
+        """Returns what to do about `why_ended`."""
+        if self._store.check([FAILED]):
+            return str(json.loads(self._store.get(FAILED))["hint"])
+        return HINT
 
     def why_ended(self) -> str:
         """Returns in words what ended the work of the processes together."""

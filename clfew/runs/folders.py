@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from clfew.errors import UserError
+from clfew.group.launch import launch
 from clfew.runs.files import append_line, digest_of, write_csv, write_json, write_text
-from clfew.runs.locks import held
+from clfew.runs.locks import LOCK, held
 
 RUNS = Path("runs")
 ARTIFACTS = {"pretrain": "encoder.safetensors", "finetune": "classifier.safetensors"}
@@ -46,7 +47,10 @@ class Run:
 
     def write_config(self, config: dict[str, Any]) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
-        write_json(self.folder / "config.json", {"created": now, **config, "versions": versions()})
+        started = launch()
+        launched = {} if started is None else {"launch": started.name}
+        content = {"created": now, **config, **launched, "versions": versions()}
+        write_json(self.folder / "config.json", content)
 
     def write_bad_images(self, bad: Sequence[tuple[str, str]]) -> None:
         """Writes bad_images.csv, path and reason of each image that cannot be used, if there is any."""
@@ -81,6 +85,21 @@ def is_finished(folder: Path) -> bool:
     """Returns whether a run has written its last file."""
     last = _LAST_FILES.get(str(read_config(folder).get("command")))
     return last is not None and (folder / last).exists()
+
+
+def run_before_restart(command: str, out: Path | None) -> Path | None:
+    """Returns the run that this command had begun when torchrun started its processes again, None if it
+    has not, or the command had not come so far. out: where the run would be."""
+    started = launch()
+    if started is None or not started.restarts:
+        return None
+    folders = [out] if out is not None else [path.parent for path in RUNS.glob("*/config.json")]
+    own = {"command": command, "launch": started.name}
+    begun = [f for f in folders if own.items() <= read_config(f).items()]
+    if not begun and out is not None and {path.name for path in out.glob("*")} <= {LOCK}:
+        shutil.rmtree(out, ignore_errors=True)  # It had only been made.
+    # Of two runs to choose from, the first one stands for both.
+    return min(begun, key=lambda each: str(read_config(each).get("created")), default=None)
 
 
 def unfinished(folder: Path, command: str) -> dict[str, Any]:

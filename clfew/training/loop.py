@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clfew import console
 from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.group.group import everywhere, is_together, on_its_own, size, words_of
 from clfew.training.batch import Batch, Batches, TrainingData
@@ -65,7 +64,6 @@ def train(
     """
     schedule = Schedule(plan, len(data))
     is_split = plan.batch >= size()
-    _say_remainder(plan.batch)
     try:
         with contextlib.nullcontext() if is_split else on_its_own():
             _train(objective, data, schedule, device, log, saving, lr_scale, stop)
@@ -227,16 +225,6 @@ def _must_save(is_last: bool, signal: int, since_saved: float, seconds: float) -
     """Returns whether to save the state after a step, also after the last one, as the command goes on to
     do more."""
     return bool(signal) or (seconds > WORTH_KEEPING_SECONDS if is_last else since_saved > SAVE_SECONDS)
-
-
-_said: set[int] = set()
-
-
-def _say_remainder(batch: int) -> None:
-    """Says once in a command which part of a batch each process takes, where they are not the same."""
-    if is_together() and batch % size() and batch not in _said:
-        _said.add(batch)
-        console.say(f"note       a batch of {batch}: {words_of(batch)}")
 
 
 def _does_not_fit(

@@ -99,10 +99,12 @@ class GlobalBatchNorm(torch.autograd.Function):
         group: Group,
     ) -> Tensor:
         channels = input.shape[1]
-        dims = [dim for dim in range(input.ndim) if dim != 1]
         own_count = input.numel() // channels
-        wide = input if input.dtype == torch.float64 else input.float()
-        variance_C, mean_C = torch.var_mean(wide, dims, correction=0)
+        # `var_mean` is thirty times as slow in channels-last memory. Running statistics in float32, which
+        # are not used, make this one compute bf16 in float32.
+        dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+        unused = [torch.zeros(channels, dtype=dtype) for _ in range(2)]
+        mean_C, variance_C = torch.batch_norm_update_stats(input, unused[0], unused[1], 0.0)
         own = torch.cat([mean_C, variance_C, mean_C.new_full((1,), own_count)])
         parts = [torch.empty_like(own) for _ in range(group.size)]
         dist.all_gather(parts, own, group=group.inner)
@@ -145,8 +147,8 @@ class GlobalBatchNorm(torch.autograd.Function):
         slope_C = factor_C * scale_C * all_weight_C
         offset_C = factor_C * all_bias_C - slope_C * mean_C
         shape = [1, -1] + [1] * (input.ndim - 2)
-        slope, offset = slope_C.view(shape), offset_C.view(shape)
-        input_gradient = through - (input * slope + offset).to(through.dtype)
+        slope, offset = (each.view(shape).to(through.dtype) for each in (slope_C, offset_C))
+        input_gradient = through.addcmul_(input, slope, value=-1).sub_(offset)
         own = (None, None) if weight is None else (weight_C.to(weight), bias_C.to(weight))
         return input_gradient, *own, None, None, None, None, None
 
