@@ -85,8 +85,8 @@ command = partial(app.command, cls=Command)
 
 
 def run_to_go_on_with(command: str, out: Path | None) -> Path | None:
-    """Returns the run that torchrun's restart goes on with, if there is one. Ends the command if that has
-    finished."""
+    """Returns the run that a restart by torchrun goes on with, if there is one. Ends the command if that
+    has finished."""
     folder = run_before_restart(command, out)
     if folder is not None and is_finished(folder):
         console.say(f"finished   {folder}, before the restart")

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.commands.compare_jobs import Comparison, Job, share_out
 from clfew.commands.comparison import (
-    CellPlan,
-    Cells,
     ComparisonPlan,
     Images,
     accuracy_of,
@@ -21,7 +20,6 @@ from clfew.commands.comparison import (
     objective_of,
     open_images,
     pixels_of,
-    pretraining_folder,
     rows_of,
     seconds_of,
 )
@@ -32,6 +30,7 @@ from clfew.data.labels import parse_labels
 from clfew.data.sources import open_source
 from clfew.errors import Stopped, UsageError, UserError
 from clfew.finetuning.start import Network, Start, start_from_artifact, start_from_scratch
+from clfew.group.group import is_together, on_its_own, size, together
 from clfew.methods.base import METHODS
 from clfew.methods.setup import DEFAULT_MINUTES, estimate_statistics
 from clfew.report.comparison import write_comparison
@@ -53,16 +52,19 @@ from clfew.training.device import set_threads, without_traces
 from clfew.training.saving import stoppable
 from clfew.training.signals import StopRequest
 
+RAW_PIXELS, SCRATCH = "raw-pixels", "scratch"
 BASELINES = {
-    "raw-pixels": "raw pixels, logistic regression",
+    RAW_PIXELS: "raw pixels, logistic regression",
     "random": "random encoder",
-    "scratch": "same network from scratch",
+    SCRATCH: "same network from scratch",
 }
+"""The baselines, which every comparison has."""
 MODES = ("linear", "knn", "propagate", "full")
 _SECONDS_A_CELL = 4.0
 """How long a classifier takes to fit and test, roughly; used to estimate the time that is left."""
 
 
+@together
 def run(settings: CompareSettings) -> tuple[Path, dict[str, Any]]:
     """Pretrains with each method and tests classifiers on them, one for each budget and label sample.
 
@@ -133,6 +135,7 @@ def resolve(settings: CompareSettings) -> ComparisonPlan:
     return plan
 
 
+@together
 def resume(folder: Path, source: str | None = None) -> tuple[Path, dict[str, Any]]:
     """Resumes a comparison that was stopped. source: where the images are now. Raises UserError."""
     with resumed_run(folder, "compare") as config:
@@ -173,15 +176,12 @@ def _run(
     try:
         with stoppable(command), StopRequest() as stop:
             comparison = Comparison(run, settings, images, encoder, stop, command)
-            _say_plan(comparison)
-            failed = _pretrain_all(comparison)
-            _baselines(comparison)
-            for method in (m for m in settings.methods if m not in failed):
-                for number in range(settings.seeds):
-                    comparison.check()
-                    artifact = comparison.folder_of(method, number) / ARTIFACTS["pretrain"]
-                    start = start_from_artifact(artifact, None)
-                    _evaluate(comparison, f"{method}/{number}", start, settings.mode)
+            with on_its_own():
+                _say_plan(comparison, size())
+            if is_together():
+                failed = share_out(comparison, jobs_of(settings), do)
+            else:
+                failed = _do_all(comparison)
     except Stopped as stopped:  # It names one training, but the whole comparison is resumed.
         raise Stopped(stopped.signal, command) from None
     messages = {method: error.message for method, error in failed.items()}
@@ -192,36 +192,38 @@ def _run(
     return run.folder, result
 
 
-class Comparison:
-    """A comparison that is running. cells: what has been measured. stop: of the whole comparison."""
+def _do_all(comparison: Comparison) -> dict[str, UserError]:
+    """Takes all measurements in this process; returns the errors of the methods that fail."""
+    settings = comparison.settings
+    failed = _pretrain_all(comparison)
+    _raw_pixels(comparison)
+    for number in range(settings.seeds):
+        _untrained(comparison, number)
+    for method in (m for m in settings.methods if m not in failed):
+        for number in range(settings.seeds):
+            comparison.check()
+            _evaluate_method(comparison, method, number)
+    return failed
 
-    def __init__(
-        self,
-        run: Run,
-        settings: ComparisonPlan,
-        images: Images,
-        encoder: str,
-        stop: StopRequest,
-        command: str,
-    ) -> None:
-        self.run, self.settings, self.images, self.encoder = run, settings, images, encoder
-        self.stop, self._command = stop, command
-        self.cells = Cells(run.folder / "cells.json", self.check)
 
-    def check(self) -> None:
-        """Raises Stopped after a signal."""
-        if self.stop.signal:
-            raise Stopped(self.stop.signal, self._command)
+def jobs_of(settings: ComparisonPlan) -> list[Job]:
+    """Returns the parts of a comparison that several processes share out, the longest first."""
+    numbers = range(settings.seeds)
+    trained = [(method, number) for method in settings.methods for number in numbers]
+    return [*trained, *((SCRATCH, number) for number in numbers), (RAW_PIXELS, 0)]
 
-    def folder_of(self, method: str, number: int) -> Path:
-        """Returns the folder of a method's pretraining run."""
-        return self.run.folder / pretraining_folder(method, number)
 
-    @property
-    def label_samples(self) -> CellPlan:
-        """What each encoder is measured with."""
-        samples, settings = self.images.label_samples, self.settings
-        return [(b, i, samples[b][i]) for b in settings.labels for i in range(settings.draws)]
+def do(comparison: Comparison, job: Job) -> None:
+    """Does one of the jobs. Raises UserError if a method fails."""
+    name, number = job
+    comparison.check()
+    if name == RAW_PIXELS:
+        _raw_pixels(comparison)
+    elif name == SCRATCH:
+        _untrained(comparison, number)
+    else:
+        _pretrain(comparison, name, number)
+        _evaluate_method(comparison, name, number)
 
 
 def _pretrain_all(comparison: Comparison) -> dict[str, UserError]:
@@ -243,7 +245,7 @@ def _pretrain_all(comparison: Comparison) -> dict[str, UserError]:
     return failed
 
 
-def _say_plan(comparison: Comparison) -> None:
+def _say_plan(comparison: Comparison, processes: int) -> None:
     settings, images, cells = comparison.settings, comparison.images, comparison.cells
     runs = [(method, number) for method in settings.methods for number in range(settings.seeds)]
     artifacts = [(m, comparison.folder_of(m, n) / ARTIFACTS["pretrain"]) for m, n in runs]
@@ -263,7 +265,7 @@ def _say_plan(comparison: Comparison) -> None:
         each = {m: _seconds_of(comparison, m) for m in set(left)}
         training = sum(each[m] for m in left)
     seconds = training + _SECONDS_A_CELL * (total - len(cells.done))
-    console.say(f"           about {seconds / 60:.0f} min to go")
+    console.say(f"           about {seconds / 60 / processes:.0f} min to go")
 
 
 def _seconds_of(comparison: Comparison, method: str) -> float:
@@ -305,31 +307,42 @@ def _pretrain(comparison: Comparison, method: str, number: int) -> None:
     pretrain_in(pretraining, settings.seed, comparison.stop, settings.split_rule)
 
 
-def _baselines(comparison: Comparison) -> None:
-    """Measures the baselines, which every comparison has, with as many network seeds as the methods."""
-    settings, images, cells = comparison.settings, comparison.images, comparison.cells
-    samples = comparison.label_samples
-    if not cells.has("raw-pixels/0", samples):
+def _raw_pixels(comparison: Comparison) -> None:
+    images, cells, samples = comparison.images, comparison.cells, comparison.label_samples
+    if not cells.has(f"{RAW_PIXELS}/0", samples):
         pixels = [pixels_of(images)]
         cells.fill(
-            "raw-pixels/0", samples, lambda _, sample: accuracy_of(pixels, images, sample, "linear", 0)
+            f"{RAW_PIXELS}/0",
+            samples,
+            lambda _, sample: accuracy_of(pixels, images, sample, "linear", 0),
         )
-    for number in range(settings.seeds):
-        network = Network(
-            comparison.encoder,
-            images.size,
-            settings.flip,
-            seed=settings.seed + number,
-            split_seed=settings.seed,
-            split_rule=settings.split_rule,
-        )
-        start = start_from_scratch(images.source, None, network, images.device)
-        mode = "linear" if settings.mode == "full" else settings.mode
-        whole = TrainingData(images.cache.pixels, images.cache.aspects, images.pool)
-        untouched = copy.deepcopy(start)
-        estimate_statistics(start.encoder, whole, images.device)
-        _evaluate(comparison, f"random/{number}", start, mode)
-        _evaluate(comparison, f"scratch/{number}", untouched, "full")
+
+
+def _untrained(comparison: Comparison, number: int) -> None:
+    """Measures a random network, as it is and trained from scratch; there are as many of them as each
+    method has seeds."""
+    settings, images = comparison.settings, comparison.images
+    network = Network(
+        comparison.encoder,
+        images.size,
+        settings.flip,
+        seed=settings.seed + number,
+        split_seed=settings.seed,
+        split_rule=settings.split_rule,
+    )
+    start = start_from_scratch(images.source, None, network, images.device)
+    mode = "linear" if settings.mode == "full" else settings.mode
+    whole = TrainingData(images.cache.pixels, images.cache.aspects, images.pool)
+    untouched = copy.deepcopy(start)
+    estimate_statistics(start.encoder, whole, images.device)
+    _evaluate(comparison, f"random/{number}", start, mode)
+    _evaluate(comparison, f"{SCRATCH}/{number}", untouched, "full")
+
+
+def _evaluate_method(comparison: Comparison, method: str, number: int) -> None:
+    artifact = comparison.folder_of(method, number) / ARTIFACTS["pretrain"]
+    start = start_from_artifact(artifact, None)
+    _evaluate(comparison, f"{method}/{number}", start, comparison.settings.mode)
 
 
 def _evaluate(comparison: Comparison, name: str, start: Start, mode: str) -> None:

@@ -159,11 +159,17 @@ CellPlan = list[tuple[str, int, np.ndarray]]
 class Cells:
     """Accuracies by encoder, budget and label sample, kept in a JSON file and never measured twice.
 
-    check: called before each cell is measured; an exception that it raises ends the measurements.
+    check: called before each cell is measured; an exception that it raises ends the measurements. tell:
+    called with each new cell instead of writing the file.
     """
 
-    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
-        self.path, self.check = path, check
+    def __init__(
+        self,
+        path: Path,
+        check: Callable[[], None] = lambda: None,
+        tell: Callable[[str, Any], None] | None = None,
+    ) -> None:
+        self.path, self.check, self._tell = path, check, tell
         self.done: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
 
     def has(self, name: str, plan: CellPlan) -> bool:
@@ -184,9 +190,16 @@ class Cells:
             key = f"{name}/{budget}/{number}"
             if key not in self.done:
                 self.check()
-                self.done[key] = measure(number, sample)
-                write_json(self.path, self.done)
+                self.keep(key, measure(number, sample))
             progress(done + 1, len(plan))
+
+    def keep(self, key: str, result: dict[str, Any]) -> None:
+        """Keeps what was measured."""
+        self.done[key] = result
+        if self._tell is None:
+            write_json(self.path, self.done)
+        else:
+            self._tell(key, result)
 
     def measured(self, name: str, budget: str, draws: int, seeds: int) -> list[dict[str, Any]]:
         keys = [f"{name}/{s}/{budget}/{d}" for s in range(seeds) for d in range(draws)]

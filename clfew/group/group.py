@@ -25,7 +25,7 @@ from torch import Tensor
 from clfew import console
 from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.group.launch import Launch, launch, say_aloud
-from clfew.group.watch import END, FAILED, HINT, Watch
+from clfew.group.watch import DEAD_SECONDS, END, FAILED, HINT, Watch
 from clfew.version import __version__
 
 P = ParamSpec("P")
@@ -229,6 +229,12 @@ class Group:
 
     def _unpacked(self, content: bytes) -> Any:
         return _Unpickler(io.BytesIO(content), self.known_arrays).load()
+
+    def require_all(self) -> None:
+        """Raises Lost if another process has ended, or hangs."""
+        assert self.watch is not None
+        if self.store.check([FAILED]) or self.watch.silent_ranks(DEAD_SECONDS):
+            raise Lost(self.watch.why_ended(), self.watch.hint())
 
     # The two roles -----------------------------------------------------------------------------------
 

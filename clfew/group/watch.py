@@ -139,8 +139,8 @@ class Watch:
         if self._store.check([FAILED]):
             return str(json.loads(self._store.get(FAILED))["message"])
         silent = ", ".join(str(rank) for rank in self.silent_ranks(2 * BEAT_SECONDS + 1))
-        who = f"Process {silent}" if silent else "One"
-        return f"{who} of the {self._size} processes has ended or hangs."
+        who = f"Process {silent} of {self._size}" if silent else f"One of the {self._size} processes"
+        return f"{who} has ended or hangs."
 
     def _without_store(self) -> None:
         """Stops the process in order if it is the leader, and ends it if that takes too long."""

@@ -100,8 +100,8 @@ class GlobalBatchNorm(torch.autograd.Function):
     ) -> Tensor:
         channels = input.shape[1]
         own_count = input.numel() // channels
-        # `var_mean` is thirty times as slow in channels-last memory. Running statistics in float32, which
-        # are not used, make this one compute bf16 in float32.
+        # `var_mean` is thirty times as slow in channels-last memory. Running statistics in float32,
+        # which are not used, make this one compute bf16 in float32.
         dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
         unused = [torch.zeros(channels, dtype=dtype) for _ in range(2)]
         mean_C, variance_C = torch.batch_norm_update_stats(input, unused[0], unused[1], 0.0)
