@@ -25,7 +25,7 @@ from torch import Tensor
 from clfew import console
 from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.group.launch import Launch, launch, say_aloud
-from clfew.group.watch import DEAD_SECONDS, END, FAILED, HINT, Watch
+from clfew.group.watch import DEAD_SECONDS, END, FAILED, HINT, RESUME, Watch
 from clfew.version import __version__
 
 P = ParamSpec("P")
@@ -256,6 +256,9 @@ class Group:
     def _as_lost(self, error: RuntimeError) -> Exception:
         """Returns what the leader raises for an error in the midst of what all processes do."""
         why = self._why_lost(error)
+        with contextlib.suppress(Exception):
+            if self.store.check([END]):  # While this process was asleep, another has said it.
+                os._exit(1)
         return error if why is None else Lost(why, HINT)
 
     @contextlib.contextmanager
@@ -466,6 +469,13 @@ def words_of(batch: int) -> str:
     each, over = divmod(batch, count)
     first = "the first" if over == 1 else f"the first {over}"
     return f"{each} in each of {count} processes" + (f", {each + 1} in {first}" if over else "")
+
+
+def resumed_by(command: str) -> None:
+    """Tells all processes how the running command is resumed."""
+    group = current()
+    if group is not None and group.rank == 0:
+        group.store.set(RESUME, command)
 
 
 def say_remainder(batch: int) -> None:

@@ -17,16 +17,18 @@ from typing import Any
 from clfew.group.launch import say_aloud
 
 BEAT_SECONDS = 0.5
-DEAD_SECONDS = 40.0
-"""A process that has not shown for so long that it lives has ended, or hangs."""
+DEAD_SECONDS = 25.0
+"""A process that has not shown for so long that it lives has ended, or hangs. torchrun takes 30 s more
+to end one that does not react."""
 GRACE_SECONDS, END_SECONDS = 15.0, 3.0
 """How long a process may take to end by itself after another has failed, and a helper that waits for
 something when the leader has ended."""
 
-HINT = "what was saved is whole: the same command with --resume RUN goes on from there."
+HINT = "start the same command again."
 
-FAILED, STOP, END = "failed", "stop", "end"
-"""Keys: what went wrong in a helper; the signal that some process got; the leader's exit code."""
+FAILED, STOP, END, RESUME = "failed", "stop", "end", "resume"
+"""Keys: what went wrong in a helper; the signal that some process got; the exit code of the command,
+once it has ended; the command that resumes it."""
 
 
 class Watch:
@@ -117,10 +119,11 @@ class Watch:
         self._told_at = self._told_at or time.monotonic()
         if time.monotonic() - self._told_at < grace or self._is_over.is_set():
             return
-        code = int(self._store.get(END)) if self._store.check([END]) else 1
-        if not self._store.check([END]):
-            self.speak()
-        os._exit(code)
+        if self._store.check([END]):
+            os._exit(int(self._store.get(END)))
+        self.speak()
+        self._store.set(END, "1")
+        os._exit(1)
 
     def speak(self) -> None:
         """Says what has ended the work, unless a process before this one lives and says it."""
@@ -132,6 +135,8 @@ class Watch:
         """Returns what to do about `why_ended`."""
         if self._store.check([FAILED]):
             return str(json.loads(self._store.get(FAILED))["hint"])
+        if self._store.check([RESUME]):
+            return f"what was saved is whole; to resume: {self._store.get(RESUME).decode()}"
         return HINT
 
     def why_ended(self) -> str:

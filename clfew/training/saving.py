@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from clfew.errors import Stopped, UserError
-from clfew.group.group import Lost
+from clfew.group.group import Lost, resumed_by
 from clfew.runs.files import make_folder, write_json
 from clfew.runs.folders import Run, is_finished
 from clfew.training.state import FILE
@@ -93,6 +93,7 @@ class Trainings:
 def stoppable(resume_command: str) -> Iterator[None]:
     """Inside this context, SIGINT or SIGTERM raises Stopped with the command that resumes, whatever is
     running. Where another process of the command has ended, the hint is that command."""
+    resumed_by(resume_command)
     try:
         yield
     except Lost as lost:
