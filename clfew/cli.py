@@ -16,6 +16,7 @@ from clfew import options as opt
 from clfew.data.image_files import expand
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.asked import check_metric, parse_shares
+from clfew.group.launch import is_helper
 from clfew.labelling.asked import check_labelling
 from clfew.output import (
     describe_artifact,
@@ -65,9 +66,16 @@ app = typer.Typer(
 )
 
 
+TOGETHER = ("pretrain", "finetune", "distill", "eval", "predict", "embed", "select", "compare")
+"""The commands that all processes work on that torchrun has started. Others run in the first one."""
+
+
 class Command(TyperCommand):
     """A command that refuses --from given twice where it takes one, as `finetune` takes several. Of any
     other option the last one counts, as the shell's aliases need it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        return None if is_helper() and self.name not in TOGETHER else super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
@@ -104,7 +112,7 @@ def _options(
 
 
 @command(epilog="Example:  clfew pretrain ./unlabeled --minutes 10")
-@takes(PretrainSettings, together=True)
+@takes(PretrainSettings)
 def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Resume = None) -> None:
     """Learn an encoder from images without labels."""
     if resume is not None:
@@ -121,7 +129,7 @@ def pretrain(context: typer.Context, settings: PretrainSettings, resume: opt.Res
 
 
 @command(epilog="Example:  clfew finetune ./labeled --labels 4/class --repeat 5")
-@takes(FinetuneSettings, together=True)
+@takes(FinetuneSettings)
 def finetune(
     context: typer.Context,
     settings: FinetuneSettings,
@@ -153,7 +161,7 @@ def finetune(
 
 
 @command(epilog="Example:  clfew distill --minutes 5")
-@takes(DistillSettings, together=True)
+@takes(DistillSettings)
 def distill(
     context: typer.Context,
     settings: DistillSettings,
@@ -182,7 +190,7 @@ def distill(
 
 
 @command("eval", epilog="Example:  clfew eval ./test_images --format json")
-@takes(EvaluateSettings, together=True)
+@takes(EvaluateSettings)
 def evaluate(
     context: typer.Context, settings: EvaluateSettings, output: opt.Output = opt.Format.table
 ) -> None:
@@ -197,7 +205,7 @@ def evaluate(
 
 
 @command(epilog="Example:  clfew predict photo.jpg folder/ 'more/*.png' --format csv > labels.csv")
-@takes(PredictSettings, together=True)
+@takes(PredictSettings)
 def predict(
     context: typer.Context,
     settings: PredictSettings,
@@ -220,7 +228,7 @@ def predict(
 
 
 @command(epilog="Example:  clfew embed ./photos --out features")
-@takes(EmbedSettings, together=True)
+@takes(EmbedSettings)
 def embed(context: typer.Context, settings: EmbedSettings) -> None:
     """Write the features and the path of every image."""
     from clfew.commands.embed import run
@@ -262,7 +270,7 @@ def check(
 
 
 @command(epilog="Example:  clfew select ./photos --budget 40 --test 50")
-@takes(SelectSettings, together=True)
+@takes(SelectSettings)
 def select(
     context: typer.Context, settings: SelectSettings, output: opt.Output = opt.Format.table
 ) -> None:
@@ -321,7 +329,7 @@ def export(
 
 
 @command(epilog="Example:  clfew compare ./photos --minutes 5")
-@takes(CompareSettings, together=True)
+@takes(CompareSettings)
 def compare(
     context: typer.Context,
     settings: CompareSettings,

@@ -45,16 +45,10 @@ def function_of(settings: Callable[P, S], run: Callable[[S], R]) -> Callable[P, 
     return function
 
 
-def takes(
-    settings: type[S], together: bool = False
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def takes(settings: type[S]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Returns a decorator for a command of typer: the command's options are the fields of a settings
     class and the command's own further parameters. It is called with the context, the settings and
-    these.
-
-    together: whether processes that torchrun has started beside the first one help with the command;
-    otherwise they end.
-    """
+    these. A process that torchrun has started beside the first one helps that with the command."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = _hints(settings)
@@ -63,7 +57,7 @@ def takes(
         def typed(context: typer.Context, **values: Any) -> None:
             own = {name: values.pop(name) for name in list(values) if name not in hints}
             if is_helper():
-                raise typer.Exit(_help_with(values) if together else 0)
+                raise typer.Exit(_help_with(values))
             command(context, settings(**values), **own)
 
         keyword = inspect.Parameter.KEYWORD_ONLY

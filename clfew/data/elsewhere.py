@@ -57,8 +57,8 @@ def _sizes(source: Source) -> str:
 
 
 def found_here(parts: list[Part], scale: PixelScale | None, named: str | None) -> Source:
-    """Returns the images that another process describes, as this one finds them: in the same place, in
-    the place that this process's command line names, or in the same place below its working folder.
+    """Returns the images that another process describes, as this one finds them: in the place that its
+    own command line names, in the same place, or in the same place below its working folder.
 
     named: what the command line names, None for nothing. Raises UserError if they are nowhere.
     """
@@ -104,4 +104,4 @@ def _found(part: Part, named: str | None) -> Source:
 
 def _places(part: Part, named: str | None) -> Iterator[str]:
     """Yields where the images may be, most likely first."""
-    yield from dict.fromkeys(each for each in (part.spec, named, part.here) if each)
+    yield from dict.fromkeys(each for each in (named, part.spec, part.here) if each)
