@@ -77,7 +77,7 @@ def takes(settings: type[S]) -> Callable[[Callable[..., None]], Callable[..., No
 
 
 def _help_with(values: dict[str, Any]) -> int:
-    from clfew.group.group import help_with
+    from clfew.group.command import help_with
 
     return help_with(values.get("source"))
 

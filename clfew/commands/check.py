@@ -28,7 +28,7 @@ from clfew.signatures import function_of
 if TYPE_CHECKING:
     import torch
 
-    from clfew.data.image_cache import ImageCache
+    from clfew.data.cache_folder import ImageCache
     from clfew.finetuning.start import Start
 
 LEVELS = ("listing", "pixels", "features")

@@ -30,7 +30,7 @@ from clfew.data.labels import parse_labels
 from clfew.data.sources import open_source
 from clfew.errors import Stopped, UsageError, UserError
 from clfew.finetuning.start import Network, Start, start_from_artifact, start_from_scratch
-from clfew.group.group import is_together, on_its_own, size, together
+from clfew.group.command import is_together, on_its_own, size, together
 from clfew.methods.base import METHODS
 from clfew.methods.setup import DEFAULT_MINUTES, estimate_statistics
 from clfew.report.comparison import write_comparison

@@ -25,8 +25,9 @@ from clfew.commands.comparison import (
 )
 from clfew.data.elsewhere import Part, described, found_here
 from clfew.errors import Stopped, UserError
-from clfew.group import group as groups
-from clfew.group.group import Group, everywhere, on_its_own
+from clfew.group import command as groups
+from clfew.group.command import everywhere, on_its_own
+from clfew.group.group import Group
 from clfew.runs.files import make_folder, write_bytes
 from clfew.runs.folders import Run, read_config
 from clfew.training.signals import StopRequest

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from clfew.data.augment import Recipe
+from clfew.data.cache_folder import ImageCache
 from clfew.data.groups import grouped
-from clfew.data.image_cache import ImageCache, cached_images, typical_side
+from clfew.data.image_cache import cached_images, typical_side
 from clfew.data.labels import LabelSpec, parse_labels, sample_labels, say_classes_without_label
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source

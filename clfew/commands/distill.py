@@ -40,7 +40,7 @@ from clfew.finetuning.fit import predict_cached
 from clfew.finetuning.labelled_data import LabelledData
 from clfew.finetuning.other_sources import bad_in_merged
 from clfew.finetuning.probes import folds
-from clfew.group.group import together
+from clfew.group.command import together
 from clfew.methods.adapter import LAYER, NETWORK
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import Classifier

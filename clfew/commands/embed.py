@@ -12,7 +12,7 @@ from clfew.data.sources import open_source, say_source
 from clfew.errors import UserError
 from clfew.finetuning.find_start import find_start, is_from_scratch
 from clfew.finetuning.start import Network, Start, open_start
-from clfew.group.group import together
+from clfew.group.command import together
 from clfew.models.files import Applied, apply_to_source
 from clfew.models.kept_scale import scaled
 from clfew.models.metadata import read_metadata

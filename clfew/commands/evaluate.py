@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.cache_folder import ImageCache
 from clfew.data.content import holds_the_same
 from clfew.data.groups import grouped
 from clfew.data.held_out import NONE
-from clfew.data.image_cache import ImageCache, cached_images
+from clfew.data.image_cache import cached_images
 from clfew.data.label_lists import RANDOM, apply_label_csv
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
@@ -22,7 +23,7 @@ from clfew.finetuning.acceptance import acceptance_row
 from clfew.finetuning.labelled_data import LabelledData, labelled_data
 from clfew.finetuning.metrics import classification_report, expected_calibration_error
 from clfew.finetuning.places import label_list_now
-from clfew.group.group import together
+from clfew.group.command import together
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
 from clfew.models.features import apply_to_cache

@@ -25,7 +25,7 @@ from clfew.finetuning.labelled_data import contradiction_rows
 from clfew.finetuning.other_sources import other_sources
 from clfew.finetuning.places import find_source, group_by_of_list
 from clfew.finetuning.tested import report_of_test, summary_of
-from clfew.group.group import together
+from clfew.group.command import together
 from clfew.models.artifacts import save_classifier
 from clfew.models.classifier import neck_width
 from clfew.models.init_weights import InitWeights

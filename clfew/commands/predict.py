@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clfew.commands.thresholds import Thresholds, thresholds_of
-from clfew.group.group import together_each
+from clfew.group.command import together_each
 from clfew.models.artifacts import load_classifier
 from clfew.models.classifier import Classifier
 from clfew.models.files import Applied, apply_to_paths

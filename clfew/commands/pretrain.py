@@ -12,7 +12,7 @@ from clfew.commands.pretraining import checked, pretrain_in, resume_in
 from clfew.data.layout import LABELLED_FOLDERS
 from clfew.data.source import Source
 from clfew.errors import UserError
-from clfew.group.group import together
+from clfew.group.command import together
 from clfew.methods.setup import DEFAULT_MINUTES, find_pretraining_start
 from clfew.models.init_weights import AUTO, BOTH, IMAGENET, SCRATCH, find_init_weights
 from clfew.runs.folders import (

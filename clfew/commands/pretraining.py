@@ -12,16 +12,17 @@ from torch import nn
 
 from clfew import console
 from clfew.data.augment import Recipe
+from clfew.data.cache_folder import ImageCache
 from clfew.data.content import check_content, content_of
 from clfew.data.groups import grouped
 from clfew.data.held_out import SPLIT_RULE
-from clfew.data.image_cache import ImageCache, cached_images, typical_side
+from clfew.data.image_cache import cached_images, typical_side
 from clfew.data.pixel_scale import scale_from
 from clfew.data.source import Source
 from clfew.data.sources import open_source, say_source
 from clfew.data.splits import require_groups_to_test
 from clfew.errors import UserError
-from clfew.group.group import words_of
+from clfew.group.command import words_of
 from clfew.methods.adapter import MOST_IMAGES, NETWORK, learned_from
 from clfew.methods.base import METHODS, Method
 from clfew.methods.collapse import collapse

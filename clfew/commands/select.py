@@ -13,7 +13,7 @@ from clfew.data.content import content_of
 from clfew.data.label_lists import CHOSEN, RANDOM, LabelRow, counts_of
 from clfew.data.splits import split_to_test
 from clfew.errors import UserError
-from clfew.group.group import together
+from clfew.group.command import together
 from clfew.report.select import write_select_page
 from clfew.runs.files import write_csv, write_json
 from clfew.runs.folders import Run, check_new, command_line, from_here, new_run

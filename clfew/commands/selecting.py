@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.cache_folder import ImageCache
 from clfew.data.find_scale import with_scale
 from clfew.data.groups import group_words, grouped, groups_of_pictures, pictures_of
 from clfew.data.held_out import split_images
-from clfew.data.image_cache import ImageCache, cached_images, typical_side
+from clfew.data.image_cache import cached_images, typical_side
 from clfew.data.label_lists import LabelList, LabelRow, read_label_list, run_of_list, with_groups_of
 from clfew.data.layout import UNLABELLED
 from clfew.data.lists import ListFile, columns_of, parse

@@ -131,3 +131,12 @@ def map_file(path: Path, layout: Layout, mode: str) -> dict[str, np.memmap]:
         arrays[name] = np.memmap(path, dtype, mode, offset, shape)  # type: ignore[call-overload]
         offset += int(np.prod(shape)) * dtype.itemsize
     return arrays
+
+
+FLAT = 1.0
+"""The standard deviation, in grey levels, below which an image is of one colour."""
+
+
+def is_flat(pixels: np.ndarray) -> bool:
+    """Returns whether an image, uint8 (S, S, 3), is of one colour."""
+    return bool(pixels.std(axis=(0, 1)).max() < FLAT)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from clfew.data.image_cache import cache_folder
+from clfew.data.cache_arrays import cache_folder
 
 
 @dataclass(frozen=True)

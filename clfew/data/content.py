@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from clfew import console
+from clfew.data.cache_folder import ImageCache
 from clfew.data.cache_reuse import digest_of_image, read_digests
-from clfew.data.image_cache import ImageCache
 from clfew.data.source import Source
 from clfew.runs.folders import check_unchanged
 

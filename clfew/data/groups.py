@@ -13,7 +13,8 @@ import numpy as np
 import safetensors.numpy
 
 from clfew import console
-from clfew.data.image_cache import ImageCache, cache_folder
+from clfew.data.cache_arrays import cache_folder
+from clfew.data.cache_folder import ImageCache
 from clfew.data.joined import components, first_of_set, pairs_of_same
 from clfew.data.near import KINDS, RELATED_RULE, NearPairs, near_groups, near_pairs
 from clfew.data.source import Source

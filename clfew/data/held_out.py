@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clfew.data.cache_folder import ImageCache
 from clfew.data.groups import groups_of
-from clfew.data.image_cache import ImageCache
 from clfew.data.source import RULE, Source
 from clfew.data.splits import test_indices
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from clfew.data.image_cache import is_flat
+from clfew.data.cache_arrays import is_flat
 from clfew.data.joined import components, first_of_set
 from clfew.data.nearest import nearest
 

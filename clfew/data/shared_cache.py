@@ -16,13 +16,14 @@ import numpy as np
 
 from clfew.data.cache_arrays import cache_folder
 from clfew.data.cache_building import begun, decode_part, finish, require_usable
+from clfew.data.cache_folder import ImageCache, folder_of, is_there, read_cache
 from clfew.data.elsewhere import Part, described, found_here
-from clfew.data.image_cache import ImageCache, folder_of, is_there, read_cache
 from clfew.data.pixel_scale import PixelScale
 from clfew.data.source import Source
 from clfew.errors import UserError
-from clfew.group import group as groups
-from clfew.group.group import Group, everywhere
+from clfew.group import command as groups
+from clfew.group.command import everywhere
+from clfew.group.group import Group
 
 Progress = Callable[[int, int], None]
 

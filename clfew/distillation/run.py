@@ -31,7 +31,7 @@ from clfew.finetuning.labelled_data import LabelledData, bounded
 from clfew.finetuning.metric import metric_of
 from clfew.finetuning.start import Start
 from clfew.finetuning.tested import report_of_test
-from clfew.group.group import say_remainder
+from clfew.group.command import say_remainder
 from clfew.methods.adapter import LAYER, views_to_teach_with
 from clfew.models.classifier import Classifier
 from clfew.models.defaults import choose_batch, choose_recipe

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.cache_folder import ImageCache
 from clfew.data.find_scale import with_scale
 from clfew.data.groups import grouped, groups_of
 from clfew.data.held_out import NONE
-from clfew.data.image_cache import ImageCache
 from clfew.data.label_lists import labelled_by, read_label_list
 from clfew.data.source import Source
 from clfew.data.sources import open_source

@@ -3,6 +3,7 @@
 Here are where fine-tuning starts, the images and labels it has, the expected shares of the classes, the
 modes, how one of them is chosen, calibration, thresholds, and the figures of a test.
 
-It imports `console`, `data`, `errors`, `models`, `runs`, `training` and `version`.
+It imports `console`, `data`, `errors`, `group`, `models`, `runs`, `training` and
+`version`.
 Open first: `fit.py`.
 """

@@ -18,7 +18,7 @@ from clfew.finetuning.label_propagation import neighbour_graph, propagation_head
 from clfew.finetuning.metric import BY_ACCURACY, Metric
 from clfew.finetuning.probes import NEVER, knn_head, linear_head, smallest_class, voters, weighted_head
 from clfew.finetuning.start import Start
-from clfew.group.group import say_remainder
+from clfew.group.command import say_remainder
 from clfew.models.classifier import Classifier, build_neck, neck_width
 from clfew.models.encoder import freeze_statistics
 from clfew.models.features import apply_to_cache

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.cache_folder import ImageCache
 from clfew.data.groups import contradictions, group_words, groups_of
 from clfew.data.held_out import NONE, SPLIT_RULE, split_images
-from clfew.data.image_cache import ImageCache
 from clfew.data.label_lists import CHOSEN, LabelList, counts_of, labelled_by, read_label_list
 from clfew.data.labels import LabelSpec
 from clfew.data.source import Source

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from clfew import console
+from clfew.data.cache_folder import ImageCache
 from clfew.data.content import holds_the_same
-from clfew.data.image_cache import ImageCache, cached_images
+from clfew.data.image_cache import cached_images
 from clfew.data.source import Source
 from clfew.data.sources import open_source
 from clfew.errors import UserError

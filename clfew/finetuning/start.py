@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from clfew.data.cache_folder import ImageCache
 from clfew.data.held_out import SPLIT_RULE, split_source
-from clfew.data.image_cache import ImageCache, open_image_cache, typical_side
+from clfew.data.image_cache import open_image_cache, typical_side
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced
 from clfew.finetuning.places import renamed

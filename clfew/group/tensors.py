@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clfew.group import group as groups
+from clfew.group import command as groups
 from clfew.group.group import Group, Rows
 
 

@@ -4,7 +4,7 @@ Here are also what they share (`base.py`, `patches.py`), SimCLR for pretrained w
 (`adapter.py`), the signs of a collapse (`collapse.py`), and the way from options to what is trained
 (`setup.py`). A new method is a file, a line below and a test.
 
-It imports `console`, `data`, `errors`, `models`, `training` and `version`.
+It imports `console`, `data`, `errors`, `group`, `models`, `training` and `version`.
 Open first: `simclr.py`, then `base.py`.
 """
 

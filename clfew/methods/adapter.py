@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from clfew import console
 from clfew.data.augment import Recipe, random_views
 from clfew.data.cache_arrays import RowReader
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.data.randomness import ImageRandom, epoch_order
 from clfew.data.to_device import to_device
-from clfew.group import group as groups
-from clfew.group.group import everywhere
+from clfew.group import command as groups
+from clfew.group.command import everywhere
 from clfew.methods.collapse import health
 from clfew.methods.simclr import nt_xent
 from clfew.models.encoder import Encoder, SideLayer

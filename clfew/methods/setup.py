@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from clfew.data.augment import Recipe, evaluation_view
+from clfew.data.cache_folder import ImageCache
 from clfew.data.held_out import split_source
-from clfew.data.image_cache import ImageCache
 from clfew.data.randomness import epoch_order
 from clfew.data.source import Source
 from clfew.data.splits import evenly_spaced

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from clfew.data.augment import Recipe
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.data.splits import evenly_spaced
 from clfew.errors import UserError
 from clfew.models.encoder import RGB, as_input

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from clfew.data.augment import evaluation_view
 from clfew.data.cache_arrays import RowReader
 from clfew.data.to_device import to_device
-from clfew.group import group as groups
-from clfew.group.group import everywhere
+from clfew.group import command as groups
+from clfew.group.command import everywhere
 from clfew.models.encoder import Encoder
 from clfew.models.side_by_side import SideBySide, WithinLarger
 from clfew.training.device import keep_freed_memory

@@ -17,8 +17,9 @@ from clfew.data.elsewhere import Part, described, found_here
 from clfew.data.pixel_scale import PixelScale
 from clfew.data.source import Source
 from clfew.data.workers import decode_ahead, decoders
-from clfew.group import group as groups
-from clfew.group.group import Group, everywhere
+from clfew.group import command as groups
+from clfew.group.command import everywhere
+from clfew.group.group import Group
 from clfew.models.features import apply, batch_size
 from clfew.training.device import keep_freed_memory
 

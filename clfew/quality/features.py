@@ -9,7 +9,7 @@ from scipy.optimize import minimize_scalar
 from scipy.sparse import coo_matrix
 from scipy.special import log_softmax, softmax
 
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.data.joined import components
 from clfew.data.nearest import nearest
 from clfew.data.source import Source

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from clfew import console
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.data.source import Source
 from clfew.data.splits import test_indices
 from clfew.errors import UserError

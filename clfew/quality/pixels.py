@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 
 from clfew import console
+from clfew.data.cache_folder import ImageCache
 from clfew.data.groups import FIRST_RULE, near_pairs_of
-from clfew.data.image_cache import ImageCache
 from clfew.data.joined import pairs_of_same
 from clfew.data.near import KINDS
 from clfew.data.source import Source

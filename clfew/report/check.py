@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from clfew.console import printable
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.data.source import Source
 from clfew.quality.finding import Finding
 from clfew.quality.listing import classes_in_words

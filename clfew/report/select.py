@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.data.label_lists import LabelRow
 from clfew.data.source import Source
 from clfew.report.render import render_page

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from clfew.console import printable
+from clfew.data.cache_folder import ImageCache
 from clfew.data.decode import BadImage, load_square
-from clfew.data.image_cache import ImageCache
 from clfew.data.source import Source
 from clfew.report import figures
 from clfew.report.png import data_uri

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.finetuning.asked import AUTO
 from clfew.finetuning.calibration import fit_temperature, prior_of
 from clfew.finetuning.find_shares import with_shares

@@ -14,8 +14,8 @@ import torch
 
 from clfew import console
 from clfew.data.cache_arrays import Layout, RowReader, cache_folder, create_file, map_file, reserve
+from clfew.data.cache_folder import ImageCache
 from clfew.data.cache_reuse import temporary_prefix
-from clfew.data.image_cache import ImageCache
 from clfew.data.pixel_scale import PixelScale
 from clfew.errors import UserError
 from clfew.finetuning.start import Start

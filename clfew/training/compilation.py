@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from clfew.errors import UsageError, UserError
-from clfew.group.group import is_together
+from clfew.group.command import is_together
 
 FEWEST_STEPS = 200
 SHORTEST_RUN = 20 * 60

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clfew.errors import Stopped, UserError, is_out_of_memory
-from clfew.group.group import everywhere, is_together, on_its_own, size, words_of
+from clfew.group.command import everywhere, is_together, on_its_own, size, words_of
 from clfew.training.batch import Batch, Batches, TrainingData
 from clfew.training.compilation import NothingCompiled
 from clfew.training.guard import NotFinite, diverged
@@ -163,7 +163,7 @@ class _Training:
         guard.before()
         self._stepper.tell(STEP, order)
         try:
-            return self._stepper.take(batch, order)
+            return _step(self._stepper, batch, order)
         except NotFinite as wrong:
             guard.undo()
             raise self._diverged(wrong, replace(batch, progress=order.progress)) from None
@@ -219,6 +219,10 @@ class _Training:
         path = self._saving.folder / DIVERGED if self._saving else None
         own = self._stepper.objective, self._stepper.optimizer
         return diverged(wrong, path, *own, self._schedule, batch, self.step)
+
+
+def _step(stepper: Stepper, batch: Batch, order: Order) -> tuple[Tensor, dict[str, Tensor]]:
+    return stepper.take(batch, order)
 
 
 def _must_save(is_last: bool, signal: int, since_saved: float, seconds: float) -> bool:
@@ -310,7 +314,7 @@ def _trial(
                 batch = next(batches)
                 stepper.tell(STEP, order)
                 with contextlib.suppress(NotFinite):  # Only the time matters here.
-                    loss, _ = stepper.take(batch, order)
+                    loss, _ = _step(stepper, batch, order)
                     loss.item()  # Waits until the device has done its work.
                 times.append(time.monotonic() - started)
                 if plan.compile and not is_called():

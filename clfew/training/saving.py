@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from clfew.errors import Stopped, UserError
-from clfew.group.group import Lost, resumed_by
+from clfew.group.command import resumed_by
+from clfew.group.group import Lost
 from clfew.runs.files import make_folder, write_json
 from clfew.runs.folders import Run, is_finished
 from clfew.training.state import FILE

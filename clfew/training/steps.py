@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clfew.errors import Stopped, UserError
-from clfew.group import group as groups
+from clfew.group import command as groups
 from clfew.group.group import Group
 from clfew.group.tensors import rows_of, smallest
 from clfew.training.batch import Batch, Batches, TrainingData

@@ -44,7 +44,8 @@ from clfew.finetuning.labelled_data import labelled_data
 from clfew.finetuning.start import Network, start_from_artifact, start_from_scratch, start_from_weights
 from clfew.methods.adapter import views_to_teach_with
 from clfew.models.defaults import choose_recipe
-from clfew.models.features import apply_to_files, features_of
+from clfew.models.features import features_of
+from clfew.models.files import Applied, apply_to_paths
 from clfew.models.init_weights import IMAGENET, find_init_weights
 from clfew.models.pretrained import LITE0
 from clfew.settings import DistillSettings
@@ -176,7 +177,8 @@ def speed(model, start, source, test, precision):
     for _ in range(3):
         started = time.perf_counter()
         size, side = start.metadata.size, start.metadata.side
-        for _ in apply_to_files(model, size, side, rows, source.content, CPU, precision):
+        applied = Applied(model, size, side, CPU, precision, source.scale)
+        for _ in apply_to_paths(applied, [str(source.path_of(int(row))) for row in rows]):
             pass
         best = max(best, FILES / (time.perf_counter() - started))
     return best

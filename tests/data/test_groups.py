@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from clfew.data import groups
+from clfew.data.cache_folder import ImageCache
 from clfew.data.content import content_of
 from clfew.data.groups import contradictions, grouped, groups_of
 from clfew.data.held_out import split_source
-from clfew.data.image_cache import ImageCache
 from clfew.data.source import Source
 from clfew.data.splits import require_groups_to_test
 from clfew.errors import UsageError, UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clfew.data import image_cache, workers
+from clfew.data import cache_arrays, cache_building, image_cache, workers
 from clfew.data.cache_arrays import RowReader
 from clfew.data.cache_listing import clear_image_caches, list_image_caches
 from clfew.data.decode import load_square
@@ -103,8 +103,8 @@ def test_a_build_that_fails_leaves_nothing_behind(folder, cache, error):
 
 def test_too_little_space_is_a_user_error_before_anything_is_decoded(folder, cache, monkeypatch):
     forbid_decoding(monkeypatch)
-    usage = type(image_cache.shutil.disk_usage("/"))(100, 90, 10)
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: usage)
+    usage = type(cache_building.shutil.disk_usage("/"))(100, 90, 10)
+    monkeypatch.setattr(cache_building.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(UserError, match="2,592 bytes") as error:
         open_image_cache(open_source(str(folder)), 12)
     assert "CLFEW_CACHE" in error.value.hint
@@ -155,7 +155,7 @@ def test_two_builders_at_once_both_get_the_image_cache(folder, cache, tmp_path):
     program = textwrap.dedent("""
         import sys, time
         from pathlib import Path
-        from clfew.data import image_cache, workers
+        from clfew.data import cache_arrays, cache_building, image_cache, workers
         from clfew.data.sources import open_source
 
         folder, meeting, me, other = sys.argv[1:]
@@ -246,12 +246,12 @@ def test_the_typical_side_is_the_median_of_the_shorter_sides(tmp_path, put):
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CLFEW_CACHE", str(tmp_path / "a"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert image_cache.cache_folder() == tmp_path / "a"
+    assert cache_arrays.cache_folder() == tmp_path / "a"
     monkeypatch.delenv("CLFEW_CACHE")
-    assert image_cache.cache_folder() == tmp_path / "b" / "clfew"
+    assert cache_arrays.cache_folder() == tmp_path / "b" / "clfew"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path / "c"))
-    assert image_cache.cache_folder() == tmp_path / "c" / ".cache" / "clfew"
+    assert cache_arrays.cache_folder() == tmp_path / "c" / ".cache" / "clfew"
 
 
 def test_rows_are_read_from_the_file_not_through_the_mapping(folder, monkeypatch):

@@ -17,7 +17,7 @@ import os, signal
 from clfew.training import loop
 take = loop._step
 def stopped(*arguments):
-    if arguments[-1] == 2:
+    if arguments[-1].step == 2:
         os.kill(os.getpid(), signal.SIGINT)
     return take(*arguments)
 loop._step = stopped

@@ -23,7 +23,7 @@ import clfew.methods  # noqa: F401
 from clfew.data.augment import Recipe
 from clfew.distillation.loss import Distillation
 from clfew.finetuning.fit import FineTuning
-from clfew.group import group as groups
+from clfew.group import command as groups
 from clfew.group import tensors
 from clfew.group.launch import launch
 from clfew.methods import simclr

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.data.source import Source
 from clfew.quality import features as module
 from clfew.quality.features import (

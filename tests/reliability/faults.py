@@ -24,9 +24,9 @@ take, train, saves, trainings = loop._step, loop._train, loop.save_state, [0]
 def faulty_train(*arguments):
     trainings[0] += 1
     train(*arguments)
-def faulty_step(objective, optimizer, batch, plan, step):
-    result = take(objective, optimizer, batch, plan, step)
-    if (step + 1, trainings[0]) == ({step}, {training}):
+def faulty_step(stepper, batch, order):
+    result = take(stepper, batch, order)
+    if (order.step + 1, trainings[0]) == ({step}, {training}):
         os.kill(os.getpid(), {number})
     return result
 loop._train, loop._step = faulty_train, faulty_step

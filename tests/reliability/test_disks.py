@@ -72,10 +72,10 @@ AT_STEP = """
 import os, shutil
 from clfew.training import loop
 take = loop._step
-def faulty_step(objective, optimizer, batch, plan, step):
-    if step == 5:
+def faulty_step(stepper, batch, order):
+    if order.step == 5:
         {what}
-    return take(objective, optimizer, batch, plan, step)
+    return take(stepper, batch, order)
 loop._step = faulty_step
 """
 

@@ -22,10 +22,10 @@ SLOW = """
 import time
 from clfew.training import loop
 take, begun = loop._step, time.monotonic()
-def slow_after_two_thirds(objective, optimizer, batch, course, step):
-    if batch.progress > 0.66:
+def slow_after_two_thirds(stepper, batch, order):
+    if order.progress > 0.66:
         time.sleep(0.05)
-    return take(objective, optimizer, batch, course, step)
+    return take(stepper, batch, order)
 loop._step = slow_after_two_thirds
 """
 

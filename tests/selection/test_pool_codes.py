@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from clfew.data.image_cache import ImageCache
+from clfew.data.cache_folder import ImageCache
 from clfew.models.encoder import Encoder
 from clfew.selection.pool_codes import pool_codes
 
