@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from clfew import console
 from clfew.group.group import Group
-from clfew.group.launch import Launch, launch
+from clfew.group.launch import Launch, launch, say_aloud
 from clfew.group.watch import RESUME
 
 P = ParamSpec("P")
@@ -173,7 +174,11 @@ def _help(own_source: str | None) -> tuple[int, Any]:
     numbers = (signal.SIGINT, signal.SIGTERM)
     # Python would run its handlers only when the leader has joined too, which may have failed.
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
-    group = _join(started)
+    try:
+        group = _join(started)
+    except RuntimeError:
+        say_aloud(traceback.format_exc())
+        raise SystemExit(1) from None
     for number, handler in before.items():
         signal.signal(number, handler)
     group.own_source = own_source

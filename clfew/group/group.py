@@ -63,11 +63,21 @@ class Group(Messages):
         with_gpus = torch.cuda.is_available() and dist.is_nccl_available()
         if with_gpus and started.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(started.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if with_gpus else "gloo", timeout=_FOREVER)
+        is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        self._connections = [self._connection(not is_hosted and not started.rank)]
+        self._connections.append(self._connection())
+        # After a restart torchrun's store may still hold the addresses of processes that have ended.
+        own = dist.PrefixStore(f"clfew/{started.restarts}/processes", self._connections[0])
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if with_gpus else "gloo",
+            timeout=_FOREVER,
+            store=own,
+            rank=started.rank,
+            world_size=started.size,
+        )
         control = dist.new_group(backend="gloo", timeout=_FOREVER)
         super().__init__(started.rank, started.size, control)
         self.inner: Any = dist.new_group(timeout=_FOREVER)
-        self._connections = [self._connection() for _ in range(2)]
         self._number = self._given = 0
         self.store: Any = None
         self.watch: Watch | None = None
@@ -78,9 +88,12 @@ class Group(Messages):
         self.nodes, self.hosts = [each[0] for each in about], [each[1] for each in about]
         self._versions = {each[2:] for each in about}
 
-    def _connection(self) -> Any:
+    def _connection(self, is_master: bool = False) -> Any:
+        """Returns a connection to torchrun's store. is_master: whether the store is in this process."""
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(address, port, is_master=False, timeout=_FOREVER)
+        return dist.TCPStore(
+            address, port, is_master=is_master, timeout=_FOREVER, wait_for_workers=False
+        )
 
     @contextlib.contextmanager
     def command(self) -> Iterator[None]:

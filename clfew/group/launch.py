@@ -4,6 +4,7 @@ import functools
 import os
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ class Launch:
 
     rank, size: of this process among all, 0 is the leader. local_rank, local_size: among those that one
     torchrun has started. node: which torchrun started it. restarts: how often torchrun has started all
-    processes again. name: the same in all starts of one torchrun command, and in no other's.
+    processes again. name: of the torchrun command, the same in all of its starts. began: when that was,
+    in seconds as `time.time` counts them, 0 if it is not known.
     """
 
     rank: int
@@ -26,6 +28,7 @@ class Launch:
     node: int
     restarts: int
     name: str
+    began: float
 
 
 @functools.cache
@@ -36,7 +39,7 @@ def launch() -> Launch | None:
         return None
     rank, size, local_rank, local_size = (int(values[name]) for name in _TOLD[:4])
     node, restarts = (int(values.get(n, 0)) for n in ("GROUP_RANK", "TORCHELASTIC_RESTART_COUNT"))
-    return Launch(rank, size, local_rank, local_size, node, restarts, _name_of_launch())
+    return Launch(rank, size, local_rank, local_size, node, restarts, _name_of_launch(), _began())
 
 
 def is_helper() -> bool:
@@ -60,13 +63,20 @@ def own_cores() -> int:
 
 
 def _name_of_launch() -> str:
-    """Returns a name of this torchrun command: its run id is "none", or the same each time, if the user
-    gives no other, so its process and the time at which that began are added."""
-    began = ""
-    if sys.platform == "linux":
-        status = Path(f"/proc/{os.getppid()}/stat").read_text()
-        began = status.rsplit(")", 1)[1].split()[19]
-    return f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()} {began}".strip()
+    """Returns a name of this torchrun command: the run id, which all machines have, or, where there is
+    none, its process."""
+    run_id = os.environ["TORCHELASTIC_RUN_ID"]
+    return run_id if run_id != "none" else f"{socket.gethostname()} {os.getppid()}"
+
+
+def _began() -> float:
+    """Returns when this process's parent was started, which tells apart commands of one name."""
+    try:
+        after_boot = Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19]
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        return time.time() - up + int(after_boot) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def silence() -> None:

@@ -95,11 +95,21 @@ def run_before_restart(command: str, out: Path | None) -> Path | None:
         return None
     folders = [out] if out is not None else [path.parent for path in RUNS.glob("*/config.json")]
     own = {"command": command, "launch": started.name}
-    begun = [f for f in folders if own.items() <= read_config(f).items()]
+    begun = [f for f in folders if own.items() <= read_config(f).items() and _is_since(f, started.began)]
     if not begun and out is not None and {path.name for path in out.glob("*")} <= {LOCK}:
         shutil.rmtree(out, ignore_errors=True)  # It had only been made.
     # Of two runs to choose from, the first one stands for both.
     return min(begun, key=lambda each: str(read_config(each).get("created")), default=None)
+
+
+_CLOCKS = 300.0
+"""The most seconds by which the clocks of two machines may differ."""
+
+
+def _is_since(folder: Path, began: float) -> bool:
+    """Returns whether a run was created after a moment."""
+    created = datetime.fromisoformat(str(read_config(folder)["created"]))
+    return created.timestamp() >= began - _CLOCKS
 
 
 def unfinished(folder: Path, command: str) -> dict[str, Any]:

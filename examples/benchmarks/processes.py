@@ -1,0 +1,202 @@
+"""Pretraining in two processes that torchrun starts, beside one process with as many threads.
+
+    python examples/benchmarks/processes.py DATA [--out FILE] [--seconds 25] [--namespaces]
+
+DATA holds `cifar10` and `aerial` (class folders under `train/`). On a machine of two cores, one process
+with two threads and two processes with one thread each train the same network with the same batch, in
+turn, three times each. With --namespaces (root only) the two processes also run in network namespaces
+of their own, as on two machines that a cable joins; then one of them is killed, and later the cable is
+cut, and the seconds are measured until all processes have ended. Finished measurements are kept in the
+results file.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import Results
+
+HERE = Path(__file__).resolve().parent
+# Name: network, pixels, images, batch.
+CASES = {
+    "resnet8-w32 at 32 px": ("resnet8-w32", 32, "cifar10", 128),
+    "resnet18 at 32 px": ("resnet18", 32, "cifar10", 128),
+    "resnet8-w32 at 96 px": ("resnet8-w32", 96, "aerial", 128),
+}
+ROUNDS = 3
+NAMESPACES = ("clfew-first", "clfew-second")
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+
+def line_of(case, data, out, threads, epochs=1000):
+    network, pixels, images, batch = CASES[case]
+    options = {"--encoder": network, "--size": pixels, "--batch": batch, "--threads": threads}
+    options |= {"--epochs": epochs, "--init": "scratch", "--out": out, "--precision": "auto"}
+    words = [str(word) for option in options.items() for word in option]
+    return ["-m", "clfew", "pretrain", str(data / images / "train"), *words]
+
+
+def torchrun(*options):
+    return [str(Path(sys.executable).parent / "torchrun"), *map(str, options)]
+
+
+def speed(case, data, processes, seconds):
+    """Returns the images a second of a training that is stopped after some time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        start = (
+            [sys.executable]
+            if processes == 1
+            else torchrun("--standalone", "--nproc-per-node", processes)
+        )
+        training = started([*start, *line_of(case, data, out, 2 // processes)])
+        try:
+            return images_a_second(out / "metrics.jsonl", training, seconds)
+        finally:
+            stop(training)
+
+
+def started(line, environment=None):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(line, start_new_session=True, env=environment or os.environ, **quiet)
+
+
+def images_a_second(metrics, training, seconds):
+    """Returns the median of the rows of a training's log, without the first two."""
+    latest = time.monotonic() + 300
+    while not metrics.exists():
+        assert training.poll() is None and time.monotonic() < latest
+        time.sleep(0.1)
+    time.sleep(seconds)
+    rows = [json.loads(row) for row in metrics.read_text().splitlines()]
+    return statistics.median(row["images_per_second"] for row in rows[2:])
+
+
+def stop(training):
+    training.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        training.wait(60)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(training.pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def namespaces():
+    """Two network namespaces that a pair of virtual devices joins."""
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True)
+
+    for name in NAMESPACES:
+        subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+        ip("netns", "add", name)
+    try:
+        ip("link", "add", "clfew0", "type", "veth", "peer", "name", "clfew1")
+        for number, (name, address) in enumerate(zip(NAMESPACES, ADDRESSES, strict=True)):
+            ip("link", "set", f"clfew{number}", "netns", name)
+            ip("-n", name, "address", "add", f"{address}/24", "dev", f"clfew{number}")
+            ip("-n", name, "link", "set", f"clfew{number}", "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield
+    finally:
+        for name in NAMESPACES:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def in_namespaces(case, data, out):
+    """Starts a training in both namespaces; returns the two torchruns."""
+    both = []
+    for number, name in enumerate(NAMESPACES):
+        options = ["--nnodes", 2, "--nproc-per-node", 1, "--node-rank", number]
+        options += ["--master-addr", ADDRESSES[0], "--master-port", 29500]
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": f"clfew{number}"}
+        line = ["ip", "netns", "exec", name, *torchrun(*options), *line_of(case, data, out, 1)]
+        both.append(started(line, environment))
+    return both
+
+
+def processes_in(namespace):
+    """Returns the ids of all processes in a namespace."""
+    listed = subprocess.run(
+        ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True
+    )
+    return [int(each) for each in listed.stdout.split()]
+
+
+def over_a_cable(case, data, seconds, end):
+    """Trains in two namespaces. Returns images a second, and how long after `end` all processes had
+    ended."""
+    with namespaces(), tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        both = in_namespaces(case, data, out)
+        try:
+            found = images_a_second(out / "metrics.jsonl", both[0], seconds)
+            begun = time.monotonic()
+            end()
+            while any(map(processes_in, NAMESPACES)) and time.monotonic() - begun < 180:
+                time.sleep(0.1)
+            ended = time.monotonic() - begun
+            return {"images_per_second": found, "ended_after": round(ended, 1), **state_of(out)}
+        finally:
+            for training in both:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(training.pid, signal.SIGKILL)
+
+
+def state_of(out):
+    """Returns the last step that was logged, and that of the state that was saved."""
+    from clfew.training.state import saved_position
+
+    rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
+    saved = saved_position(out / "state" / "state.safetensors")["step"]
+    return {"logged_step": rows[-1]["step"], "saved_step": saved}
+
+
+def kill_second():
+    for pid in processes_in(NAMESPACES[1]):
+        os.kill(pid, signal.SIGKILL)
+
+
+def cut_cable():
+    subprocess.run(["ip", "-n", NAMESPACES[1], "link", "set", "clfew1", "down"], check=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "processes.json")
+    parser.add_argument("--seconds", type=float, default=25)
+    parser.add_argument("--namespaces", action="store_true")
+    asked = parser.parse_args()
+    results = Results(asked.out)
+    for case in CASES:
+        for number in range(ROUNDS):
+            for processes in (1, 2):
+                key = f"{case}, {processes} processes, {number}"
+                results.get(key, lambda c=case, p=processes: speed(c, asked.data, p, asked.seconds))
+        one, two = (
+            statistics.median(results.done[f"{case}, {p} processes, {n}"] for n in range(ROUNDS))
+            for p in (1, 2)
+        )
+        print(f"{case}: one process {one:.0f} images/s, two processes {two:.0f}, ratio {two / one:.2f}")
+    if asked.namespaces and shutil.which("ip"):
+        case = next(iter(CASES))
+        for name, end in (("killed", kill_second), ("cut off", cut_cable)):
+            row = results.get(
+                f"two namespaces, one is {name}",
+                lambda e=end: over_a_cable(case, asked.data, asked.seconds, e),
+            )
+            print(f"two namespaces, one is {name}: {row}")
+
+
+if __name__ == "__main__":
+    main()
