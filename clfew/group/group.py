@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from clfew.errors import Stopped, UserError, is_out_of_memory
-from clfew.group.launch import Launch, say_aloud
+from clfew.group.launch import Launch, name_network, say_aloud
 from clfew.group.messages import Messages
 from clfew.group.watch import DEAD_SECONDS, END, FAILED, HINT, Watch
 from clfew.version import __version__
@@ -63,6 +63,7 @@ class Group(Messages):
         with_gpus = torch.cuda.is_available() and dist.is_nccl_available()
         if with_gpus and started.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(started.local_rank)
+        name_network()
         is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._connections = [self._connection(not is_hosted and not started.rank)]
         self._connections.append(self._connection())

@@ -1,12 +1,18 @@
 """What torchrun tells each process that it starts. Nothing here imports torch."""
 
+import contextlib
 import functools
 import os
 import socket
+import struct
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+_SIOCGIFADDR, _LOOPBACK = 0x8915, 127
+"""The request for the address of a network device (linux/sockios.h), and what this machine's own
+addresses begin with."""
 
 _TOLD = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -77,6 +83,26 @@ def _began() -> float:
         return time.time() - up + int(after_boot) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return 0.0
+
+
+def name_network() -> None:
+    """Names the network by which the processes of several machines reach each other, unless the user
+    has: torch would take the one that the machine's own name stands for, on many the machine alone."""
+    started = launch()
+    if started is None or started.size == started.local_size or sys.platform != "linux":
+        return
+    import fcntl
+
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # Sends nothing.
+        own = socket.inet_aton(probe.getsockname()[0])
+        if started.rank == 0 and own[0] == _LOOPBACK:  # The address is its own: any network may have it.
+            own = socket.inet_aton(socket.gethostbyname(os.environ["MASTER_ADDR"]))
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            with contextlib.suppress(OSError):
+                if fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24] == own:
+                    os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def silence() -> None:

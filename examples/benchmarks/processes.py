@@ -7,7 +7,7 @@ with two threads and two processes with one thread each train the same network w
 turn, three times each. With --namespaces (root only) the two processes also run in network namespaces
 of their own, as on two machines that a cable joins; then one of them is killed, and later the cable is
 cut, and the seconds are measured until all processes have ended. Finished measurements are kept in the
-results file.
+results file. --paper prints what is exchanged in a step and what can be expected of more machines.
 """
 
 import argparse
@@ -170,13 +170,62 @@ def cut_cable():
     subprocess.run(["ip", "-n", NAMESPACES[1], "link", "set", "clfew1", "down"], check=True)
 
 
+# What is assumed of an H100: views of 224 px that ResNet-50 learns from in a second, in bf16, which
+# share of a step its backward pass takes, and the seconds of a small collective operation within a
+# machine and among machines. Of networks: bytes a second, for each GPU within a machine, and for each
+# machine among machines.
+VIEWS_A_SECOND, BACKWARD = 3000, 2 / 3
+LATENCY = {1: 25e-6, 4: 50e-6}
+NETWORKS = {
+    "8 × H100, NVLink": (1, 350e9, None),
+    "4 × 8, 8 × 400 Gbit/s each": (4, 350e9, 400e9),
+    "4 × 8, 100 Gbit/s each": (4, 350e9, 12.5e9),
+    "4 × 8, 10 Gbit/s each": (4, 350e9, 1.25e9),
+}
+
+
+def on_paper(batch=256):
+    """Prints bytes a step and the expected efficiency, for SimCLR with ResNet-50. batch: of each GPU."""
+    import torch
+    from torch import nn
+
+    from clfew.data.augment import Recipe
+    from clfew.methods import METHODS
+    from clfew.models.encoder import Encoder
+
+    with torch.device("meta"):
+        encoder = Encoder("resnet50", 224, [0.5] * 3, [0.25] * 3)
+        objective = METHODS["simclr"](encoder, Recipe())
+    layers = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    gradient = 4 * sum(each.numel() for each in objective.parameters())
+    statistics_bytes = 2 * 4 * 2 * sum(layer.num_features for layer in layers)
+    step = 2 * batch / VIEWS_A_SECOND
+    print(f"a step takes {1000 * step:.0f} ms; {len(layers)} BatchNorm layers")
+    print(f"gradients {gradient / 1e6:.0f} MB, statistics {statistics_bytes / 1e6:.1f} MB")
+    for name, (machines, within, among) in NETWORKS.items():
+        processes = 8 * machines
+        sent = 2 * (processes - 1) / processes * gradient
+        seconds = sent / within if among is None else max(sent / within, sent / among)
+        embeddings = 2 * batch * processes * 128 * 4
+        exposed = max(0.0, seconds - BACKWARD * step) + 2 * len(layers) * LATENCY[machines]
+        exposed += 3 * embeddings / (among or within)  # Gathered twice, and their gradient.
+        print(
+            f"{name}: embeddings {embeddings / 1e6:.1f} MB, gradients in {1000 * seconds:.1f} ms, "
+            f"efficiency {step / (step + exposed):.0%}"
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "processes.json")
     parser.add_argument("--seconds", type=float, default=25)
     parser.add_argument("--namespaces", action="store_true")
+    parser.add_argument("--paper", action="store_true")
     asked = parser.parse_args()
+    if asked.paper:
+        on_paper()
+        return
     results = Results(asked.out)
     for case in CASES:
         for number in range(ROUNDS):

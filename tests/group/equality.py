@@ -25,6 +25,7 @@ from clfew.distillation.loss import Distillation
 from clfew.finetuning.fit import FineTuning
 from clfew.group import command as groups
 from clfew.group import tensors
+from clfew.group.group import Rows
 from clfew.group.launch import launch
 from clfew.methods import simclr
 from clfew.methods.adapter import WIDTH, Adapter
@@ -193,7 +194,7 @@ def gather_without_gradient():
 def only_own_negatives():
     """As if nothing were gathered: each process has its own batch."""
     alone = mock.patch.object(simclr, "whole", lambda rows, views: rows)
-    own = mock.patch.object(simclr, "own_rows", lambda n: groups.Rows(0, n, n))
+    own = mock.patch.object(simclr, "own_rows", lambda n: Rows(0, n, n))
     return both(alone, own)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from clfew.errors import UserError
 from clfew.methods.collapse import collapse_summary
-from clfew.training import guard, loop
+from clfew.training import guard, loop, steps
 from clfew.training.batch import Batches, TrainingData
 from clfew.training.loop import seconds_per_step, train
 from clfew.training.plan import Plan
@@ -229,7 +229,7 @@ def test_deferred_checks_take_the_same_steps_and_look_only_at_rows_and_saves(
     monkeypatch.setattr(loop, "LOG_SECONDS", 1e9)
     look = guard.Guard.look
     monkeypatch.setattr(guard.Guard, "look", lambda self: (looks.append(1), look(self))[1])
-    monkeypatch.setattr(loop, "require_finite", None)  # It reads the result in every step.
+    monkeypatch.setattr(steps, "require_finite", None)  # It reads the result in every step.
     deferred = GoesBad("none")
     train(deferred, data, plan, CPU, rows.append, Saving(tmp_path / "state", ""))
     assert torch.equal(at_once.weight, deferred.weight)
@@ -318,7 +318,7 @@ def test_copies_are_kept_only_where_they_take_little_of_a_gpu(monkeypatch):
 
 def test_the_check_is_made_in_every_step(data, monkeypatch):
     checked = []
-    require = loop.require_finite
-    monkeypatch.setattr(loop, "require_finite", lambda *a: (checked.append(1), require(*a))[1])
+    require = steps.require_finite
+    monkeypatch.setattr(steps, "require_finite", lambda *a: (checked.append(1), require(*a))[1])
     train(GoesBad("none"), data, Plan(3, 4, "sgd", 0.0, 0.0, 1, 3, "fp32"), CPU)
     assert len(checked) == 3
