@@ -15,7 +15,7 @@ from typing import NoReturn
 from clfew import console
 from clfew.cli import app
 from clfew.errors import Stopped, UserError, is_out_of_memory
-from clfew.group.launch import is_helper, launch, silence
+from clfew.group.launch import is_helper, launch, notice, silence
 
 
 def _share_the_cores() -> None:
@@ -52,6 +52,7 @@ def _join_the_others() -> None:
         silence()
 
     def stop(number: int, frame: object) -> NoReturn:
+        notice()
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, lambda *_: None)
         if number == signal.SIGINT:

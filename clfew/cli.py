@@ -16,7 +16,7 @@ from clfew import options as opt
 from clfew.data.image_files import expand
 from clfew.errors import UsageError, UserError
 from clfew.finetuning.asked import check_metric, parse_shares
-from clfew.group.launch import is_helper
+from clfew.group.launch import is_helper, leave
 from clfew.labelling.asked import check_labelling
 from clfew.output import (
     describe_artifact,
@@ -75,7 +75,11 @@ class Command(TyperCommand):
     other option the last one counts, as the shell's aliases need it."""
 
     def invoke(self, ctx: Any) -> Any:
-        return None if is_helper() and self.name not in TOGETHER else super().invoke(ctx)
+        if self.name not in TOGETHER:
+            leave()
+            if is_helper():
+                return None
+        return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         _, _, given = self.make_parser(ctx).parse_args(args=list(args))
@@ -97,7 +101,9 @@ def run_to_go_on_with(command: str, out: Path | None) -> Path | None:
     has finished."""
     folder = run_before_restart(command, out)
     if folder is not None and is_finished(folder):
-        console.say(f"finished   {folder}, before the restart")
+        from clfew.group.command import together
+
+        together(lambda out: console.say(f"finished   {folder}, before the restart"))(out)
         raise typer.Exit
     return folder
 

@@ -176,8 +176,9 @@ def _run(
     try:
         with stoppable(command), StopRequest() as stop:
             comparison = Comparison(run, settings, images, encoder, stop, command)
+            processes = size()
             with on_its_own():
-                _say_plan(comparison, size())
+                _say_plan(comparison, processes)
             if is_together():
                 failed = share_out(comparison, jobs_of(settings), do)
             else:

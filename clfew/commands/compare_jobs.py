@@ -29,7 +29,8 @@ from clfew.group import command as groups
 from clfew.group.command import everywhere, on_its_own
 from clfew.group.group import Group
 from clfew.runs.files import make_folder, write_bytes
-from clfew.runs.folders import Run, read_config
+from clfew.runs.folders import ARTIFACTS, Run, read_config
+from clfew.runs.locks import LOCK
 from clfew.training.signals import StopRequest
 
 Job = tuple[str, int]
@@ -122,7 +123,11 @@ def in_each_process(shared: Shared, comparison: Comparison | None = None) -> dic
         return {}
     group.agree(lambda: None)
     inbox = _Inbox(group, comparison, shared.task)
-    return _do_jobs(group, comparison, shared, inbox.take) | inbox.wait()
+    try:
+        return _do_jobs(group, comparison, shared, inbox.take) | inbox.wait()
+    except (Stopped, UserError):
+        inbox.take()  # What the others have finished is not lost.
+        raise
 
 
 def _help(shared: Shared, group: Group) -> None:
@@ -204,11 +209,13 @@ class _Sent:
         self._send("cell", key, value)
 
     def folder(self, folder: Path) -> None:
-        for file in sorted(folder.glob("*")):
-            content = file.read_bytes() if file.is_file() else b""
+        files = [file for file in folder.rglob("*") if file.is_file() and file.name != LOCK]
+        # The artifact, which shows that a run has finished, comes last.
+        for file in sorted(files, key=lambda each: (each.name in ARTIFACTS.values(), str(each))):
+            name, content = str(file.relative_to(folder.parent)), file.read_bytes()
             for start in range(0, len(content), _FILE_PART):
-                self._send("file", f"{folder.name}/{file.name}", content[start : start + _FILE_PART])
-            self._send("written", f"{folder.name}/{file.name}", b"")
+                self._send("file", name, content[start : start + _FILE_PART])
+            self._send("written", name, b"")
 
     def end(self, failed: dict[str, UserError]) -> None:
         self._send("end", {name: (error.message, error.hint) for name, error in failed.items()}, None)
@@ -238,6 +245,7 @@ class _Inbox:
                     self._parts.setdefault(name, []).append(value)
                 elif kind == "written":
                     path = self._comparison.run.folder / name
+                    make_folder(self._comparison.run.folder / Path(name).parts[0])
                     make_folder(path.parent)
                     write_bytes(path, b"".join(self._parts.pop(name, [])))
                 else:

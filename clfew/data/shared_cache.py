@@ -7,6 +7,7 @@ machines write at once could be lost.
 
 import contextlib
 import hashlib
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from clfew.data.cache_arrays import cache_folder
 from clfew.data.cache_building import begun, decode_part, finish, require_usable
 from clfew.data.cache_folder import ImageCache, folder_of, is_there, read_cache
+from clfew.data.cache_reuse import temporary_prefix
 from clfew.data.elsewhere import Part, described, found_here
 from clfew.data.pixel_scale import PixelScale
 from clfew.data.source import Source
@@ -30,8 +32,8 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Wanted:
-    """An image cache that all processes open. token: the name of a file that is in the leader's cache
-    folder meanwhile. name: by which the processes know its arrays."""
+    """An image cache that all processes open. token: the name of a folder that is in the leader's
+    cache folder meanwhile. name: by which the processes know its arrays."""
 
     parts: list[Part]
     scale: PixelScale | None
@@ -46,16 +48,15 @@ def open_together(source: Source, side: int, progress: Progress, most_bad: float
     """Opens the image cache of a source in all processes; see `open_image_cache`."""
     group = groups.current()
     assert group is not None
-    token, name = f".seen-by-{uuid.uuid4().hex}", f"{len(group.known_arrays)} {source.spec}"
+    token, name = temporary_prefix() + uuid.uuid4().hex, f"{len(group.known_arrays)} {source.spec}"
     wanted = Wanted(described(source), source.scale, len(source), side, most_bad, token, name)
     place = cache_folder() / token
     try:
         with contextlib.suppress(OSError):  # What cannot be written is said where it is built.
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            place.touch()
+            place.mkdir(parents=True)
         return everywhere(open_part, wanted, source=source, progress=progress)
     finally:
-        place.unlink(missing_ok=True)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def open_part(
@@ -87,6 +88,9 @@ def open_part(
             return folder, stack.enter_context(begun(own_source(), wanted.side, folder))
 
         folder, temporary = group.agree(begin)[first]
+        # The same folder may be mounted elsewhere.
+        folder = cache_folder() / folder.name
+        temporary = temporary and cache_folder() / temporary.name
 
         def decode() -> dict[int, str]:
             if temporary is None or group.rank not in sharing:

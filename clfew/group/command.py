@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from clfew import console
 from clfew.group.group import Group
-from clfew.group.launch import Launch, launch, say_aloud
+from clfew.group.launch import Launch, has_left, launch, say_aloud
 from clfew.group.watch import RESUME
 
 P = ParamSpec("P")
@@ -134,7 +134,7 @@ def together_each(run: Callable[P, Iterator[T]]) -> Callable[P, Iterator[T]]:
 
 def _runs_alone() -> bool:
     started = launch()
-    return started is None or started.size == 1 or _is_together
+    return started is None or started.size == 1 or _is_together or has_left()
 
 
 def help_with(own_source: str | None) -> int:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.group.launch import Launch, name_network, say_aloud
+from clfew.group.meeting import MEETING_SECONDS, meet
 from clfew.group.messages import Messages
 from clfew.group.watch import DEAD_SECONDS, END, FAILED, HINT, Watch
 from clfew.version import __version__
@@ -64,11 +65,13 @@ class Group(Messages):
         if with_gpus and started.local_rank < torch.cuda.device_count():
             torch.cuda.set_device(started.local_rank)
         name_network()
+        # It would end the process before the reason could be said: `Watch` does what it is for.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self._connections = [self._connection(not is_hosted and not started.rank)]
         self._connections.append(self._connection())
-        # After a restart torchrun's store may still hold the addresses of processes that have ended.
-        own = dist.PrefixStore(f"clfew/{started.restarts}/processes", self._connections[0])
+        self._start = meet(started, self._connections[0])
+        own = dist.PrefixStore(f"clfew/{self._start}/processes", self._connections[0])
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if with_gpus else "gloo",
             timeout=_FOREVER,
@@ -92,15 +95,16 @@ class Group(Messages):
     def _connection(self, is_master: bool = False) -> Any:
         """Returns a connection to torchrun's store. is_master: whether the store is in this process."""
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(
-            address, port, is_master=is_master, timeout=_FOREVER, wait_for_workers=False
-        )
+        limit = timedelta(seconds=MEETING_SECONDS)
+        store = dist.TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
+        store.set_timeout(_FOREVER)
+        return store
 
     @contextlib.contextmanager
     def command(self) -> Iterator[None]:
         """Inside this context, one command is run."""
         self._number += 1
-        prefix = f"clfew/{self.launch.restarts}/{self._number}"
+        prefix = f"clfew/{self._start}/{self._number}"
         self.store = dist.PrefixStore(prefix, self._connections[0])
         self.is_settled = True
         self.watch = Watch(dist.PrefixStore(prefix, self._connections[1]), self.rank, self.size)
@@ -210,12 +214,6 @@ class Group(Messages):
             raise UserError(
                 f"The processes do not run the same programs: {found}.",
                 "install the same versions on all machines.",
-            )
-        gpus = torch.cuda.device_count()
-        if gpus and self.launch.local_size > gpus:
-            raise UserError(
-                f"There are {self.launch.local_size} processes on a machine with {gpus} GPUs.",
-                f"give --nproc-per-node {gpus}, or --device cpu.",
             )
 
     def _end(self, code: int, result: Any) -> None:

@@ -48,6 +48,31 @@ def launch() -> Launch | None:
     return Launch(rank, size, local_rank, local_size, node, restarts, _name_of_launch(), _began())
 
 
+_is_left = _is_noticed = False
+
+
+def notice() -> None:
+    """Called when Python has acted on a signal."""
+    global _is_noticed
+    _is_noticed = True
+
+
+def has_noticed() -> bool:
+    """Returns whether `notice` has been called."""
+    return _is_noticed
+
+
+def leave() -> None:
+    """Called by a process that does not work with the others from now on."""
+    global _is_left
+    _is_left = True
+
+
+def has_left() -> bool:
+    """Returns whether `leave` has been called."""
+    return _is_left
+
+
 def is_helper() -> bool:
     """Returns whether torchrun has started this process beside a first one, which leads."""
     started = launch()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -127,6 +127,8 @@ class _Pickler(pickle.Pickler):
         return self._names.get(id(value)) if isinstance(value, np.ndarray) else None
 
     def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, nn.Parameter) and value.device.type != "cpu":
+            return nn.Parameter, (value.detach().cpu(), value.requires_grad)
         if isinstance(value, Tensor) and value.device.type != "cpu":
             return _as_it_is, (value.detach().cpu(),)
         return NotImplemented

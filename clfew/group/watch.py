@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from clfew.group.launch import say_aloud
+from clfew.group.launch import has_noticed, say_aloud
 
 BEAT_SECONDS = 0.5
 DEAD_SECONDS = 25.0
@@ -44,6 +44,7 @@ class Watch:
         self._seen: dict[int, tuple[bytes, float]] = {}
         self._unreachable_since: float | None = None
         self._told_at: float | None = None
+        self._signalled_at: float | None = None
         self._is_over = threading.Event()
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -106,6 +107,8 @@ class Watch:
         if self._store.check([STOP]) and self.obeys and not self.signalled:
             self.signalled = int(self._store.get(STOP))
             os.kill(os.getpid(), self.signalled)
+        if self._rank == 0 and self.signalled and not has_noticed():
+            self._stop_soon(now)
         if self.silent_ranks(DEAD_SECONDS):
             self._end_soon(0.0)
         elif self._store.check([END]):
@@ -113,6 +116,14 @@ class Watch:
             self._end_soon(GRACE_SECONDS if self.obeys else END_SECONDS)
         elif self._store.check([FAILED]):
             self._end_soon(GRACE_SECONDS)
+
+    def _stop_soon(self, now: float) -> None:
+        """Stops the leader where it waits for another process too long to act on a signal."""
+        self._signalled_at = self._signalled_at or now
+        if now - self._signalled_at > GRACE_SECONDS:
+            say_aloud(f"stopped; {self.hint()}")
+            self._store.set(END, str(128 + self.signalled))
+            os._exit(128 + self.signalled)
 
     def _end_soon(self, grace: float) -> None:
         """Ends the process if its work has not ended by itself `grace` seconds after it was told to."""

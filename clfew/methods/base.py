@@ -39,6 +39,10 @@ class Method(nn.Module):
     """False if the encoder learns from pieces of images or from damaged images. BatchNorm's statistics
     are then estimated on whole images after training."""
 
+    rows_by_image = False
+    """Whether the network gets all pieces of an image one after the other, not those of one kind of all
+    images (see `training.whole_batch`)."""
+
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__()
         self.encoder, self.recipe, self.gentle = encoder, recipe, gentle

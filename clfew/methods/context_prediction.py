@@ -40,6 +40,7 @@ class ContextPrediction(Method):
     """
 
     shows_whole_images = False
+    rows_by_image = True
 
     def __init__(self, encoder: Encoder, recipe: Recipe, gentle: bool = False) -> None:
         super().__init__(encoder, crops_and_flips(recipe), gentle)

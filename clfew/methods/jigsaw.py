@@ -59,6 +59,7 @@ class Jigsaw(Method):
     """
 
     shows_whole_images = False
+    rows_by_image = True
 
     crop_side = 255 / 256  # Crops of 255 pixels from images of 256.
 

@@ -82,7 +82,7 @@ def _outputs(
                     errors, results = group.take(rank)
                     yield (again := _tried_again(applied, batch, errors, results, read))
                     lost += sum(map(bool, errors)) - sum(map(bool, again[1]))
-            shared.rounds[number] = []
+            shared.forget(number)
     if lost:
         console.say(f"note       {lost:,} of the images could be read by the first process only")
 
@@ -111,6 +111,12 @@ class _SharedOut(Generic[T]):
             if number < len(self.rounds):
                 yield from self.rounds[number][0]
             number += 1
+
+    def forget(self, number: int) -> None:
+        """Removes a round whose outputs have been taken, so that memory stays bounded."""
+        if all(self.rounds[number]):  # Else some process may not have read it, in the last round.
+            self._group.store.delete_key(f"{self._task}/{number}")
+        self.rounds[number] = []
 
     def _tell(self) -> bool:
         """Tells the next round; returns whether there was one."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clfew.errors import UserError
-from clfew.group.launch import launch
+from clfew.group.launch import Launch, launch
 from clfew.runs.files import append_line, digest_of, write_csv, write_json, write_text
 from clfew.runs.locks import LOCK, held
 
@@ -48,7 +48,7 @@ class Run:
     def write_config(self, config: dict[str, Any]) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
         started = launch()
-        launched = {} if started is None else {"launch": started.name}
+        launched = {} if started is None else {"launch": started.name, "processes": started.size}
         content = {"created": now, **config, **launched, "versions": versions()}
         write_json(self.folder / "config.json", content)
 
@@ -88,28 +88,32 @@ def is_finished(folder: Path) -> bool:
 
 
 def run_before_restart(command: str, out: Path | None) -> Path | None:
-    """Returns the run that this command had begun when torchrun started its processes again, None if it
-    has not, or the command had not come so far. out: where the run would be."""
+    """Returns the run that this command had begun before torchrun started its processes again, None if
+    there is none. out: where the run would be."""
     started = launch()
-    if started is None or not started.restarts:
+    if started is None:
         return None
     folders = [out] if out is not None else [path.parent for path in RUNS.glob("*/config.json")]
-    own = {"command": command, "launch": started.name}
-    begun = [f for f in folders if own.items() <= read_config(f).items() and _is_since(f, started.began)]
-    if not begun and out is not None and {path.name for path in out.glob("*")} <= {LOCK}:
-        shutil.rmtree(out, ignore_errors=True)  # It had only been made.
+    begun = [folder for folder in folders if _is_begun(read_config(folder), command, started)]
+    unfinished = {LOCK, START, "bad_images.csv"}  # What is there before config.json.
+    if started.restarts and out is not None and {path.name for path in out.glob("*")} <= unfinished:
+        shutil.rmtree(out, ignore_errors=True)
     # Of two runs to choose from, the first one stands for both.
     return min(begun, key=lambda each: str(read_config(each).get("created")), default=None)
 
 
-_CLOCKS = 300.0
+def _is_begun(config: dict[str, Any], command: str, started: Launch) -> bool:
+    """Returns whether a run was begun by the command that torchrun has started: a name may be given to
+    several, one after the other."""
+    if config.get("command") != command or config.get("launch") != started.name:
+        return False
+    created = datetime.fromisoformat(str(config["created"])).timestamp()
+    same_line = config.get("command_line", command_line()) == command_line()
+    return same_line and created >= started.began - _CLOCKS
+
+
+_CLOCKS = 60.0
 """The most seconds by which the clocks of two machines may differ."""
-
-
-def _is_since(folder: Path, began: float) -> bool:
-    """Returns whether a run was created after a moment."""
-    created = datetime.fromisoformat(str(read_config(folder)["created"]))
-    return created.timestamp() >= began - _CLOCKS
 
 
 def unfinished(folder: Path, command: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,13 +80,21 @@ class TrainingData:
         return digest.hexdigest()
 
 
+def on_gpu_of_thread(device: torch.device) -> Callable[[], None]:
+    """Returns what a new thread calls first, so that "cuda" means there the GPU that it means here."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return lambda: None
+    current = torch.cuda.current_device()
+    return lambda: torch.cuda.set_device(current)
+
+
 class Batches:
     """The batches from step `start` on. The next batch is gathered while the current step computes."""
 
     def __init__(self, data: TrainingData, plan: Plan, device: torch.device, start: int) -> None:
         self._data, self._plan, self._device = data, plan, device
         self._steps = itertools.count(start)
-        self._pool = ThreadPoolExecutor(1)
+        self._pool = ThreadPoolExecutor(1, initializer=on_gpu_of_thread(device))
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
         self._read = RowReader(data.pixels)
         self._resident = self._on_device()

@@ -10,7 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from clfew.errors import UsageError, UserError
-from clfew.group.launch import own_cores, processes_here
+from clfew.group.command import is_together
+from clfew.group.launch import launch, own_cores, processes_here
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -19,6 +20,10 @@ R = TypeVar("R")
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:
     """Returns the device `name` and why it was chosen. "auto" is the GPU if there is one, else the CPU.
     Raises UserError if the device cannot be used."""
+    if name.startswith("cuda") and is_together():
+        name = "cuda"  # Each process has a GPU of its own.
+    if torch.cuda.is_available() and name in ("auto", "cuda"):
+        require_gpu_each()
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), torch.cuda.get_device_name()
@@ -32,6 +37,16 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
             "leave out --device, or use --device cpu.",
         ) from None
     return device, "as asked for"
+
+
+def require_gpu_each() -> None:
+    """Raises UserError if torchrun has started more processes on this machine than it has GPUs."""
+    count, gpus = processes_here(), torch.cuda.device_count()
+    if is_together() and count > gpus:
+        raise UserError(
+            f"There are {count} processes on a machine with {gpus} GPU{'s' if gpus > 1 else ''}.",
+            f"give --nproc-per-node {gpus}, or --device cpu.",
+        )
 
 
 def choose_precision(device: torch.device, name: str = "auto") -> tuple[str, str]:
@@ -70,11 +85,15 @@ def set_up_as_started(config: dict[str, Any], device: str, threads: int | None) 
     """Sets the number of threads of a run that is resumed, and returns its device.
 
     Both are what the run used before, unless others are given. If this machine has fewer processors than
-    the run had threads, PyTorch's number of threads stays. How sums are rounded depends on how they are
+    the run had threads, PyTorch's number of threads stays; so does it if torchrun has started another
+    number of processes, which share the cores out. How sums are rounded depends on how they are
     divided among the threads, so with another number the run ends with weights that differ in the last
     digits. Raises UserError if the device cannot be used.
     """
-    threads_before = config.get("threads")
+    started = launch()
+    processes = 1 if started is None else started.size
+    is_same = config.get("processes", 1) == processes
+    threads_before = config.get("threads") if is_same else None if processes > 1 else own_cores()
     are_available = threads_before and threads_before <= (os.cpu_count() or 1)
     set_threads(threads or (threads_before if are_available else None))
     if device != "auto":

@@ -167,8 +167,9 @@ class _Training:
         except NotFinite as wrong:
             guard.undo()
             raise self._diverged(wrong, replace(batch, progress=order.progress)) from None
-        except RuntimeError:
-            if is_together() and not guard.is_deferred:
+        except RuntimeError as error:
+            is_whole = not (guard.is_deferred or self._stepper.is_changing or is_out_of_memory(error))
+            if is_together() and is_whole:
                 # Another process may have ended. Nothing of this step is kept, and the state is saved.
                 guard.undo()
                 self._save(False, 0, time.monotonic() - self._started)

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from clfew import console
-from clfew.group.launch import launch
+from clfew.group.launch import launch, notice
 
 
 class StopRequest:
@@ -38,9 +38,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _record(self, number: int, frame: FrameType | None) -> None:
+        notice()
         before = self._before.get(signal.Signals(number))
         if self.signal and not console.is_command and callable(before):
             before(number, frame)
         elif self.signal and launch() is None:
             os._exit(128 + number)
-        self.signal = self.signal or number
+        self.signal = self.signal or number if launch() else number

@@ -45,7 +45,8 @@ _NO_STEP = Order(0, 0.0, 0.0, 0.0)
 class Stepper:
     """Takes the steps of a training in this process, and in the others alike.
 
-    `objective` and `optimizer` are as they were after the last step. guard: see `Guard`.
+    `objective` and `optimizer` are as they were after the last step, unless `is_changing`. guard: see
+    `Guard`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Stepper:
     ) -> None:
         self.objective, self.optimizer, self._plan = objective, optimizer, plan
         self.guard = Guard(objective, optimizer, device)
+        self.is_changing = False
         self._group = groups.current()
         self._loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] = objective.loss
         if self._group is not None:
@@ -92,7 +94,8 @@ class Stepper:
         torch.manual_seed((plan.seed * 1_000_003 + order.step) % 2**63)
         bf16 = torch.autocast(batch.images.device.type, torch.bfloat16, enabled=plan.precision == "bf16")
         own_gradients = not (plan.compile and self._group is None)
-        whole = contextlib.nullcontext() if self._group is None else WholeBatch(self._group)
+        by_image = getattr(self.objective, "rows_by_image", False)
+        whole = WholeBatch(self._group, by_image) if self._group else contextlib.nullcontext()
         # A compiled network computes its gradients itself.
         with bf16, TrainingConvolutions(own_gradients), whole:
             loss, extras = self._loss(batch)
@@ -105,9 +108,11 @@ class Stepper:
             self.guard.note(loss)
         else:
             require_finite(loss, self.optimizer)
+        self.is_changing = True
         self.optimizer.step()
         if hasattr(self.objective, "after_step"):
             self.objective.after_step(order.after)
+        self.is_changing = False
         return loss.detach(), extras
 
     def _backward(

@@ -20,12 +20,15 @@ class WholeBatch(TorchFunctionMode):
     `bernoulli_` (as stochastic depth uses it, with one number for each row) give each row the numbers
     that it would get in one process.
 
+    by_image: whether all rows of an image follow each other, where an image has several; else all images
+    have their first, then all their second one.
+
     torch's SyncBatchNorm needs GPUs; on a CPU `GlobalBatchNorm` takes its place.
     """
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, by_image: bool = False) -> None:
         super().__init__()
-        self.group = group
+        self.group, self.by_image = group, by_image
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
@@ -74,8 +77,11 @@ class WholeBatch(TorchFunctionMode):
         times, over = divmod(len(tensor), rows.count) if tensor.ndim else (0, 1)
         if over:
             return tensor.bernoulli_(p, **kwargs)
-        all_rows = tensor.new_empty(times * rows.total, *tensor.shape[1:]).bernoulli_(p, **kwargs)
-        return tensor.copy_(all_rows[times * rows.start :][: len(tensor)])
+        drawn = tensor.new_empty(times * rows.total, *tensor.shape[1:]).bernoulli_(p, **kwargs)
+        if self.by_image:
+            return tensor.copy_(drawn[times * rows.start :][: len(tensor)])
+        of_views = drawn.view(times, rows.total, *tensor.shape[1:])[:, rows.start :][:, : rows.count]
+        return tensor.copy_(of_views.reshape(tensor.shape))
 
 
 class GlobalBatchNorm(torch.autograd.Function):

@@ -69,6 +69,13 @@ def method(name, **options):
     return build
 
 
+def dropping():
+    """SimCLR whose encoder drops some of its features."""
+    objective = method("simclr")()
+    objective.encoder.backbone = torch.nn.Sequential(objective.encoder.backbone, torch.nn.Dropout(0.3))
+    return objective
+
+
 def classifier():
     encoder = encoder_of()
     return Classifier(encoder, build_neck(encoder.dim, 0), torch.nn.Linear(encoder.dim, CLASSES))
@@ -94,6 +101,7 @@ CASES = {name: method(name) for name in METHODS} | {
 }
 FURTHER = {
     "dcl": method("simclr", loss="dcl"),
+    "dropout": dropping,
     "gaussian": method("denoising", corruption="gaussian"),
     "stacked": method("denoising", stacked=True),
     "stacked gaussian": method("denoising", stacked=True, corruption="gaussian"),
@@ -210,7 +218,7 @@ def gradient_of_the_sum():
 
 
 def statistics_of_each_process():
-    return mock.patch.object(training_steps, "WholeBatch", lambda group: contextlib.nullcontext())
+    return mock.patch.object(training_steps, "WholeBatch", lambda *args: contextlib.nullcontext())
 
 
 def same_views_everywhere():

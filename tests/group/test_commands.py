@@ -145,7 +145,7 @@ def test_machines_find_the_same_images_in_their_own_folders(folder, clfew, tmp_p
     files = [next((tmp_path / f"cache-{n}").glob("*/store.json")) for n in (0, 1)]
     built = [json.loads(file.read_text())["source"] for file in files]
     assert built == [str((folder / "images").resolve()), str(own.resolve())]
-    assert not list((tmp_path / "cache-0").glob(".seen-by-*"))
+    assert not list((tmp_path / "cache-0").glob(".*"))
 
 
 @pytest.mark.slow
