@@ -45,6 +45,7 @@ class Watch:
         self._unreachable_since: float | None = None
         self._told_at: float | None = None
         self._signalled_at: float | None = None
+        self._reached_at = time.monotonic()
         self._is_over = threading.Event()
         self._reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -52,6 +53,7 @@ class Watch:
             signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._run, daemon=True, name="clfew-watch")
         self._thread.start()
+        threading.Thread(target=self._end_without_network, daemon=True, name="clfew-end").start()
 
     def end(self) -> None:
         """Called when the process has ended its part of the command."""
@@ -75,6 +77,16 @@ class Watch:
             time.sleep(0.1)
         return late
 
+    def _end_without_network(self) -> None:
+        """Ends the process if the store does not answer at all, as where a cable was cut: the other
+        thread then waits for it without an end."""
+        while not self._is_over.wait(1.0):
+            if time.monotonic() - self._reached_at > DEAD_SECONDS + GRACE_SECONDS:
+                if self._rank == 0:
+                    say_aloud("error: The other processes cannot be reached any more.")
+                    say_aloud(f"hint: {HINT}")
+                os._exit(1)
+
     def _run(self) -> None:
         beat = 0
         while not self._is_over.is_set():
@@ -83,6 +95,7 @@ class Watch:
                 self._store.set(f"beat/{self._rank}", str(beat))
                 self._look()
                 self._unreachable_since = None
+                self._reached_at = time.monotonic()
             except Exception:  # The store is torchrun's: it may have ended.
                 self._without_store()
             self._wait()

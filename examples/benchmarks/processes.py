@@ -127,11 +127,15 @@ def in_namespaces(case, data, out):
 
 
 def processes_in(namespace):
-    """Returns the ids of all processes in a namespace."""
-    listed = subprocess.run(
-        ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True
-    )
-    return [int(each) for each in listed.stdout.split()]
+    """Returns the ids of the processes of clfew in a namespace."""
+    listed = subprocess.check_output(["ip", "netns", "pids", namespace], text=True)
+    found = []
+    for pid in map(int, listed.split()):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if b"clfew" in words and not any(word.endswith(b"torchrun") for word in words):
+                found.append(pid)
+    return found
 
 
 def over_a_cable(case, data, seconds, end):
