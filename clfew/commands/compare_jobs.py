@@ -4,7 +4,6 @@ were alone.
 A process on another machine works in a folder of its own, and the leader writes what it sends.
 """
 
-import pickle
 import shutil
 import tempfile
 import time
@@ -202,7 +201,7 @@ class _Sent:
 
     def _send(self, *message: Any) -> None:
         key = f"{self._task}/{self._group.rank}/{self._count}"
-        self._group.store.set(key, pickle.dumps(message))
+        self._group.post(key, message)
         self._count += 1
 
     def cell(self, key: str, value: Any) -> None:
@@ -237,7 +236,7 @@ class _Inbox:
         for rank in range(1, self._group.size):
             while store.check([key := f"{self._task}/{rank}/{self._counts[rank]}"]):
                 self._counts[rank] += 1
-                kind, name, value = pickle.loads(store.get(key))
+                kind, name, value = self._group.fetch(key)
                 store.delete_key(key)
                 if kind == "cell":
                     self._comparison.cells.keep(name, value)

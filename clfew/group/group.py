@@ -83,7 +83,6 @@ class Group(Messages):
         super().__init__(started.rank, started.size, control)
         self.inner: Any = dist.new_group(timeout=_FOREVER)
         self._number = self._given = 0
-        self.store: Any = None
         self.watch: Watch | None = None
         self.is_settled, self.rows = True, Rows(0, 1, 1)
         self.own_source: str | None = None

@@ -141,4 +141,5 @@ def say_aloud(text: str) -> None:
     """Prints a line on stderr from a process that is silent otherwise."""
     stream = sys.__stderr__
     if stream is not None:
-        print(text, file=stream, flush=True)
+        stream.write(text + "\n")
+        stream.flush()

@@ -19,11 +19,13 @@ class Messages:
     """Messages between the processes. They are pickled, as those of torch itself are: who can reach
     these processes' ports can reach torch's.
 
-    rank, size: see `Launch`. known_arrays: those that all processes have, by name.
+    rank, size: see `Launch`. store: torchrun's store of keys, while a command runs. known_arrays: those
+    that all processes have, by name.
     """
 
     def __init__(self, rank: int, size: int, control: Any) -> None:
         self.rank, self.size, self._control = rank, size, control
+        self.store: Any = None
         self.known_arrays: dict[tuple[str, str], np.ndarray] = {}
 
     def send(self, message: Any) -> None:
@@ -80,6 +82,14 @@ class Messages:
             self._receive_bytes(received, rank)
             arrays.append(received)
         return arrays
+
+    def post(self, key: str, value: Any) -> None:
+        """Leaves a message under a key, for any process, at any time."""
+        self.store.set(key, self._packed(value))
+
+    def fetch(self, key: str) -> Any:
+        """Returns the message under a key; waits until it is there."""
+        return self._unpacked(self.store.get(key))
 
     def give(self, value: Any) -> None:
         """Sends a message from a helper to the leader, which must `take` it."""

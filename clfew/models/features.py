@@ -1,8 +1,9 @@
 """Computes a network's features or outputs for cached images."""
 
 import hashlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,7 +32,6 @@ def batch_size(size: int, device: torch.device) -> int:
     return 256 if device.type != "cpu" else max(16, min(256, 16 * 224**2 // size**2))
 
 
-@torch.no_grad()
 def apply_to_cache(
     network: nn.Module,
     size: int,
@@ -46,62 +46,54 @@ def apply_to_cache(
 
     The network is put into eval mode and left there.
     """
-    arguments = network, size, pixels, aspects, indices, device, precision
-    if groups.has(pixels) and len(indices) > batch_size(size, device):
-        return everywhere(_apply_to_share, *arguments)
-    return np.concatenate(_apply_to_batches(*arguments))
+    work = _Work(network, size, pixels, aspects, device, precision)
+    if groups.has(pixels) and len(indices) > work.step:
+        return everywhere(_apply_to_share, work, indices)
+    return np.concatenate(list(work.rows(indices)))
 
 
-@torch.no_grad()
-def _apply_to_share(
-    network: nn.Module,
-    size: int,
-    pixels: np.ndarray,
-    aspects: np.ndarray,
-    indices: np.ndarray,
-    device: torch.device,
-    precision: str,
-) -> np.ndarray:
-    """Applies `network` to every so manieth batch in each process: each batch is one that a single
+@dataclass(frozen=True)
+class _Work:
+    """What `apply_to_cache` does, whatever the images are."""
+
+    network: nn.Module
+    size: int
+    pixels: np.ndarray
+    aspects: np.ndarray
+    device: torch.device
+    precision: str
+
+    @property
+    def step(self) -> int:
+        return batch_size(self.size, self.device)
+
+    @torch.no_grad()
+    def rows(self, indices: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields the network's results, a batch at a time."""
+        keep_freed_memory(self.device)
+        network: Any = self.network
+        network.to(self.device, memory_format=torch.channels_last).eval()
+        read = RowReader(self.pixels)
+        for start in range(0, len(indices), self.step):
+            rows = indices[start : start + self.step]
+            arrays = read(rows), self.aspects[rows]
+            yield apply(network, self.size, *arrays, self.device, self.precision)
+        read.close()
+
+
+def _apply_to_share(work: _Work, indices: np.ndarray) -> np.ndarray:
+    """Applies a network to every so manieth batch in each process: each batch is one that a single
     process would have, so its numbers are too. Returns the whole in the leader."""
     group = groups.current()
     assert group is not None
-    step = batch_size(size, device)
-    batches = [indices[start : start + step] for start in range(0, len(indices), step)]
-    arrays = pixels, aspects, np.concatenate(batches[group.rank :: group.size] or [indices[:0]])
-    rows = _apply_to_batches(network, size, *arrays, device, precision)
+    batch_of_N = np.arange(len(indices)) // work.step
+    rows = list(work.rows(indices[batch_of_N % group.size == group.rank]))
     width = max(group.exchange(rows[0].shape[1] if rows else 0))
     parts = group.collect(np.concatenate([*rows, np.empty((0, width), np.float32)]))
-    if not parts:
-        return np.empty((0, width), np.float32)
     whole = np.empty((len(indices), width), np.float32)
-    taken = [0] * group.size
-    for number, batch in enumerate(batches):
-        rank = number % group.size
-        start = taken[rank]
-        whole[number * step :][: len(batch)] = parts[rank][start : start + len(batch)]
-        taken[rank] += len(batch)
+    for rank, part in enumerate(parts):
+        whole[batch_of_N % group.size == rank] = part
     return whole
-
-
-def _apply_to_batches(
-    network: nn.Module,
-    size: int,
-    pixels: np.ndarray,
-    aspects: np.ndarray,
-    indices: np.ndarray,
-    device: torch.device,
-    precision: str,
-) -> list[np.ndarray]:
-    keep_freed_memory(device)
-    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    results = []
-    step, read = batch_size(size, device), RowReader(pixels)
-    for start in range(0, len(indices), step):
-        rows = indices[start : start + step]
-        results.append(apply(network, size, read(rows), aspects[rows], device, precision))
-    read.close()
-    return results
 
 
 def remembered(

@@ -1,6 +1,5 @@
 """Computes a network's outputs for image files while they are read. Several processes share them out."""
 
-import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -125,7 +124,7 @@ class _SharedOut(Generic[T]):
         is_one = bool(batches[0])
         if is_one:
             self.rounds.append(batches)
-        self._group.store.set(key, pickle.dumps(batches if is_one else None))
+        self._group.post(key, batches if is_one else None)
         return is_one
 
 
@@ -146,7 +145,7 @@ def _apply_to_share(applied: Applied, task: str, parts: list[Part] | None) -> No
 
     def references() -> Iterator[Any]:
         number = 0
-        while (batches := pickle.loads(group.store.get(f"{task}/{number}"))) is not None:
+        while (batches := group.fetch(f"{task}/{number}")) is not None:
             yield from batches[group.rank]
             number += 1
 

@@ -60,7 +60,7 @@ class WholeBatch(TorchFunctionMode):
             settings = (eps, momentum, self.group.inner, self.group.size)
             synced: Tensor = SyncBatchNorm.apply(input, *affine, *running, *settings)
             return synced
-        normalised: Tensor = GlobalBatchNorm.apply(input, *affine, *running, momentum, eps, self.group)
+        normalised: Tensor = GlobalBatchNorm.apply(input, *affine, running, momentum, eps, self.group)
         return normalised
 
     def _dropout(
@@ -98,8 +98,7 @@ class GlobalBatchNorm(torch.autograd.Function):
         input: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
+        running: tuple[Tensor | None, Tensor | None],
         momentum: float,
         eps: float,
         group: Group,
@@ -121,6 +120,7 @@ class GlobalBatchNorm(torch.autograd.Function):
         mean_C = (counts_Wx1 * means_WxC).sum(0) / count
         deviations_WxC = variances_WxC + (means_WxC - mean_C).square()
         variance_C = (counts_Wx1 * deviations_WxC).sum(0) / count
+        running_mean, running_var = running
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean_C.to(running_mean), momentum)
             unbiased_C = variance_C * count / (count - 1)
@@ -156,7 +156,7 @@ class GlobalBatchNorm(torch.autograd.Function):
         slope, offset = (each.view(shape).to(through.dtype) for each in (slope_C, offset_C))
         input_gradient = through.addcmul_(input, slope, value=-1).sub_(offset)
         own = (None, None) if weight is None else (weight_C.to(weight), bias_C.to(weight))
-        return input_gradient, *own, None, None, None, None, None
+        return input_gradient, *own, None, None, None, None
 
 
 def _format_of(input: Tensor) -> torch.memory_format:
