@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from clfew.errors import Stopped, UserError, is_out_of_memory
 from clfew.group.launch import Launch, name_network, say_aloud
 from clfew.group.meeting import MEETING_SECONDS, meet
 from clfew.group.messages import Messages
-from clfew.group.watch import DEAD_SECONDS, END, FAILED, HINT, Watch
+from clfew.group.watch import DEAD_SECONDS, END, END_SECONDS, FAILED, HINT, Watch
 from clfew.version import __version__
 
 P = ParamSpec("P")
@@ -219,7 +220,13 @@ class Group(Messages):
         with contextlib.suppress(Exception):  # The others may be gone, and then there is no need.
             self.store.set(END, str(code))
             if self.is_settled:
-                self.send(("end", (code, result)))
+                # One that hangs must not keep the leader from printing the result.
+                sending = threading.Thread(
+                    target=self.send, args=(("end", (code, result)),), daemon=True
+                )
+                sending.start()
+                sending.join(END_SECONDS)
+                self.is_settled = not sending.is_alive()
 
     def help(self) -> tuple[int, Any]:
         """Does a helper's parts of a command until it ends; returns its exit code and its result."""
@@ -291,6 +298,8 @@ def exit_code_of(error: BaseException) -> int:
         return error.exit_code
     if isinstance(error, Stopped):
         return 128 + error.signal
+    if isinstance(error, GeneratorExit):
+        return 0
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT
     if isinstance(error, SystemExit):

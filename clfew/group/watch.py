@@ -124,7 +124,7 @@ class Watch:
             self._stop_soon(now)
         if self.silent_ranks(DEAD_SECONDS):
             self._end_soon(0.0)
-        elif self._store.check([END]):
+        elif self._rank and self._store.check([END]):
             # A helper that trains by itself saves its state first.
             self._end_soon(GRACE_SECONDS if self.obeys else END_SECONDS)
         elif self._store.check([FAILED]):

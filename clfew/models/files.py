@@ -74,14 +74,18 @@ def _outputs(
     with group.unsettled():
         shared = _SharedOut(references, applied.step, task, group)
         lost = 0
-        for number, output in enumerate(_applied(applied, shared.own(), read)):
-            yield output
-            for rank in range(1, group.size):
-                if batch := shared.rounds[number][rank]:
-                    errors, results = group.take(rank)
-                    yield (again := _tried_again(applied, batch, errors, results, read))
-                    lost += sum(map(bool, errors)) - sum(map(bool, again[1]))
-            shared.forget(number)
+        try:
+            for number, output in enumerate(_applied(applied, shared.own(), read)):
+                yield output
+                for rank in range(1, group.size):
+                    if batch := shared.taken(number, rank):
+                        errors, results = group.take(rank)
+                        yield (again := _tried_again(applied, batch, errors, results, read))
+                        lost += sum(map(bool, errors)) - sum(map(bool, again[1]))
+                shared.forget(number)
+        except GeneratorExit:  # Whoever iterates has seen enough.
+            shared.end()
+            raise
     if lost:
         console.say(f"note       {lost:,} of the images could be read by the first process only")
 
@@ -94,38 +98,53 @@ ahead as it does, and wait for no more than that."""
 class _SharedOut(Generic[T]):
     """Shares references out: of each round of batches, one for each process.
 
-    rounds: the batches of each round that has been told.
+    rounds: the batches of each round that has been told, empty where the outputs have been taken.
     """
 
     def __init__(self, references: Iterable[T], step: int, task: str, group: Group) -> None:
         self._remaining, self._step, self._task, self._group = iter(references), step, task, group
         self.rounds: list[list[list[T]]] = []
+        self._is_more = True
 
     def own(self) -> Iterator[T]:
         """Yields the leader's references, and tells the others theirs, a little ahead."""
-        number, is_more = 0, True
-        while is_more or number < len(self.rounds):
-            while is_more and len(self.rounds) <= number + _AHEAD:
-                is_more = self._tell()
+        number = 0
+        while self._is_more or number < len(self.rounds):
+            while self._is_more and len(self.rounds) <= number + _AHEAD:
+                self._tell()
             if number < len(self.rounds):
                 yield from self.rounds[number][0]
             number += 1
 
     def forget(self, number: int) -> None:
         """Removes a round whose outputs have been taken, so that memory stays bounded."""
-        if all(self.rounds[number]):  # Else some process may not have read it, in the last round.
+        if number < len(self.rounds) - 1:  # All have a batch of it, and so have read it.
             self._group.store.delete_key(f"{self._task}/{number}")
         self.rounds[number] = []
 
-    def _tell(self) -> bool:
-        """Tells the next round; returns whether there was one."""
+    def taken(self, number: int, rank: int) -> list[T]:
+        """Returns the batch of a process, whose outputs are taken now."""
+        batch, self.rounds[number][rank] = self.rounds[number][rank], []
+        return batch
+
+    def end(self) -> None:
+        """Ends before all references have been told: waits until the others have done what they were."""
+        if self._is_more:
+            self._group.post(f"{self._task}/{len(self.rounds)}", None)
+        for batches in self.rounds:
+            for rank, batch in enumerate(batches):
+                if rank and batch:
+                    self._group.take(rank)
+        self._group.is_settled = True
+
+    def _tell(self) -> None:
+        """Tells the next round, or that there is none."""
         batches = [list(islice(self._remaining, self._step)) for _ in range(self._group.size)]
         key = f"{self._task}/{len(self.rounds)}"
-        is_one = bool(batches[0])
-        if is_one:
+        self._is_more = bool(batches[0])
+        if self._is_more:
             self.rounds.append(batches)
-        self._group.post(key, batches if is_one else None)
-        return is_one
+        self._group.post(key, batches if self._is_more else None)
 
 
 def _apply_to_share(applied: Applied, task: str, parts: list[Part] | None) -> None:

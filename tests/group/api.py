@@ -28,6 +28,8 @@ if __name__ == "__main__":
     classifier, encoder = sys.argv[3:] or (folder, encoders[0])
     _, report = clfew.evaluate(**common, origin=classifier, out=out / "report")
     files = sorted(map(str, images.rglob("*.png")))
+    for _ in clfew.predict(images=files, origin=str(classifier), threads=1):
+        break  # Whoever has seen enough may go on with something else.
     rows = [each.as_row() for each in clfew.predict(images=files, origin=str(classifier), threads=1)]
     embedded = clfew.embed(**common, origin=encoder, out=out / "features")
     values = {
